@@ -1,0 +1,166 @@
+use std::{ops::Range, time::Duration};
+
+use crate::{SamplingParams, TokenId};
+
+/// Runs steps of one decoder on one device: `submit` starts a batch, `collect` waits for its outputs. At most
+/// [`ExecutorSpec::depth`] tickets are open at once and they are collected in order.
+///
+/// Lives on one thread, the device thread, and is driven by one scheduler.
+pub trait Executor {
+    fn spec(&self) -> &ExecutorSpec;
+
+    /// Starts a step. The batch may be reused by the caller as soon as this returns.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Batch`] if the batch breaks the contract of [`Batch`]: nothing was started.
+    /// [`ExecutorError::Device`] if the device is lost: the process must end.
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket, ExecutorError>;
+
+    /// Waits for the step of `ticket` and returns what it sampled and scored.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] if the device is lost: the process must end.
+    fn collect(&mut self, ticket: Ticket) -> Result<Outputs, ExecutorError>;
+}
+
+/// What a scheduler must know of an executor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecutorSpec {
+    /// "cpu", "cuda" or "sim".
+    pub device: &'static str,
+    /// KV pages, numbered from 0.
+    pub pages: u32,
+    /// Tokens per page.
+    pub page_size: u32,
+    /// Sequences that may be open at once; slots are numbered from 0.
+    pub slots: u32,
+    /// Input tokens that one step may carry.
+    pub max_batch_tokens: u32,
+    /// Steps that may be in flight.
+    pub depth: u32,
+    pub vocab_size: u32,
+    /// Longest sequence, prompt and output, in tokens.
+    pub context_length: u32,
+    /// Bytes of KV per token over all layers.
+    pub kv_bytes_per_token: u64,
+    /// Engines of one class compute the same logits bit for bit: weight and KV dtype plus kernel set.
+    pub numerics_class: String,
+}
+
+/// Number of a forward pass, counted from 1 by the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct StepId(pub u64);
+
+/// An executor's place for the state of one open sequence (sampling parameters, token counts, last token).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub u32);
+
+/// A step in flight.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ticket(pub StepId);
+
+/// One forward pass over several sequences, in the order: close, copy, open, compute, sample.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub step: StepId,
+    /// Slots whose sequences have ended; they may be opened again in the same batch.
+    pub closes: Vec<SlotId>,
+    /// Whole pages copied before anything is computed (a choice that forks from a partly filled page).
+    pub copies: Vec<PageCopy>,
+    pub opens: Vec<OpenSlot>,
+    /// At most one per slot.
+    pub sequences: Vec<SequenceStep>,
+    /// Input tokens of all sequences; [`crate::PLACEHOLDER`] only as the single token of a decode step.
+    pub tokens: Vec<TokenId>,
+    /// Page tables of all sequences.
+    pub pages: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageCopy {
+    pub from: u32,
+    pub to: u32,
+}
+
+/// Begins a sequence in a slot.
+#[derive(Debug, Clone)]
+pub struct OpenSlot {
+    pub slot: SlotId,
+    pub params: SamplingParams,
+    /// The choice number, part of the random counter.
+    pub choice: u32,
+    /// The prompt, for the repetition penalty; empty if that is 1.
+    pub prompt: Vec<TokenId>,
+    /// Tokens already put out (a repair or a preemption goes on from them); their number is the output position
+    /// of the first token sampled in this slot.
+    pub output: Vec<TokenId>,
+}
+
+/// One sequence's share of a step: `tokens` at absolute positions `start..`, whose keys and values are written to
+/// the pages, attending to everything before them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceStep {
+    pub slot: SlotId,
+    /// Where this step's input tokens lie in [`Batch::tokens`]; not empty.
+    pub tokens: Range<u32>,
+    /// Absolute position of the first input token.
+    pub start: u32,
+    /// Where the page table lies in [`Batch::pages`]: page `i` holds positions `i * page_size ..`; covers at least
+    /// `start + tokens.len()` positions.
+    pub pages: Range<u32>,
+    /// Draw a token from the logits of the last input token.
+    pub sample: bool,
+    /// Report log probabilities of known tokens (prompt log probabilities).
+    pub score: Option<Score>,
+}
+
+/// For each input token of the step from index `from` on: the log probability of the token that follows it, which
+/// is the next input token, or `next` after the last one (`None`: nothing is reported for the last one).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Score {
+    pub from: u32,
+    pub next: Option<TokenId>,
+}
+
+/// What a step produced.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    /// One for each sequence with `sample`, in batch order.
+    pub sampled: Vec<Sampled>,
+    /// One for each sequence with `score`, in batch order.
+    pub scored: Vec<Scored>,
+    /// Time on the device.
+    pub elapsed: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    pub slot: SlotId,
+    pub token: TokenId,
+    /// Of the sampled token, if the slot asks for log probabilities.
+    pub logprob: Option<f32>,
+    /// The most likely tokens, best first, ties to the lowest id.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// Log probabilities of input tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    pub slot: SlotId,
+    /// One per scored input token: the log probability of the token that follows it, and the most likely ones there.
+    pub tokens: Vec<(f32, Vec<TokenLogprob>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogprob {
+    pub token: TokenId,
+    pub logprob: f32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    #[error("batch breaks the executor's contract: {0}")]
+    Batch(String),
+    #[error("device lost: {0}")]
+    Device(String),
+}

@@ -1,0 +1,22 @@
+//! Decoder families as data, sampling parameters, and the contract between a scheduler and an executor.
+//!
+//! Nothing here knows a device or the bus. A model is a [`DecoderSpec`] and a set of named weights; an
+//! [`Executor`] runs any decoder that the spec can describe.
+
+mod executor;
+mod sampling;
+mod spec;
+
+pub use executor::{
+    Batch, Executor, ExecutorError, ExecutorSpec, OpenSlot, Outputs, PageCopy, Sampled, Score, Scored,
+    SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
+};
+pub use sampling::{Logprobs, SamplingParams};
+pub use spec::{DecoderSpec, RopeScaling, RopeSpec};
+
+/// A token id of the model's vocabulary.
+pub type TokenId = u32;
+
+/// In a [`Batch`], stands for "the token that the previous step sampled for this slot", which the host may not
+/// have seen yet when it plans ahead. Not a valid id: vocabularies are far smaller.
+pub const PLACEHOLDER: TokenId = TokenId::MAX;
