@@ -1,0 +1,83 @@
+//! Who is alive: one lease per instance in a NATS key-value bucket, and the card of the model it serves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{InstanceId, Pool, Role};
+
+/// An instance's word about itself, renewed each second and gone three seconds after the last renewal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    pub role: Role,
+    pub pool: Pool,
+    pub instance: InstanceId,
+    pub state: State,
+    /// Version of the program.
+    pub version: String,
+    pub host: String,
+    pub pid: u32,
+    /// Unix milliseconds.
+    pub started_ms: u64,
+    /// Where this process answers `/metrics` and `/admin`, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
+    /// The model, for roles that serve one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<ModelCard>,
+    /// Engines: weights, KV dtype and kernels; equal classes compute equal logits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics_class: Option<String>,
+    /// Engines: tokens that the KV pool holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_tokens: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Alive, not yet able to take work (weights load).
+    Starting,
+    Ready,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+}
+
+/// What a client, an ingress or a router must know of a served model. Every instance that serves a model carries it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// The name clients ask for.
+    pub name: String,
+    /// Hash over weights, tokenizer and template: repair, prefix reuse and hand-over never cross revisions.
+    pub revision: String,
+    /// Where its files lie, as given at start.
+    pub path: String,
+    /// Longest sequence, prompt and output, in tokens.
+    pub context_length: u32,
+    pub vocab_size: u32,
+    /// Architecture family such as `llama`.
+    pub architecture: String,
+    pub has_chat_template: bool,
+    /// Tokens that end an output.
+    pub eos_ids: Vec<u32>,
+    /// From the model's generation_config; a request overrides each.
+    pub defaults: GenerationDefaults,
+    /// Unix seconds, for `/v1/models`.
+    pub created: u64,
+}
+
+impl ModelCard {
+    /// The pool of instances that serve this revision.
+    pub fn pool(&self) -> Pool {
+        Pool::of_model(&self.name, &self.revision)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationDefaults {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub max_new_tokens: Option<u32>,
+}

@@ -1,0 +1,93 @@
+//! Tokenizer to router to engine: tokens to be continued.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fault::Fault,
+    id::{InstanceId, RunId},
+    tokens::TokenIds,
+};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Submit {
+    /// Drawn by the router for each dispatch; absent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    pub prompt: TokenIds,
+    /// The choices to go on with; ended ones are left out.
+    pub choices: Vec<ChoiceStart>,
+    pub sampling: Sampling,
+    /// Output tokens per choice, those already in `choices` included.
+    pub max_tokens: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_prompt_from: Option<u32>,
+    #[serde(default)]
+    pub priority: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_salt: Option<String>,
+    /// Where token frames go.
+    pub tokenizer: InstanceId,
+    /// Where a copy of each acceptance goes.
+    pub ingress: InstanceId,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<InstanceId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceStart {
+    pub index: u32,
+    /// Output so far.
+    pub output: TokenIds,
+}
+
+/// How tokens are drawn. Fields mean what SGLang's sampling parameters of the same name mean.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    pub min_p: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: f32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logit_bias: Vec<(u32, f32)>,
+    pub min_tokens: u32,
+    /// Tokens that end a choice: the model's end tokens (unless ignored) and the request's own.
+    pub stop_ids: Vec<u32>,
+    pub seed: u64,
+    /// `Some(k)`: log probability of each token and of the k most likely ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u8>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+/// The answer to a request subject: custody has passed, or not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Custody {
+    Accepted { instance: InstanceId },
+    Refused(Fault),
+}
