@@ -71,6 +71,11 @@ impl Pool {
         Self(format!("{slug}-{}", head.to_ascii_lowercase()))
     }
 
+    /// The pool of every router: each routes for all models.
+    pub fn routers() -> Self {
+        Self("all".to_owned())
+    }
+
     /// The pool of every ingress.
     pub fn http() -> Self {
         Self("http".to_owned())

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fault::Fault,
-    id::{InstanceId, RunId},
+    id::{InstanceId, Pool, RunId},
     tokens::TokenIds,
 };
 
@@ -13,6 +13,8 @@ pub struct Submit {
     /// Drawn by the router for each dispatch; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// The engines to choose from: one model revision.
+    pub pool: Pool,
     pub prompt: TokenIds,
     /// The choices to go on with; ended ones are left out.
     pub choices: Vec<ChoiceStart>,
