@@ -1,1 +1,10 @@
-//! cpu
+//! The CPU executor: paged KV, quantised matrix products and attention for x86-64 (AVX-512, AVX2) and, in plain
+//! Rust, for anything else.
+//!
+//! It is the default where there is no GPU and the oracle for the other executors, so its results are canonical: a
+//! position's logits have the same bits whatever else is in the batch, however its prompt was cut into chunks, on
+//! any number of threads and any instruction set.
+
+mod isa;
+
+pub use isa::Isa;

@@ -1,0 +1,117 @@
+//! The packed form of weights: how rows of every dtype lie in memory once loaded.
+//!
+//! Sixteen rows make a tile, one vector lane a row. A quantised weight is `scale * u + min` with unsigned `u`, so that
+//! `vpdpbusd` takes it without correction; the formats that store signed values have `min = -offset * scale`.
+//! A tile first holds the quants of all its blocks, then the scales of all its blocks.
+//!
+//! Quants of a block (32 columns) are eight steps of 64 bytes, byte `4 * row + c` of step `j` being column `4 * j + c`.
+//! Low nibbles of vector `j` of four hold step `j`, high nibbles step `j + 4`; bits above the fourth lie in planes
+//! behind them: one bit per step in one vector (`u5`), or two bits per step in two vectors (`u6`).
+//!
+//! Scales are vectors over the rows of a tile: per block `f16 scale (, f16 min)`; for the 256-wide formats first the
+//! `f16` of each super-block, then the integers of each block.
+
+use formats::DType;
+
+/// Rows of a tile.
+pub const TILE_ROWS: usize = 16;
+/// Columns of a block: activations are quantised in runs of this length.
+pub(super) const BLOCK: usize = 32;
+/// Steps of a block: a dot instruction takes four columns.
+pub(super) const STEPS: usize = 8;
+/// Blocks of a super-block of the 256-wide formats.
+pub(super) const SUPER: usize = 8;
+/// Bytes of a vector of 16 lanes.
+pub(super) const VECTOR: usize = 64;
+
+/// Width of the unsigned integer that stands for a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bits {
+    U4,
+    U5,
+    U6,
+    U8,
+}
+
+impl Bits {
+    /// Bytes of the quants of one block of a tile.
+    pub(super) const fn block_bytes(self) -> usize {
+        match self {
+            Self::U4 => 4 * VECTOR,
+            Self::U5 => 5 * VECTOR,
+            Self::U6 => 6 * VECTOR,
+            Self::U8 => 8 * VECTOR,
+        }
+    }
+}
+
+/// How the scales of a tile are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scales {
+    /// An f16 scale per block; the minimum is `-offset * scale`.
+    Offset { offset: u8 },
+    /// An f16 scale and an f16 minimum per block.
+    Min,
+    /// Per super-block f16 `d` and `dmin`, per block u8 `s` and `m`: scale `d * s`, minimum `-dmin * m`.
+    SuperMin,
+    /// Per super-block f16 `d`, per 16 columns i8 `s`: scale `d * s`, minimum `-32 * d * s`.
+    Super16,
+}
+
+impl Scales {
+    /// Bytes of the scales of one tile.
+    pub(super) const fn tile_bytes(self, blocks: usize) -> usize {
+        let supers = blocks / SUPER;
+        match self {
+            Self::Offset { .. } => blocks * 2 * TILE_ROWS,
+            Self::Min => blocks * 4 * TILE_ROWS,
+            Self::SuperMin => supers * 4 * TILE_ROWS + blocks * 2 * TILE_ROWS,
+            Self::Super16 => supers * 2 * TILE_ROWS + blocks * 2 * TILE_ROWS,
+        }
+    }
+}
+
+/// How a dtype is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Column after column, 16 values each.
+    F32,
+    /// Column after column, 16 values each.
+    F16,
+    /// Pairs of columns, 16 words each: even column in the low half, odd column in the high half; an odd last column
+    /// is padded with zeros.
+    Bf16,
+    Quantised(Bits, Scales),
+}
+
+impl Layout {
+    pub(super) fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 => Self::F16,
+            DType::BF16 => Self::Bf16,
+            DType::Q8_0 => Self::Quantised(Bits::U8, Scales::Offset { offset: 128 }),
+            DType::Q4_0 => Self::Quantised(Bits::U4, Scales::Offset { offset: 8 }),
+            DType::Q4_1 => Self::Quantised(Bits::U4, Scales::Min),
+            DType::Q5_0 => Self::Quantised(Bits::U5, Scales::Offset { offset: 16 }),
+            DType::Q5_1 => Self::Quantised(Bits::U5, Scales::Min),
+            DType::Q4_K => Self::Quantised(Bits::U4, Scales::SuperMin),
+            DType::Q5_K => Self::Quantised(Bits::U5, Scales::SuperMin),
+            DType::Q6_K => Self::Quantised(Bits::U6, Scales::Super16),
+        }
+    }
+
+    /// Bytes of a tile of rows of `cols` columns, a multiple of a cache line.
+    pub(super) fn tile_bytes(self, cols: usize) -> usize {
+        let bytes = match self {
+            Self::F32 => cols * 4 * TILE_ROWS,
+            Self::F16 => cols * 2 * TILE_ROWS,
+            Self::Bf16 => cols.next_multiple_of(2) * 2 * TILE_ROWS,
+            Self::Quantised(bits, scales) => {
+                let blocks = cols / BLOCK;
+                blocks * bits.block_bytes() + scales.tile_bytes(blocks)
+            }
+        };
+        bytes.next_multiple_of(VECTOR)
+    }
+}
