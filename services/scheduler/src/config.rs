@@ -1,0 +1,82 @@
+use std::time::Duration;
+
+use messages::block::ClusterKey;
+
+/// How requests are chosen and steps are sized. Fields that mean what an SGLang argument means carry its name.
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// Choices that run at once; also bounded by the executor's slots and its tokens per step. `None`: those alone.
+    pub max_running_requests: Option<u32>,
+    /// Requests that wait for their first step.
+    pub max_queued_requests: u32,
+    /// Tokens of KV in use and cached, rounded down to pages. `None`: all that the executor has.
+    pub max_total_tokens: Option<u32>,
+    /// Prompt tokens of one sequence in one step.
+    pub chunked_prefill_size: u32,
+    /// Prompt tokens of all sequences in one step.
+    pub max_prefill_tokens: u32,
+    pub schedule_policy: SchedulePolicy,
+    /// Keep the KV of ended sequences for later ones (`--disable-radix-cache` turns it off; the choices of one
+    /// request share their prompt all the same).
+    pub radix_cache: bool,
+    /// A waiting request may push out a running one of lower priority when it does not fit beside it.
+    pub priority_preemption: bool,
+    /// Prefill chunks are sized so that a step is expected to stay within this time; zero turns that off.
+    pub step_target: Duration,
+    /// Record what enters and leaves the prefix cache.
+    pub kv_events: bool,
+    /// Keys the identity of KV blocks.
+    pub cluster_key: ClusterKey,
+}
+
+impl SchedulerConfig {
+    /// Defaults for everything that is not a secret.
+    pub fn new(cluster_key: ClusterKey) -> Self {
+        Self {
+            max_running_requests: None,
+            max_queued_requests: 1024,
+            max_total_tokens: None,
+            chunked_prefill_size: 8192,
+            max_prefill_tokens: 16384,
+            schedule_policy: SchedulePolicy::Fcfs,
+            radix_cache: true,
+            priority_preemption: true,
+            step_target: Duration::from_millis(250),
+            kv_events: false,
+            cluster_key,
+        }
+    }
+}
+
+/// Which of the waiting requests of one priority goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SchedulePolicy {
+    /// First come, first served.
+    #[default]
+    Fcfs,
+    /// Longest prefix match, looking at the first [`LPM_WINDOW`] that wait; who waited [`LPM_PATIENCE`] goes first.
+    Lpm,
+}
+
+/// Waiting requests among which [`SchedulePolicy::Lpm`] chooses.
+pub const LPM_WINDOW: usize = 128;
+
+/// Bounds how long requests with a longer match may overtake one, under [`SchedulePolicy::Lpm`].
+pub const LPM_PATIENCE: Duration = Duration::from_secs(5);
+
+impl std::str::FromStr for SchedulePolicy {
+    type Err = UnknownPolicy;
+
+    /// Reads the values of `--schedule-policy`.
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        match name {
+            "fcfs" => Ok(Self::Fcfs),
+            "lpm" => Ok(Self::Lpm),
+            _ => Err(UnknownPolicy(name.to_owned())),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown schedule policy {0:?}: expected fcfs or lpm")]
+pub struct UnknownPolicy(String);
