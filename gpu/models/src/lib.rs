@@ -4,6 +4,8 @@
 //! [`Executor`] runs any decoder that the spec can describe.
 
 mod executor;
+pub mod philox;
+pub mod sampler;
 mod sampling;
 mod spec;
 
