@@ -1,0 +1,314 @@
+//! The connection to NATS: two clients per process, so that token frames never wait behind requests.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, client::RequestErrorKind};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use messages::{Envelope, Namespace, codec};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+/// A body that every deployment must be able to carry: 8192 tokens and their text with room to spare.
+pub const LEAST_MAX_PAYLOAD: usize = 1 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A broker that answers no ping for two of these is taken for gone.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
+
+/// Where the bus is and who asks.
+#[derive(Debug, Clone)]
+pub struct BusOptions {
+    pub urls: Vec<String>,
+    pub namespace: Namespace,
+    /// A NATS credentials file.
+    pub credentials: Option<std::path::PathBuf>,
+    /// Shown by the server beside the connection.
+    pub name: String,
+}
+
+/// Why the bus cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    #[error("no nats server answers at {urls}: {reason}; start one (`nats-server -js`) or set --nats-url")]
+    Unreachable { urls: String, reason: String },
+    #[error("'{url}' is no nats url (nats://host:port): {reason}")]
+    BadUrl { url: String, reason: String },
+    #[error("nats credentials file {path}: {reason}")]
+    Credentials { path: String, reason: String },
+    #[error(
+        "the nats server takes messages of {found} bytes at most; stator needs {LEAST_MAX_PAYLOAD} or more: \
+         set max_payload to 8MB in its configuration"
+    )]
+    SmallPayload { found: usize },
+    #[error("jetstream is not usable: {0}; start nats-server with -js (2.11 or newer)")]
+    JetStream(String),
+    #[error("subscription failed: {0}")]
+    Subscribe(String),
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("nobody serves {0}")]
+    NoResponders(String),
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("message of {size} bytes, the bus takes {limit}")]
+    TooLarge { size: usize, limit: usize },
+    #[error("bus: {0}")]
+    Bus(String),
+    #[error(transparent)]
+    Decode(#[from] codec::DecodeError),
+}
+
+/// State of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Counts the connections made; the first is 1.
+    pub epoch: u64,
+    /// Since when there is none.
+    pub cut_off: Option<Instant>,
+}
+
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    requests: Client,
+    frames: Client,
+    namespace: Namespace,
+    link: watch::Receiver<Link>,
+}
+
+impl Bus {
+    /// Connects and checks what the server can carry.
+    ///
+    /// # Errors
+    /// [`BusError`] says what is missing and what to do.
+    pub async fn connect(options: &BusOptions) -> Result<Self, BusError> {
+        let (mark, link) = watch::channel(Link { epoch: 1, cut_off: None });
+        let requests = dial(options, "requests", Some(mark)).await?;
+        let frames = dial(options, "frames", None).await?;
+        let found = requests.max_payload();
+        if found < LEAST_MAX_PAYLOAD {
+            return Err(BusError::SmallPayload { found });
+        }
+        Ok(Self { inner: Arc::new(Inner { requests, frames, namespace: options.namespace.clone(), link }) })
+    }
+
+    pub fn namespace(&self) -> &Namespace {
+        &self.inner.namespace
+    }
+
+    /// Largest body in bytes, as the server says.
+    pub fn max_payload(&self) -> usize {
+        self.inner.requests.max_payload()
+    }
+
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.inner.link.clone()
+    }
+
+    /// How long this process has been cut off from the bus, if it is.
+    pub fn cut_off(&self) -> Option<Duration> {
+        self.inner.link.borrow().cut_off.map(|since| since.elapsed())
+    }
+
+    /// Sends a request and waits for its one reply.
+    ///
+    /// # Errors
+    /// [`AskError`]; a `TimedOut` request may still be served.
+    pub async fn ask<M: Serialize, R: DeserializeOwned>(
+        &self,
+        subject: String,
+        envelope: Option<&Envelope>,
+        message: &M,
+        wait: Duration,
+    ) -> Result<R, AskError> {
+        let reply = self.ask_encoded(subject, envelope, codec::encode(message), wait).await?;
+        Ok(codec::decode(&reply)?)
+    }
+
+    /// [`Self::ask`] with an encoded body.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_encoded(
+        &self,
+        subject: String,
+        envelope: Option<&Envelope>,
+        body: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, AskError> {
+        self.fits(body.len())?;
+        let request = async_nats::Request::new().payload(body).timeout(Some(wait));
+        let request = match envelope {
+            Some(envelope) => request.headers(headers(envelope)),
+            None => request,
+        };
+        match self.inner.requests.send_request(subject.clone(), request).await {
+            Ok(reply) => Ok(reply.payload),
+            Err(error) => Err(match error.kind() {
+                RequestErrorKind::NoResponders => AskError::NoResponders(subject),
+                RequestErrorKind::TimedOut => AskError::TimedOut(wait),
+                _ => AskError::Bus(error.to_string()),
+            }),
+        }
+    }
+
+    /// Sends a message that expects no answer. While the bus is cut off it is dropped.
+    ///
+    /// # Errors
+    /// If it is too large for the bus.
+    pub fn tell<M: Serialize>(
+        &self,
+        subject: String,
+        envelope: Option<&Envelope>,
+        message: &M,
+    ) -> Result<(), AskError> {
+        let body = codec::encode(message);
+        self.fits(body.len())?;
+        let headers = envelope.map(headers).unwrap_or_default();
+        post(&self.inner.requests, subject, headers, body);
+        Ok(())
+    }
+
+    /// Publishes on the frames connection; returns false if it could not be queued (the reader will see a gap).
+    pub fn post_frames(&self, subject: String, body: Bytes) -> bool {
+        self.cut_off().is_none() && post(&self.inner.frames, subject, HeaderMap::new(), body)
+    }
+
+    /// Answers a request.
+    pub fn reply(&self, subject: String, body: Bytes) {
+        if !post(&self.inner.requests, subject, HeaderMap::new(), body) {
+            tracing::warn!("reply dropped: the bus takes no more");
+        }
+    }
+
+    pub(crate) fn requests(&self) -> &Client {
+        &self.inner.requests
+    }
+
+    pub(crate) fn frames(&self) -> &Client {
+        &self.inner.frames
+    }
+
+    /// Waits until everything sent so far is on the wire, at most `wait`.
+    pub async fn flush(&self, wait: Duration) {
+        let both = async {
+            let _ = self.inner.frames.flush().await;
+            let _ = self.inner.requests.flush().await;
+        };
+        let _ = tokio::time::timeout(wait, both).await;
+    }
+
+    fn fits(&self, size: usize) -> Result<(), AskError> {
+        let limit = self.max_payload();
+        if size > limit { Err(AskError::TooLarge { size, limit }) } else { Ok(()) }
+    }
+}
+
+/// Hands a message to the client's queue without waiting.
+fn post(client: &Client, subject: String, headers: HeaderMap, body: Bytes) -> bool {
+    let publish = async {
+        if headers.is_empty() {
+            client.publish(subject, body).await
+        } else {
+            client.publish_with_headers(subject, headers, body).await
+        }
+    };
+    matches!(tokio::task::unconstrained(publish).now_or_never(), Some(Ok(())))
+}
+
+fn headers(envelope: &Envelope) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in envelope.pairs() {
+        headers.insert(name, value.as_str());
+    }
+    headers
+}
+
+async fn dial(
+    options: &BusOptions,
+    what: &str,
+    mark: Option<watch::Sender<Link>>,
+) -> Result<Client, BusError> {
+    let mut connect = ConnectOptions::new()
+        .name(format!("{} {what}", options.name))
+        .connection_timeout(CONNECT_WITHIN)
+        .ping_interval(PING_EVERY)
+        .reconnect_delay_callback(|tries| {
+            RECONNECT_AT_MOST_EVERY.min(Duration::from_millis(25) * 2u32.pow(tries.min(8) as u32))
+        });
+    if let Some(mark) = mark {
+        connect = connect.event_callback(move |event| {
+            note_event(&mark, &event);
+            std::future::ready(())
+        });
+    }
+    if let Some(path) = &options.credentials {
+        let credentials = std::fs::read_to_string(path).map_err(|error| BusError::Credentials {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        connect = connect.credentials(&credentials).map_err(|error| BusError::Credentials {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        })?;
+    }
+    let mut servers = Vec::new();
+    for url in &options.urls {
+        let server: async_nats::ServerAddr = url.parse().map_err(|error: std::io::Error| {
+            BusError::BadUrl { url: url.clone(), reason: error.to_string() }
+        })?;
+        servers.push(server);
+    }
+    let unreachable = |reason: String| BusError::Unreachable { urls: redact(&options.urls), reason };
+    match tokio::time::timeout(CONNECT_WITHIN * 2, connect.connect(servers)).await {
+        Ok(Ok(client)) => Ok(client),
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable("timed out".to_owned())),
+    }
+}
+
+/// Urls without the user and password they may carry.
+fn redact(urls: &[String]) -> String {
+    let shown: Vec<String> = urls
+        .iter()
+        .map(|url| match (url.find("://"), url.rfind('@')) {
+            (Some(scheme), Some(at)) => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
+            _ => url.clone(),
+        })
+        .collect();
+    shown.join(", ")
+}
+
+fn note_event(mark: &watch::Sender<Link>, event: &Event) {
+    match event {
+        Event::Connected => mark.send_if_modified(|link| {
+            let again = link.cut_off.take().is_some();
+            link.epoch += u64::from(again);
+            again
+        }),
+        Event::Disconnected | Event::Closed => mark.send_if_modified(|link| {
+            let fresh = link.cut_off.is_none();
+            link.cut_off.get_or_insert_with(Instant::now);
+            fresh
+        }),
+        _ => false,
+    };
+    match event {
+        Event::Connected => tracing::info!("bus connected"),
+        Event::SlowConsumer(subscription) => {
+            metrics::counter!("stator_bus_slow_consumer_total").increment(1);
+            tracing::warn!(subscription, "messages dropped: a reader is too slow");
+        }
+        other => tracing::warn!(event = %other, "bus"),
+    }
+}

@@ -1,0 +1,128 @@
+//! The lanes on which work reaches an instance: requests (to the pool, to this instance) and, apart from them so
+//! that they never wait behind work, control messages.
+
+use std::sync::Arc;
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use messages::{Envelope, codec, control::Control, subject};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    bus::{Bus, BusError},
+    process::Context,
+};
+
+/// What an instance does with what arrives. Both methods must return at once: work goes into a bounded queue by
+/// `try_send`, and a full queue is a refusal.
+pub trait Service: Send + Sync + 'static {
+    type Body: DeserializeOwned + Send;
+
+    fn receive(&self, envelope: Envelope, body: Self::Body, reply: Responder);
+
+    fn control(&self, control: Control, reply: Responder);
+}
+
+/// Where an answer goes; dropped unanswered, the asker runs into its time limit.
+pub struct Responder {
+    bus: Bus,
+    to: Option<String>,
+}
+
+impl Responder {
+    pub fn send<M: Serialize>(self, message: &M) {
+        self.send_encoded(codec::encode(message));
+    }
+
+    pub fn send_encoded(self, body: Bytes) {
+        if let Some(to) = self.to {
+            self.bus.reply(to, body);
+        }
+    }
+}
+
+/// Subscribes and serves until the process ends. Once draining begins the pool's subject is left to others; requests
+/// to this very instance go on arriving, so that it can refuse them.
+///
+/// # Errors
+/// If a subscription cannot be made.
+pub async fn serve<S: Service>(context: &Context, service: Arc<S>) -> Result<(), BusError> {
+    let (bus, me) = (&context.bus, &context.me);
+    let ns = bus.namespace();
+    let pool = subject::pool_requests(ns, me.role, &me.pool);
+    let queue = me.pool.to_string();
+    let from_pool =
+        bus.requests().queue_subscribe(pool, queue).await.map_err(|e| BusError::Subscribe(e.to_string()))?;
+    let own = subscribe(bus, subject::instance_requests(ns, me.role, &me.pool, &me.instance)).await?;
+    let control = subscribe(bus, subject::instance_control(ns, me.role, &me.pool, &me.instance)).await?;
+    let pool_control = subscribe(bus, subject::pool_control(ns, me.role, &me.pool)).await?;
+
+    let draining = context.life.draining_token();
+    tokio::spawn(requests(bus.clone(), from_pool, service.clone(), Some(draining)));
+    tokio::spawn(requests(bus.clone(), own, service.clone(), None));
+    for lane in [control, pool_control] {
+        tokio::spawn(controls(context.clone(), lane, service.clone()));
+    }
+    Ok(())
+}
+
+async fn subscribe(bus: &Bus, subject: String) -> Result<Subscriber, BusError> {
+    bus.requests().subscribe(subject).await.map_err(|error| BusError::Subscribe(error.to_string()))
+}
+
+async fn requests<S: Service>(
+    bus: Bus,
+    mut lane: Subscriber,
+    service: Arc<S>,
+    until: Option<tokio_util::sync::CancellationToken>,
+) {
+    if let Some(until) = until {
+        let mut leaving = false;
+        loop {
+            let message = tokio::select! {
+                message = lane.next() => message,
+                () = until.cancelled(), if !leaving => {
+                    leaving = true;
+                    // What the server had already sent still comes, then the stream ends.
+                    let _ = lane.drain().await;
+                    continue;
+                }
+            };
+            let Some(message) = message else { return };
+            request(&bus, message, &*service);
+        }
+    }
+    while let Some(message) = lane.next().await {
+        request(&bus, message, &*service);
+    }
+}
+
+fn request<S: Service>(bus: &Bus, message: Message, service: &S) {
+    let reply = Responder { bus: bus.clone(), to: message.reply.as_ref().map(ToString::to_string) };
+    let headers = message.headers.as_ref();
+    let envelope =
+        Envelope::read(|name| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str()));
+    match (envelope, codec::decode(&message.payload)) {
+        (Ok(envelope), Ok(body)) => service.receive(envelope, body, reply),
+        (Err(error), _) => ignored(&message, &error),
+        (_, Err(error)) => ignored(&message, &error),
+    }
+}
+
+async fn controls<S: Service>(context: Context, mut lane: Subscriber, service: Arc<S>) {
+    while let Some(message) = lane.next().await {
+        let reply =
+            Responder { bus: context.bus.clone(), to: message.reply.as_ref().map(ToString::to_string) };
+        match codec::decode(&message.payload) {
+            Ok(Control::Drain { now }) => context.life.drain(now),
+            Ok(control) => service.control(control, reply),
+            Err(error) => ignored(&message, &error),
+        }
+    }
+}
+
+fn ignored(message: &Message, error: &dyn std::fmt::Display) {
+    metrics::counter!("stator_messages_malformed_total").increment(1);
+    tracing::warn!(subject = %message.subject, bytes = message.payload.len(), %error, "message ignored");
+}

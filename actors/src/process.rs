@@ -1,0 +1,262 @@
+//! The life of a process, from its settings to its exit code.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use actix::{Actor, Addr};
+use messages::{
+    InstanceId, Namespace, Pool, Role,
+    lease::{Lease, ModelCard, State},
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin,
+    bus::{Bus, BusOptions},
+    directory::Directory,
+    lease,
+    root::{Drain, Ready, Root},
+    telemetry::{self, LogFormat},
+};
+
+/// How long the last messages may take to leave.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+crate::settings! {
+    /// What every service needs.
+    pub struct ProcessSettings, ProcessFlags in "process" {
+        /// NATS servers, nats://[user:password@]host:port, comma-separated or repeated; default nats://127.0.0.1:4222.
+        list nats_url: String;
+        /// NATS credentials file.
+        optional nats_credentials: PathBuf;
+        /// First token of every subject; separates clusters on one NATS.
+        value namespace: String = "stator".to_owned();
+        /// Replicas of the lease bucket; 3 on a NATS cluster.
+        value lease_replicas: usize = 1;
+        /// Address of the admin listener (/metrics, /admin); port 0 picks one.
+        value admin_bind: String = "127.0.0.1:0".to_owned();
+        /// Bearer key of /admin.
+        optional admin_key: String;
+        /// Log format, text or json.
+        value log_format: LogFormat = LogFormat::Text;
+        /// Log filter, such as info or info,router=debug.
+        value log_level: String = "info".to_owned();
+        /// Seconds that a drain waits for work to end.
+        value drain_grace: u64 = 30;
+        /// Threads of the network runtime.
+        value io_threads: usize = 2;
+        /// Secret that keys KV block hashes; the same in the whole cluster.
+        value cluster_key: String = "stator".to_owned();
+    }
+}
+
+/// What a process is, before it has an identity.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub role: Role,
+    pub pool: Pool,
+    pub card: Option<ModelCard>,
+}
+
+/// This instance.
+#[derive(Debug, Clone)]
+pub struct Me {
+    pub role: Role,
+    pub pool: Pool,
+    pub instance: InstanceId,
+}
+
+/// What a service is given to live with.
+#[derive(Clone)]
+pub struct Context {
+    pub bus: Bus,
+    pub me: Me,
+    pub directory: Directory,
+    pub life: Life,
+    /// Renders this process's metrics.
+    pub metrics: metrics_exporter_prometheus::PrometheusHandle,
+    /// Tasks that a stop waits for.
+    pub tasks: TaskTracker,
+}
+
+/// Handle to the lifecycle that [`Root`] owns.
+#[derive(Clone)]
+pub struct Life {
+    root: Addr<Root>,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+}
+
+impl Life {
+    /// Says that the instance takes work; `amend` completes its lease.
+    pub async fn ready(&self, amend: impl FnOnce(&mut Lease) + Send + 'static) {
+        let _ = self.root.send(Ready { amend: Box::new(amend) }).await;
+    }
+
+    pub fn drain(&self, now: bool) {
+        if self.root.try_send(Drain { now }).is_err() {
+            tracing::warn!("drain not taken: the root actor is gone or its mailbox full");
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    pub fn draining_token(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
+    /// Cancelled when nothing more is to be waited for.
+    pub fn stopping_token(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+}
+
+/// A service that runs.
+pub trait Running {
+    /// Returns once no work is left; called when draining has begun.
+    fn idle(&self) -> impl Future<Output = ()> + Send;
+
+    /// Ends what is left, retryably, when the grace is over.
+    fn abort(&self) {}
+}
+
+/// Runs a process of a service to its end. `start` makes the service; it calls [`Life::ready`] once it takes work.
+pub fn run<F, Fut, R>(spec: Spec, settings: ProcessSettings, start: F) -> ExitCode
+where
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = anyhow::Result<R>>,
+    R: Running,
+{
+    if let Err(error) = telemetry::start_logs(settings.log_format, &settings.log_level) {
+        eprintln!("error: log level: {error}");
+        return ExitCode::from(2);
+    }
+    let threads = settings.io_threads.max(1);
+    let system = actix_rt::System::with_tokio_rt(move || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads).enable_all().build().expect("the runtime needs threads")
+    });
+    match system.block_on(live(spec, settings, start)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn live<F, Fut, R>(spec: Spec, settings: ProcessSettings, start: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = anyhow::Result<R>>,
+    R: Running,
+{
+    let metrics = telemetry::start_metrics()?;
+    let me = Me { role: spec.role, pool: spec.pool, instance: InstanceId::draw(spec.role) };
+    let bus = Bus::connect(&bus_options(&settings, &me)?).await?;
+    let replicas = settings.lease_replicas;
+    lease::open(&bus, replicas).await?;
+
+    let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+    let (lease, lease_view) = watch::channel(first_lease(&me, spec.card));
+    let root = Root::new(lease.clone(), draining.clone(), stopping.clone(), metrics.clone()).start();
+    let bind: SocketAddr = settings
+        .admin_bind
+        .parse()
+        .map_err(|_| anyhow::anyhow!("--admin-bind '{}' is no address:port", settings.admin_bind))?;
+    let (server, address) = admin::listen(bind, settings.admin_key, root.clone(), metrics.clone())?;
+    lease.send_modify(|lease| lease.admin = Some(address.to_string()));
+    actix_rt::spawn(server);
+    let life = Life { root, draining: draining.clone(), stopping: stopping.clone() };
+    watch_signals(life.clone())?;
+
+    let lease_given_back = CancellationToken::new();
+    let keeper = tokio::spawn(lease::keep(bus.clone(), replicas, lease_view, lease_given_back.clone()));
+    let directory = Directory::watch(bus.clone(), replicas);
+    tracing::info!(instance = %me.instance, pool = %me.pool, admin = %address, "started");
+    let context = Context { bus: bus.clone(), me, directory, life, metrics, tasks: TaskTracker::new() };
+    let tasks = context.tasks.clone();
+
+    let outcome = tokio::select! {
+        running = start(context) => match running {
+            Ok(running) => {
+                draining.cancelled().await;
+                wind_down(&running, &stopping, Duration::from_secs(settings.drain_grace)).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        () = stopping.cancelled() => Ok(()),
+    };
+    tasks.close();
+    let _ = tokio::time::timeout(FLUSH_WITHIN, tasks.wait()).await;
+    bus.flush(FLUSH_WITHIN).await;
+    lease_given_back.cancel();
+    let _ = tokio::time::timeout(FLUSH_WITHIN, keeper).await;
+    bus.flush(FLUSH_WITHIN).await;
+    tracing::info!("stopped");
+    outcome
+}
+
+async fn wind_down<R: Running>(running: &R, stopping: &CancellationToken, grace: Duration) {
+    tokio::select! {
+        () = running.idle() => return,
+        () = tokio::time::sleep(grace) => tracing::warn!(?grace, "drain grace is over, work is handed back"),
+        () = stopping.cancelled() => {}
+    }
+    running.abort();
+}
+
+fn bus_options(settings: &ProcessSettings, me: &Me) -> anyhow::Result<BusOptions> {
+    let namespace: Namespace =
+        settings.namespace.parse().map_err(|error| anyhow::anyhow!("--namespace: {error}"))?;
+    let urls = match settings.nats_url.as_slice() {
+        [] => vec!["nats://127.0.0.1:4222".to_owned()],
+        urls => urls.to_vec(),
+    };
+    let credentials = settings.nats_credentials.clone();
+    Ok(BusOptions { urls, namespace, credentials, name: format!("stator {}", me.instance) })
+}
+
+fn first_lease(me: &Me, card: Option<ModelCard>) -> Lease {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Lease {
+        role: me.role,
+        pool: me.pool.clone(),
+        instance: me.instance.clone(),
+        state: State::Starting,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: std::fs::read_to_string("/etc/hostname").unwrap_or_default().trim().to_owned(),
+        pid: std::process::id(),
+        started_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        admin: None,
+        card,
+        numerics_class: None,
+        kv_tokens: None,
+    }
+}
+
+/// SIGTERM or SIGINT drains; the second stops at once.
+fn watch_signals(life: Life) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            life.drain(false);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The root actor of a process: it owns the instance's lifecycle and keeps the slow clock.
+//!
+//! `Starting → Ready → Draining`, one way. Signals, control messages and the admin listener all send it messages;
+//! the lease, the lanes and the service watch what it decides.
+
+use std::time::{Duration, Instant};
+
+use actix::{Actor, AsyncContext, Context, Handler, Message};
+use messages::lease::{Lease, State};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Histograms grow until they are folded.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+pub struct Root {
+    lease: watch::Sender<Lease>,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+    metrics: PrometheusHandle,
+    started: Instant,
+}
+
+/// The instance can take work; `amend` adds to the lease what only became known at start.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ready {
+    pub amend: Box<dyn FnOnce(&mut Lease) + Send>,
+}
+
+/// Finish and go; a second time, or `now`, means at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain {
+    pub now: bool,
+}
+
+/// Asks for the state of the instance.
+#[derive(Message)]
+#[rtype(result = "Observed")]
+pub struct Observe;
+
+#[derive(Debug, Clone, serde::Serialize, actix::MessageResponse)]
+pub struct Observed {
+    pub lease: Lease,
+    pub uptime_seconds: u64,
+}
+
+impl Root {
+    pub(crate) fn new(
+        lease: watch::Sender<Lease>,
+        draining: CancellationToken,
+        stopping: CancellationToken,
+        metrics: PrometheusHandle,
+    ) -> Self {
+        Self { lease, draining, stopping, metrics, started: Instant::now() }
+    }
+}
+
+impl Actor for Root {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.run_interval(UPKEEP_EVERY, |root, _| root.metrics.run_upkeep());
+    }
+}
+
+impl Handler<Ready> for Root {
+    type Result = ();
+
+    fn handle(&mut self, Ready { amend }: Ready, _: &mut Self::Context) {
+        self.lease.send_modify(|lease| {
+            amend(lease);
+            if lease.state == State::Starting {
+                lease.state = State::Ready;
+            }
+        });
+        tracing::info!(instance = %self.lease.borrow().instance, "ready");
+    }
+}
+
+impl Handler<Drain> for Root {
+    type Result = ();
+
+    fn handle(&mut self, Drain { now }: Drain, _: &mut Self::Context) {
+        if now || self.draining.is_cancelled() {
+            tracing::info!("stopping now");
+            self.stopping.cancel();
+        } else {
+            tracing::info!("draining");
+        }
+        self.lease.send_modify(|lease| lease.state = State::Draining);
+        self.draining.cancel();
+    }
+}
+
+impl Handler<Observe> for Root {
+    type Result = Observed;
+
+    fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Observed {
+        Observed { lease: self.lease.borrow().clone(), uptime_seconds: self.started.elapsed().as_secs() }
+    }
+}
