@@ -97,7 +97,10 @@ impl DecoderConfig {
             return Err(ErrorKind::malformed(name("head_dim"), format!("{} is odd", self.head_dim)));
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return Err(ErrorKind::malformed(name("rms_norm_eps"), format!("{} is not above 0", self.norm_eps)));
+            return Err(ErrorKind::malformed(
+                name("rms_norm_eps"),
+                format!("{} is not above 0", self.norm_eps),
+            ));
         }
         if let Some(id) = self.bos.iter().chain(&self.eos).find(|id| **id >= self.vocab_size) {
             let reason = format!("{id} is not in the vocabulary of {}", self.vocab_size);

@@ -1,8 +1,8 @@
 //! Reference dequantisation: what each stored value means, one row at a time. Plain and exact, not fast; the
 //! executors' kernels are tested against it.
 
-mod blocks32;
 mod blocks256;
+mod blocks32;
 
 use half::{bf16, f16};
 

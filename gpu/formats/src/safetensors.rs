@@ -56,7 +56,8 @@ impl Safetensors {
             index_of.check(|tensor| checkpoint.file_of(tensor)).in_file(&index)?;
             Ok(checkpoint)
         } else {
-            let help = format!("put the model's weights there, as {SINGLE_FILE} or as shards with {INDEX_FILE}");
+            let help =
+                format!("put the model's weights there, as {SINGLE_FILE} or as shards with {INDEX_FILE}");
             Err(ErrorKind::missing("weight file", help)).in_file(path)
         }
     }
@@ -93,7 +94,8 @@ impl Safetensors {
         let shard = &self.shards[*shard];
         match info.dtype {
             Some(dtype) => Ok(Tensor { dtype, shape: &info.shape, data: &shard.map[info.bytes.clone()] }),
-            None => Err(ErrorKind::unsupported(name, format!("element type {}", info.stored_as))).in_file(&shard.path),
+            None => Err(ErrorKind::unsupported(name, format!("element type {}", info.stored_as)))
+                .in_file(&shard.path),
         }
     }
 

@@ -3,18 +3,28 @@
 //! Nothing here knows a device or the bus. A model is a [`DecoderSpec`] and a set of named weights; an
 //! [`Executor`] runs any decoder that the spec can describe.
 
+mod config;
 mod executor;
+mod matrix;
+mod model;
 pub mod philox;
+mod rope;
 pub mod sampler;
 mod sampling;
 mod spec;
+mod weights;
 
 pub use executor::{
     Batch, Executor, ExecutorError, ExecutorSpec, OpenSlot, Outputs, PageCopy, Sampled, Score, Scored,
     SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
 };
+pub use formats::DType;
+pub use matrix::Matrix;
+pub use model::{Model, ModelError};
+pub use rope::{RopeTable, rope_frequencies};
 pub use sampling::{Logprobs, SamplingParams};
 pub use spec::{DecoderSpec, RopeScaling, RopeSpec};
+pub use weights::{LayerWeight, WeightId, Weights};
 
 /// A token id of the model's vocabulary.
 pub type TokenId = u32;

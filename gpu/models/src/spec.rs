@@ -82,4 +82,8 @@ pub enum RopeScaling {
         attention_factor: Option<f32>,
         truncate: bool,
     },
+    /// Each inverse frequency is divided by its own factor, `dim / 2` of them (as GGUF files store Llama 3's).
+    Factors {
+        factors: Vec<f32>,
+    },
 }

@@ -32,7 +32,9 @@ impl<'a> Fields<'a> {
         convert: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, ErrorKind> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        convert(value).map(Some).ok_or_else(|| self.malformed(name, format!("expected {expected}, found {}", brief(value))))
+        convert(value)
+            .map(Some)
+            .ok_or_else(|| self.malformed(name, format!("expected {expected}, found {}", brief(value))))
     }
 
     pub(crate) fn u32(&self, name: &str) -> Result<Option<u32>, ErrorKind> {

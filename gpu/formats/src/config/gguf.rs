@@ -41,7 +41,10 @@ impl DecoderConfig {
             None => hidden_size.checked_div(heads).unwrap_or(0),
         };
         if keys.u32("attention.value_length")?.is_some_and(|length| length != head_dim) {
-            return Err(ErrorKind::unsupported(keys.name("attention.value_length"), "another length than the keys'"));
+            return Err(ErrorKind::unsupported(
+                keys.name("attention.value_length"),
+                "another length than the keys'",
+            ));
         }
         let context_length = keys.required("context_length")?;
         let config = Self {
@@ -53,7 +56,9 @@ impl DecoderConfig {
             kv_heads: keys.u32("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
             intermediate_size: keys.required("feed_forward_length")?,
-            norm_eps: keys.f32("attention.layer_norm_rms_epsilon")?.ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
+            norm_eps: keys
+                .f32("attention.layer_norm_rms_epsilon")?
+                .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
             rope: RopeConfig {
                 theta: keys.f32("rope.freq_base")?.unwrap_or(10_000.0),
                 dim: keys.u32("rope.dimension_count")?.unwrap_or(head_dim),
@@ -69,7 +74,10 @@ impl DecoderConfig {
         };
         // Files of this architecture store query and key rows in pairs for the whole head.
         if architecture == Architecture::Llama && config.rope.dim != head_dim {
-            return Err(ErrorKind::unsupported(keys.name("rope.dimension_count"), "RoPE over a part of the head"));
+            return Err(ErrorKind::unsupported(
+                keys.name("rope.dimension_count"),
+                "RoPE over a part of the head",
+            ));
         }
         config.check(|field| keys.name(gguf_name(field)))?;
         Ok(config)
@@ -80,7 +88,9 @@ impl DecoderConfig {
 fn end_tokens(metadata: &Metadata) -> Result<Vec<u32>, ErrorKind> {
     let mut ids = Vec::new();
     for key in ["eos", "eot", "eom"] {
-        if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{key}_token_id"))? && !ids.contains(&id) {
+        if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{key}_token_id"))?
+            && !ids.contains(&id)
+        {
             ids.push(id);
         }
     }
@@ -111,7 +121,10 @@ impl Keys<'_> {
     }
 
     fn missing(self, key: &str) -> ErrorKind {
-        ErrorKind::missing(format!("metadata key {}", self.name(key)), "convert the model again with current tools")
+        ErrorKind::missing(
+            format!("metadata key {}", self.name(key)),
+            "convert the model again with current tools",
+        )
     }
 }
 
@@ -124,7 +137,10 @@ fn architecture(metadata: &Metadata) -> Result<Architecture, ErrorKind> {
         Some(other) => {
             Err(ErrorKind::unsupported(KEY, format!("architecture {other:?} (known: llama, qwen2, qwen3)")))
         }
-        None => Err(ErrorKind::missing(format!("metadata key {KEY}"), "the file does not say what model it holds")),
+        None => Err(ErrorKind::missing(
+            format!("metadata key {KEY}"),
+            "the file does not say what model it holds",
+        )),
     }
 }
 
@@ -135,7 +151,9 @@ fn refuse_unbuilt(file: &Gguf, keys: Keys<'_>) -> Result<(), ErrorKind> {
     if let Some(key) = UNBUILT.iter().map(|key| keys.name(key)).find(|key| keys.metadata.get(key).is_some()) {
         return Err(ErrorKind::unsupported(key, "this change of the computation"));
     }
-    for tensor in ["blk.0.attn_output.bias", "blk.0.ffn_gate.bias", "blk.0.ffn_up.bias", "blk.0.ffn_down.bias"] {
+    for tensor in
+        ["blk.0.attn_output.bias", "blk.0.ffn_gate.bias", "blk.0.ffn_up.bias", "blk.0.ffn_down.bias"]
+    {
         if file.contains(tensor) {
             return Err(ErrorKind::unsupported(tensor, "a bias in the output or MLP projections"));
         }
@@ -181,7 +199,9 @@ fn rope_scaling(file: &Gguf, keys: Keys<'_>, context: u32) -> Result<RopeScaling
             dequantise_row(DType::F32, table.data, &mut factors);
             Ok(RopeScaling::Factors(factors))
         }
-        (dtype, shape) => Err(ErrorKind::malformed(TABLE, format!("{dtype} of shape {shape:?}, expected one row of F32"))),
+        (dtype, shape) => {
+            Err(ErrorKind::malformed(TABLE, format!("{dtype} of shape {shape:?}, expected one row of F32")))
+        }
     }
 }
 

@@ -34,7 +34,8 @@ impl DecoderConfig {
             Some(head_dim) => head_dim,
             None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
-                let reason = format!("missing, and hidden_size {hidden_size} is not a multiple of {heads} heads");
+                let reason =
+                    format!("missing, and hidden_size {hidden_size} is not a multiple of {heads} heads");
                 return Err(fields.malformed("head_dim", reason));
             }
         };
@@ -127,9 +128,10 @@ fn architecture(fields: Fields<'_>) -> Result<Architecture, ErrorKind> {
     })?;
     let causal = |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForCausalLM"));
     match fields.list("architectures")? {
-        Some(classes) if !classes.is_empty() && !classes.iter().any(causal) => {
-            Err(fields.unsupported("architectures", format!("a model that is not a causal language model ({})", classes[0])))
-        }
+        Some(classes) if !classes.is_empty() && !classes.iter().any(causal) => Err(fields.unsupported(
+            "architectures",
+            format!("a model that is not a causal language model ({})", classes[0]),
+        )),
         _ => Ok(architecture),
     }
 }
@@ -159,7 +161,11 @@ fn refuse_unbuilt(fields: Fields<'_>, architecture: Architecture) -> Result<(), 
 
 /// Mistral slides in every layer. Qwen slides, if at all, in the layers from `max_window_layers` on; only none or
 /// all of them is built.
-fn sliding_window(fields: Fields<'_>, architecture: Architecture, layers: u32) -> Result<Option<u32>, ErrorKind> {
+fn sliding_window(
+    fields: Fields<'_>,
+    architecture: Architecture,
+    layers: u32,
+) -> Result<Option<u32>, ErrorKind> {
     const DEFAULT: u32 = 4096;
     let window = fields.u32("sliding_window")?;
     match architecture {
@@ -172,7 +178,9 @@ fn sliding_window(fields: Fields<'_>, architecture: Architecture, layers: u32) -
             }
             let window = if fields.has("sliding_window") { window } else { Some(DEFAULT) };
             let full = match fields.list("layer_types")? {
-                Some(types) => types.iter().filter(|kind| kind.as_str() != Some("sliding_attention")).count() as u32,
+                Some(types) => {
+                    types.iter().filter(|kind| kind.as_str() != Some("sliding_attention")).count() as u32
+                }
                 None => fields.u32("max_window_layers")?.unwrap_or(28).min(layers),
             };
             match (window, full) {

@@ -57,7 +57,8 @@ impl RopeConfig {
         Ok(Self {
             theta,
             dim: (head_dim as f32 * partial) as u32,
-            scaling: scaling.map_or(Ok(RopeScaling::None), |scaling| RopeScaling::from_json(scaling, config, context))?,
+            scaling: scaling
+                .map_or(Ok(RopeScaling::None), |scaling| RopeScaling::from_json(scaling, config, context))?,
         })
     }
 
@@ -142,7 +143,9 @@ impl RopeScaling {
                 let reason = format!("{} factors for {} frequencies", factors.len(), dim / 2);
                 Err(ErrorKind::malformed("rope_freqs.weight", reason))
             }
-            Self::Factors(factors) => factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor)),
+            Self::Factors(factors) => {
+                factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor))
+            }
         }
     }
 }
@@ -153,6 +156,9 @@ fn yarn_attention_factor(scaling: Fields<'_>, factor: f32) -> Result<Option<f32>
         return Ok(Some(given));
     }
     let set = |name| Ok::<_, ErrorKind>(scaling.f32(name)?.filter(|scale| *scale != 0.0));
-    let magnitude = |scale: f32| if factor <= 1.0 { 1.0 } else { 0.1 * f64::from(scale) * f64::from(factor).ln() + 1.0 };
-    Ok(set("mscale")?.zip(set("mscale_all_dim")?).map(|(some, all)| (magnitude(some) / magnitude(all)) as f32))
+    let magnitude =
+        |scale: f32| if factor <= 1.0 { 1.0 } else { 0.1 * f64::from(scale) * f64::from(factor).ln() + 1.0 };
+    Ok(set("mscale")?
+        .zip(set("mscale_all_dim")?)
+        .map(|(some, all)| (magnitude(some) / magnitude(all)) as f32))
 }

@@ -21,7 +21,8 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn bytes(&mut self, length: usize, field: &str) -> Result<&'a [u8], ErrorKind> {
         if length > self.remaining() {
-            let reason = format!("needs {length} bytes at {}, the file has {} more", self.at, self.remaining());
+            let reason =
+                format!("needs {length} bytes at {}, the file has {} more", self.at, self.remaining());
             return Err(ErrorKind::malformed(field, reason));
         }
         let bytes = &self.file[self.at..][..length];

@@ -44,7 +44,9 @@ impl Header {
         }
         match cursor.u32("version")? {
             2 | 3 => {}
-            version if version.swap_bytes() <= 3 => return Err(ErrorKind::unsupported("version", "big-endian data")),
+            version if version.swap_bytes() <= 3 => {
+                return Err(ErrorKind::unsupported("version", "big-endian data"));
+            }
             version => return Err(ErrorKind::unsupported("version", format!("GGUF version {version}"))),
         }
         let tensor_count = cursor.count(LEAST_TENSOR_BYTES, MAX_TENSORS, "tensor count")?;
@@ -92,9 +94,11 @@ fn tensor_info(cursor: &mut Cursor<'_>, name: &str, alignment: usize) -> Result<
     }
     shape.reverse();
     let number = cursor.u32(name)?;
-    let dtype = types::dtype(number).ok_or_else(|| ErrorKind::unsupported(name, format!("tensor type {number}")))?;
+    let dtype =
+        types::dtype(number).ok_or_else(|| ErrorKind::unsupported(name, format!("tensor type {number}")))?;
     let start = usize::try_from(cursor.u64(name)?).ok().filter(|start| start.is_multiple_of(alignment));
-    let start = start.ok_or_else(|| ErrorKind::malformed(name, format!("data offset not a multiple of {alignment}")))?;
+    let start = start
+        .ok_or_else(|| ErrorKind::malformed(name, format!("data offset not a multiple of {alignment}")))?;
     let bytes = tensor_bytes(dtype, &shape)
         .ok_or_else(|| ErrorKind::malformed(name, format!("shape {shape:?} is not a size of {dtype}")))?;
     let end = start.checked_add(bytes).ok_or_else(|| ErrorKind::malformed(name, "data offset overflows"))?;

@@ -84,7 +84,9 @@ impl Metadata {
             return match values.split_first() {
                 Some((first, rest)) if rest.iter().all(|value| value == first) => {
                     let number = u32::try_from(*first);
-                    number.map(Some).map_err(|_| ErrorKind::malformed(key, format!("{first} is out of range")))
+                    number
+                        .map(Some)
+                        .map_err(|_| ErrorKind::malformed(key, format!("{first} is out of range")))
                 }
                 _ => Err(ErrorKind::unsupported(key, "a value that differs between layers")),
             };
@@ -190,7 +192,9 @@ impl Array {
             value::I32 => Self::ints(cursor, key, |bytes| i32::from_le_bytes(bytes).into())?,
             value::I64 => Self::ints(cursor, key, i64::from_le_bytes)?,
             // Nothing that is read holds numbers above i64; one that does must not pass as another.
-            value::U64 => Self::ints(cursor, key, |bytes| i64::try_from(u64::from_le_bytes(bytes)).unwrap_or(i64::MAX))?,
+            value::U64 => {
+                Self::ints(cursor, key, |bytes| i64::try_from(u64::from_le_bytes(bytes)).unwrap_or(i64::MAX))?
+            }
             value::F32 => Self::Floats(elements(cursor, key, |bytes| Ok(f32::from_le_bytes(bytes)))?),
             value::F64 => Self::Floats(elements(cursor, key, |bytes| Ok(f64::from_le_bytes(bytes) as f32))?),
             value::BOOL => Self::Bools(elements(cursor, key, |[byte]| boolean(byte, key))?),

@@ -32,14 +32,17 @@ impl Header {
     /// [`ErrorKind::Malformed`], naming the header field or the tensor.
     pub fn parse(file: &[u8]) -> Result<Self, ErrorKind> {
         let length = file.first_chunk::<LENGTH_BYTES>();
-        let length = length.ok_or_else(|| header("the file is shorter than the 8 bytes of the header length"))?;
+        let length =
+            length.ok_or_else(|| header("the file is shorter than the 8 bytes of the header length"))?;
         let length = u64::from_le_bytes(*length);
         let rest = file.len() - LENGTH_BYTES;
         if length > MAX_HEADER_BYTES {
             return Err(header(format!("length {length} is above the limit of {MAX_HEADER_BYTES} bytes")));
         }
         if length > rest as u64 {
-            return Err(header(format!("length {length} is beyond the end of the file ({rest} bytes follow)")));
+            return Err(header(format!(
+                "length {length} is beyond the end of the file ({rest} bytes follow)"
+            )));
         }
         let data_start = LENGTH_BYTES + length as usize;
         let (_, metadata) = safetensors::SafeTensors::read_metadata(file).map_err(|error| match error {

@@ -30,7 +30,8 @@ pub(super) fn read(path: &Path) -> Result<Index, Error> {
     }
     // An index must not lead out of its folder.
     match files.iter().find(|file| Path::new(file).file_name() != Some(file.as_ref())) {
-        Some(file) => Err(ErrorKind::malformed("weight_map", format!("{file:?} is not a plain file name"))).in_file(path),
+        Some(file) => Err(ErrorKind::malformed("weight_map", format!("{file:?} is not a plain file name")))
+            .in_file(path),
         None => Ok(index),
     }
 }
@@ -44,9 +45,10 @@ impl Index {
     /// Checks that each tensor is in the shard that the index names.
     pub(super) fn check<'a>(&self, file_of: impl Fn(&str) -> Option<&'a str>) -> Result<(), ErrorKind> {
         match self.weight_map.iter().find(|(tensor, file)| file_of(tensor) != Some(file)) {
-            Some((tensor, file)) => {
-                Err(ErrorKind::malformed(tensor, format!("the index places it in {file}, which does not hold it")))
-            }
+            Some((tensor, file)) => Err(ErrorKind::malformed(
+                tensor,
+                format!("the index places it in {file}, which does not hold it"),
+            )),
             None => Ok(()),
         }
     }
