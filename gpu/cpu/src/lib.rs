@@ -6,5 +6,7 @@
 //! any number of threads and any instruction set.
 
 mod isa;
+mod linear;
 
 pub use isa::Isa;
+pub use linear::{Acts, ActsFormat, Linear, Matrix, OutPtr, PackError, Precision, TILE_ROWS};

@@ -49,7 +49,7 @@ impl Bits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scales {
     /// An f16 scale per block; the minimum is `-offset * scale`.
-    Offset { offset: u8 },
+    Offset(u8),
     /// An f16 scale and an f16 minimum per block.
     Min,
     /// Per super-block f16 `d` and `dmin`, per block u8 `s` and `m`: scale `d * s`, minimum `-dmin * m`.
@@ -63,7 +63,7 @@ impl Scales {
     pub(super) const fn tile_bytes(self, blocks: usize) -> usize {
         let supers = blocks / SUPER;
         match self {
-            Self::Offset { .. } => blocks * 2 * TILE_ROWS,
+            Self::Offset(_) => blocks * 2 * TILE_ROWS,
             Self::Min => blocks * 4 * TILE_ROWS,
             Self::SuperMin => supers * 4 * TILE_ROWS + blocks * 2 * TILE_ROWS,
             Self::Super16 => supers * 2 * TILE_ROWS + blocks * 2 * TILE_ROWS,
@@ -71,47 +71,33 @@ impl Scales {
     }
 }
 
-/// How a dtype is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// Column after column, 16 values each.
-    F32,
-    /// Column after column, 16 values each.
-    F16,
-    /// Pairs of columns, 16 words each: even column in the low half, odd column in the high half; an odd last column
-    /// is padded with zeros.
-    Bf16,
-    Quantised(Bits, Scales),
+/// How a quantised dtype is packed; `None` for the floats.
+///
+/// Floats lie in pairs of columns: F32 and F16 one column after the other, 16 values each; BF16 as 16 words with the
+/// even column in the low half. A missing last column is zero. F8E4M3 is packed as F32.
+pub(super) const fn quantised(dtype: DType) -> Option<(Bits, Scales)> {
+    Some(match dtype {
+        DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => return None,
+        DType::Q8_0 => (Bits::U8, Scales::Offset(128)),
+        DType::Q4_0 => (Bits::U4, Scales::Offset(8)),
+        DType::Q4_1 => (Bits::U4, Scales::Min),
+        DType::Q5_0 => (Bits::U5, Scales::Offset(16)),
+        DType::Q5_1 => (Bits::U5, Scales::Min),
+        DType::Q4_K => (Bits::U4, Scales::SuperMin),
+        DType::Q5_K => (Bits::U5, Scales::SuperMin),
+        DType::Q6_K => (Bits::U6, Scales::Super16),
+    })
 }
 
-impl Layout {
-    pub(super) fn of(dtype: DType) -> Self {
-        match dtype {
-            DType::F32 => Self::F32,
-            DType::F16 => Self::F16,
-            DType::BF16 => Self::Bf16,
-            DType::Q8_0 => Self::Quantised(Bits::U8, Scales::Offset { offset: 128 }),
-            DType::Q4_0 => Self::Quantised(Bits::U4, Scales::Offset { offset: 8 }),
-            DType::Q4_1 => Self::Quantised(Bits::U4, Scales::Min),
-            DType::Q5_0 => Self::Quantised(Bits::U5, Scales::Offset { offset: 16 }),
-            DType::Q5_1 => Self::Quantised(Bits::U5, Scales::Min),
-            DType::Q4_K => Self::Quantised(Bits::U4, Scales::SuperMin),
-            DType::Q5_K => Self::Quantised(Bits::U5, Scales::SuperMin),
-            DType::Q6_K => Self::Quantised(Bits::U6, Scales::Super16),
+/// Bytes of a tile of `cols` columns, a multiple of a cache line.
+pub(super) fn tile_bytes(dtype: DType, cols: usize) -> usize {
+    let bytes = match quantised(dtype) {
+        Some((bits, scales)) => {
+            let blocks = cols / BLOCK;
+            blocks * bits.block_bytes() + scales.tile_bytes(blocks)
         }
-    }
-
-    /// Bytes of a tile of rows of `cols` columns, a multiple of a cache line.
-    pub(super) fn tile_bytes(self, cols: usize) -> usize {
-        let bytes = match self {
-            Self::F32 => cols * 4 * TILE_ROWS,
-            Self::F16 => cols * 2 * TILE_ROWS,
-            Self::Bf16 => cols.next_multiple_of(2) * 2 * TILE_ROWS,
-            Self::Quantised(bits, scales) => {
-                let blocks = cols / BLOCK;
-                blocks * bits.block_bytes() + scales.tile_bytes(blocks)
-            }
-        };
-        bytes.next_multiple_of(VECTOR)
-    }
+        None if matches!(dtype, DType::F16 | DType::BF16) => cols.next_multiple_of(2) * 2 * TILE_ROWS,
+        None => cols.next_multiple_of(2) * 4 * TILE_ROWS,
+    };
+    bytes.next_multiple_of(VECTOR)
 }

@@ -1,0 +1,104 @@
+use half::{bf16, f16};
+
+use super::{Bits, Job, Lanes, Part, TILE_ROWS, TileKernel, VECTOR};
+
+/// Portable Rust.
+pub(in super::super) struct Scalar;
+
+type Words = [f32; TILE_ROWS];
+type Bytes = [u8; VECTOR];
+
+fn lanes(value: impl FnMut(usize) -> f32) -> Words {
+    std::array::from_fn(value)
+}
+
+/// # Safety
+/// `from` is good for reading a `T`, aligned or not.
+unsafe fn read<T: Copy>(from: *const u8) -> T {
+    // SAFETY: the caller's promise.
+    unsafe { from.cast::<T>().read_unaligned() }
+}
+
+impl Lanes for Scalar {
+    type F = Words;
+    type B = Bytes;
+
+    const ROWS: usize = 1;
+    const SUMS: usize = 1;
+
+    unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part) {
+        // SAFETY: the caller's promise.
+        unsafe { K::run::<Self, 1>(job, part) }
+    }
+
+    unsafe fn splat(value: f32) -> Words {
+        [value; TILE_ROWS]
+    }
+
+    unsafe fn mul(a: Words, b: Words) -> Words {
+        lanes(|i| a[i] * b[i])
+    }
+
+    unsafe fn fma(a: Words, b: Words, c: Words) -> Words {
+        lanes(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    unsafe fn load_f32(from: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        unsafe { read::<[u32; TILE_ROWS]>(from) }.map(f32::from_bits)
+    }
+
+    unsafe fn load_f16(from: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        unsafe { read::<[f16; TILE_ROWS]>(from) }.map(f16::to_f32)
+    }
+
+    unsafe fn load_bf16_pair(from: *const u8) -> (Words, Words) {
+        // SAFETY: the caller's promise.
+        let pairs = unsafe { read::<[[bf16; 2]; TILE_ROWS]>(from) };
+        (pairs.map(|pair| pair[0].to_f32()), pairs.map(|pair| pair[1].to_f32()))
+    }
+
+    unsafe fn load_u8(from: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        unsafe { read::<[u8; TILE_ROWS]>(from) }.map(f32::from)
+    }
+
+    unsafe fn load_i8(from: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        unsafe { read::<[i8; TILE_ROWS]>(from) }.map(f32::from)
+    }
+
+    unsafe fn store(value: Words, to: *mut f32, lanes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), to, lanes) }
+    }
+
+    unsafe fn load_bytes(from: *const u8) -> Bytes {
+        // SAFETY: the caller's promise.
+        unsafe { read(from) }
+    }
+
+    unsafe fn low_nibbles(bytes: Bytes) -> Bytes {
+        bytes.map(|byte| byte & 15)
+    }
+
+    unsafe fn high_nibbles(bytes: Bytes) -> Bytes {
+        bytes.map(|byte| byte >> 4)
+    }
+
+    unsafe fn merge<const LEFT: u32, const RIGHT: u32>(base: Bytes, plane: Bytes, mask: u8) -> Bytes {
+        std::array::from_fn(|i| base[i] | plane[i] << LEFT >> RIGHT & mask)
+    }
+
+    unsafe fn dot<const STEPS: usize>(_: Bits, w: [Bytes; STEPS], x: *const i8) -> Words {
+        // SAFETY: the caller's promise; `[[i8; 4]; STEPS]` has no alignment.
+        let x = unsafe { x.cast::<[[i8; 4]; STEPS]>().read() };
+        lanes(|row| {
+            let columns = (0..STEPS).flat_map(|step| (0..4).map(move |c| (step, c)));
+            let dot: i32 =
+                columns.map(|(step, c)| i32::from(w[step][4 * row + c]) * i32::from(x[step][c])).sum();
+            dot as f32
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! Walks the tiles of a segment and the rows of the activations, and calls the kernel of its layout.
+
+use std::ops::Range;
+
+use formats::DType;
+
+use super::{
+    OutPtr,
+    acts::{Acts, PANEL},
+    float::{self, FloatKernel},
+    lanes::{Lanes, Scalar},
+    layout::TILE_ROWS,
+    pack::Segment,
+    quantised::{Min, Offset, QuantisedKernel, Super16, SuperMin, U4, U5, U6, U8},
+};
+use crate::Isa;
+
+/// What all kernel calls of one `apply` share.
+pub(super) struct Job<'a> {
+    pub segment: &'a Segment,
+    pub cols: usize,
+    pub acts: &'a Acts,
+    pub out: OutPtr,
+}
+
+/// What one kernel call computes.
+pub(super) struct Part {
+    /// Tiles of the segment.
+    pub tiles: Range<usize>,
+    /// First row of activations.
+    pub row: usize,
+    /// Their number; all lie in one panel.
+    pub rows: usize,
+}
+
+/// A kernel, compiled for each instruction set and number of activation rows.
+pub(super) trait TileKernel {
+    /// Tiles that it likes to get at once.
+    const TILES: usize;
+
+    /// # Safety
+    /// The machine has the instructions of `L`, `part.rows == ROWS`, the part is in range, the segment's dtype is the
+    /// kernel's, and no other thread touches the outputs of the part.
+    unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part);
+}
+
+impl Job<'_> {
+    /// Where tile `tile` begins.
+    #[inline(always)]
+    pub fn tile(&self, tile: usize) -> *const u8 {
+        self.segment.tile(tile).as_ptr()
+    }
+
+    /// Writes the sums of tile `tile` for activation row `row`.
+    ///
+    /// # Safety
+    /// As [`TileKernel::run`].
+    #[inline(always)]
+    pub unsafe fn store<L: Lanes>(&self, sums: L::F, tile: usize, row: usize) {
+        let from = tile * TILE_ROWS;
+        let lanes = TILE_ROWS.min(self.segment.rows - from);
+        // SAFETY: row and columns are in range of the output, checked by `Linear::apply`.
+        unsafe { L::store(sums, self.out.at(row, self.segment.first_row + from), lanes) }
+    }
+}
+
+/// Computes rows `0..m` for the tiles `tiles` of the job's segment.
+///
+/// # Safety
+/// As [`TileKernel::run`].
+pub(super) unsafe fn sweep(isa: Isa, job: &Job<'_>, m: usize, tiles: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            _ => by_dtype::<Scalar>(job, m, tiles),
+        }
+    }
+}
+
+unsafe fn by_dtype<L: Lanes>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
+    // SAFETY: the caller's promise; each dtype's kernel reads what `layout::quantised` says of it.
+    unsafe {
+        match job.segment.dtype {
+            DType::F32 | DType::F8E4M3 => parts::<L, FloatKernel<float::F32>>(job, m, tiles),
+            DType::F16 => parts::<L, FloatKernel<float::F16>>(job, m, tiles),
+            DType::BF16 => parts::<L, FloatKernel<float::Bf16>>(job, m, tiles),
+            DType::Q8_0 => parts::<L, QuantisedKernel<U8, Offset<128>>>(job, m, tiles),
+            DType::Q4_0 => parts::<L, QuantisedKernel<U4, Offset<8>>>(job, m, tiles),
+            DType::Q4_1 => parts::<L, QuantisedKernel<U4, Min>>(job, m, tiles),
+            DType::Q5_0 => parts::<L, QuantisedKernel<U5, Offset<16>>>(job, m, tiles),
+            DType::Q5_1 => parts::<L, QuantisedKernel<U5, Min>>(job, m, tiles),
+            DType::Q4_K => parts::<L, QuantisedKernel<U4, SuperMin>>(job, m, tiles),
+            DType::Q5_K => parts::<L, QuantisedKernel<U5, SuperMin>>(job, m, tiles),
+            DType::Q6_K => parts::<L, QuantisedKernel<U6, Super16>>(job, m, tiles),
+        }
+    }
+}
+
+/// Few rows: all tiles in one call. Many: a few tiles, which stay in the nearest cache, against all rows in turn.
+unsafe fn parts<L: Lanes, K: TileKernel>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
+    let step = if m <= L::ROWS { tiles.len() } else { K::TILES };
+    let mut from = tiles.start;
+    while from < tiles.end {
+        let to = tiles.end.min(from + step);
+        let mut row = 0;
+        while row < m {
+            let panel_end = (row / PANEL + 1) * PANEL;
+            let rows = L::ROWS.min(m.min(panel_end) - row);
+            // SAFETY: the caller's promise; the rows end where the panel does.
+            unsafe { L::enter::<K>(job, &Part { tiles: from..to, row, rows }) }
+            row += rows;
+        }
+        from = to;
+    }
+}
