@@ -9,4 +9,4 @@ mod isa;
 mod linear;
 
 pub use isa::Isa;
-pub use linear::{Acts, ActsFormat, Linear, Matrix, OutPtr, PackError, Precision, TILE_ROWS};
+pub use linear::{Acts, ActsFormat, Linear, OutPtr, PackError, Precision, TILE_ROWS};

@@ -8,9 +8,10 @@
 //! Quantised weights meet activations rounded to bytes, with one f32 scale per 32 columns; float weights meet the
 //! activations as they are.
 
-use std::{borrow::Cow, ops::Range};
+use std::ops::Range;
 
 use formats::DType;
+use models::Matrix;
 
 mod acts;
 mod float;
@@ -25,15 +26,6 @@ pub use layout::TILE_ROWS;
 
 use crate::Isa;
 use pack::Segment;
-
-/// A row-major matrix as a model file stores it; rows are output features.
-#[derive(Debug, Clone)]
-pub struct Matrix<'a> {
-    pub dtype: DType,
-    pub rows: usize,
-    pub cols: usize,
-    pub data: Cow<'a, [u8]>,
-}
 
 /// What the weights become when they are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

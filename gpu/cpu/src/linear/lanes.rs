@@ -2,6 +2,10 @@
 //! per row of a tile, however many registers that takes. Every operation is exact or rounds once, so the kernels give
 //! the same bits on all of them.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
 
 use super::{
@@ -9,6 +13,10 @@ use super::{
     sweep::{Job, Part, TileKernel},
 };
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2Fma;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512Vnni;
 pub(super) use scalar::Scalar;
 
 /// The operations.

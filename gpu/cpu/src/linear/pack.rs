@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use formats::{DType, dequantise_row};
 use half::{bf16, f16};
+use models::Matrix;
 
 use super::{
-    Matrix, PackError, Precision,
+    PackError, Precision,
     layout::{self, BLOCK, TILE_ROWS, VECTOR},
 };
 

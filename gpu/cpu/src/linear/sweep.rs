@@ -72,6 +72,10 @@ pub(super) unsafe fn sweep(isa: Isa, job: &Job<'_>, m: usize, tiles: Range<usize
     // SAFETY: the caller's promise.
     unsafe {
         match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => by_dtype::<super::lanes::Avx512Vnni>(job, m, tiles),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Fma => by_dtype::<super::lanes::Avx2Fma>(job, m, tiles),
             _ => by_dtype::<Scalar>(job, m, tiles),
         }
     }

@@ -1,0 +1,202 @@
+use std::arch::x86_64::*;
+
+use super::{Bits, Job, Lanes, Part, TileKernel};
+
+/// Two 256-bit registers a vector.
+pub(in super::super) struct Avx2Fma;
+
+impl Lanes for Avx2Fma {
+    type F = [__m256; 2];
+    type B = [__m256i; 2];
+
+    const ROWS: usize = 2;
+    const SUMS: usize = 4;
+
+    unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn rows<K: TileKernel, const ROWS: usize>(job: &Job<'_>, part: &Part) {
+            // SAFETY: the caller's promise.
+            unsafe { K::run::<Avx2Fma, ROWS>(job, part) }
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match part.rows {
+                1 => rows::<K, 1>(job, part),
+                _ => rows::<K, 2>(job, part),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pair(from: *const u8) -> (Self::F, Self::F) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pairs = Self::load_bytes(from);
+            let high = _mm256_set1_epi32(0xFFFF_0000_u32.cast_signed());
+            (
+                pairs.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
+                pairs.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, high))),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.add(8).cast()))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(value: Self::F, to: *mut f32, lanes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if lanes == 16 {
+                _mm256_storeu_ps(to, value[0]);
+                _mm256_storeu_ps(to.add(8), value[1]);
+            } else {
+                std::ptr::copy_nonoverlapping((&raw const value).cast(), to, lanes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn low_nibbles(bytes: Self::B) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            [_mm256_and_si256(bytes[0], mask), _mm256_and_si256(bytes[1], mask)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn high_nibbles(bytes: Self::B) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe { Self::low_nibbles([_mm256_srli_epi16::<4>(bytes[0]), _mm256_srli_epi16::<4>(bytes[1])]) }
+    }
+
+    #[inline(always)]
+    unsafe fn merge<const LEFT: u32, const RIGHT: u32>(base: Self::B, plane: Self::B, mask: u8) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask.cast_signed());
+            let merge = |base, plane| {
+                let plane = _mm256_srl_epi16(
+                    _mm256_sll_epi16(plane, _mm_cvtsi32_si128(LEFT as i32)),
+                    _mm_cvtsi32_si128(RIGHT as i32),
+                );
+                _mm256_or_si256(base, _mm256_and_si256(plane, mask))
+            };
+            [merge(base[0], plane[0]), merge(base[1], plane[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const STEPS: usize>(bits: Bits, w: [Self::B; STEPS], x: *const i8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x: [__m256i; STEPS] =
+                std::array::from_fn(|step| _mm256_set1_epi32(x.cast::<i32>().add(step).read_unaligned()));
+            [0, 1].map(|half| {
+                let w = w.map(|w| w[half]);
+                _mm256_cvtepi32_ps(match bits {
+                    Bits::U8 => dot_bytes(w, x),
+                    bits => dot_short(bits, w, x),
+                })
+            })
+        }
+    }
+}
+
+/// Sums pairs of products in 16 bits for as many steps as cannot overflow, then widens.
+#[inline(always)]
+unsafe fn dot_short<const STEPS: usize>(bits: Bits, w: [__m256i; STEPS], x: [__m256i; STEPS]) -> __m256i {
+    // 2 · 127 · (2^bits - 1) · steps < 2^15
+    let steps = match bits {
+        Bits::U4 => 8,
+        Bits::U5 => 4,
+        Bits::U6 => 2,
+        Bits::U8 => unreachable!("one product of bytes can overflow"),
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sum = _mm256_setzero_si256();
+        for from in (0..STEPS).step_by(steps) {
+            let mut short = _mm256_maddubs_epi16(w[from], x[from]);
+            for step in from + 1..STEPS.min(from + steps) {
+                short = _mm256_add_epi16(short, _mm256_maddubs_epi16(w[step], x[step]));
+            }
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
+        }
+        sum
+    }
+}
+
+/// Unsigned bytes as `16 * high + low` nibbles.
+#[inline(always)]
+unsafe fn dot_bytes<const STEPS: usize>(w: [__m256i; STEPS], x: [__m256i; STEPS]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mask = _mm256_set1_epi8(15);
+        let low = w.map(|w| _mm256_and_si256(w, mask));
+        let high = w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask));
+        let (low, high) = (dot_short(Bits::U4, low, x), dot_short(Bits::U4, high, x));
+        _mm256_add_epi32(_mm256_slli_epi32::<4>(high), low)
+    }
+}
