@@ -13,16 +13,20 @@
 //!     match plan(now, batch, events) {
 //!         Step(_) => tickets.push_back(executor.submit(batch)),     refused: reject(batch, events)
 //!         Idle    => wait for a request
-//!         Blocked => complete(executor.collect(tickets.pop_front()), now, events)
+//!         Blocked => complete(executor.collect(tickets.pop_front()), events)
 //!     }
 //! }
 //! ```
 
+mod blocks;
 mod config;
 mod event;
 mod load;
 mod request;
 mod scheduler;
+mod sequence;
+mod slab;
+mod speed;
 mod time;
 
 pub use config::{LPM_PATIENCE, LPM_WINDOW, SchedulePolicy, SchedulerConfig, UnknownPolicy};

@@ -1,0 +1,204 @@
+use messages::block::BlockHash;
+
+use super::{Scheduler, residence::Start};
+use crate::{
+    EndReason, Event, LPM_PATIENCE, LPM_WINDOW, Micros, SchedulePolicy,
+    sequence::{Run, Sequence},
+    slab::Key,
+};
+
+/// Output tokens for which room is kept beside each running sequence before another one enters, so that entering
+/// does not lead to preemption at once.
+const HEADROOM_TOKENS: u32 = 32;
+
+/// What the running sequences leave to those that wait.
+#[derive(Debug, Default)]
+struct Room {
+    /// Prompt tokens that the step can still take up.
+    prefill_tokens: u32,
+    /// Blocks that running sequences will soon need.
+    reserved_blocks: u32,
+    /// Blocks of prompts that are being computed, with the priority of who does it: waiting for one is cheaper than
+    /// computing it a second time.
+    computing: Vec<(BlockHash, i32)>,
+}
+
+enum Verdict {
+    Entered,
+    /// Its turn comes later; those behind it may go first.
+    Held,
+    /// It must be the next to enter.
+    NoRoom,
+}
+
+impl Scheduler {
+    /// Lets waiting sequences enter the batch as far as slots, blocks and the step's token budget go.
+    pub(super) fn admit_waiting(&mut self, now: Micros, events: &mut Vec<Event>) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut room = self.room();
+        let mut candidates = std::mem::take(&mut self.scratch.sequences);
+        candidates.clear();
+        candidates.extend(self.waiting.values().take(LPM_WINDOW));
+        if self.config.schedule_policy == SchedulePolicy::Lpm && candidates.len() > 1 {
+            candidates.sort_by_cached_key(|&key| {
+                let rank = self.sequences[key].rank;
+                let waited_enough = self.sequences[key].waited(now) >= LPM_PATIENCE;
+                let matched = if waited_enough { u32::MAX } else { self.cached_blocks(key).0 };
+                (rank.priority, std::cmp::Reverse(matched), rank)
+            });
+        }
+        for &key in &candidates {
+            if room.prefill_tokens == 0 {
+                break;
+            }
+            match self.try_enter(key, &mut room, now, events) {
+                Verdict::Entered | Verdict::Held => {}
+                Verdict::NoRoom => break,
+            }
+        }
+        self.scratch.sequences = candidates;
+    }
+
+    fn room(&self) -> Room {
+        let mut room = Room::default();
+        let mut decodes = 0;
+        let mut backlog = 0_u32;
+        for &key in &self.running {
+            let sequence = &self.sequences[key];
+            let missing = self.missing(sequence);
+            decodes += u32::from(missing == 1);
+            backlog = backlog.saturating_add(if missing > 1 { missing } else { 0 });
+            room.reserved_blocks += self.growth(sequence);
+            room.computing.extend(self.computing(sequence));
+        }
+        room.prefill_tokens = self.prefill_budget(decodes).saturating_sub(backlog);
+        room
+    }
+
+    /// Blocks that a running sequence will need for its next tokens.
+    fn growth(&self, sequence: &Sequence) -> u32 {
+        let run = &self.runs[sequence.run];
+        let ahead = sequence.remaining_output(run).min(HEADROOM_TOKENS);
+        let held = sequence.running.as_ref().map_or(0, |residence| residence.pages.len() as u32);
+        self.limits.pages_for(sequence.known(run) + sequence.pending + ahead).saturating_sub(held)
+    }
+
+    /// The next block of its prompt that a running sequence will have computed.
+    fn computing(&self, sequence: &Sequence) -> Option<(BlockHash, i32)> {
+        let hash = self.runs[sequence.run].hashes.get(sequence.running.as_ref()?.inserted as usize)?;
+        Some((*hash, sequence.rank.priority.0))
+    }
+
+    fn try_enter(
+        &mut self,
+        key: Key<Sequence>,
+        room: &mut Room,
+        now: Micros,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
+        let sequence = &self.sequences[key];
+        if sequence.pending > 0 {
+            // Its last token is still on its way.
+            return Verdict::Held;
+        }
+        if sequence.target(&self.runs[sequence.run]) == 0 {
+            // Another choice took over the scores that it was here for.
+            self.end(key, EndReason::Length, events);
+            return Verdict::Held;
+        }
+        if !self.may_run_beside_others(key) {
+            return Verdict::NoRoom;
+        }
+        loop {
+            let Some((start, idle)) = self.start(key, room) else { return Verdict::Held };
+            let sequence = &self.sequences[key];
+            let target = sequence.target(&self.runs[sequence.run]);
+            // Idle blocks that it shares are available no more.
+            let needed = self.limits.pages_for(target) - start.shared + idle;
+            if !self.free_slots.is_empty() && needed + room.reserved_blocks <= self.blocks.available() {
+                self.enter(key, start, now, events);
+                let sequence = &self.sequences[key];
+                room.reserved_blocks += self.growth(sequence);
+                room.computing.extend(self.computing(sequence));
+                room.prefill_tokens = room.prefill_tokens.saturating_sub(self.missing(sequence));
+                return Verdict::Entered;
+            }
+            if !self.push_out_lower_priority(key) {
+                return Verdict::NoRoom;
+            }
+            *room = self.room();
+        }
+    }
+
+    /// Preempts the last of the running sequences if its priority is below that of a waiting one.
+    fn push_out_lower_priority(&mut self, waiting: Key<Sequence>) -> bool {
+        let Some(&last) = self.running.last() else { return false };
+        let lower = self.sequences[last].rank.priority > self.sequences[waiting].rank.priority;
+        if self.config.priority_preemption && lower {
+            self.preempt(last);
+        }
+        self.config.priority_preemption && lower
+    }
+
+    /// Requests that must run alone keep others out, and wait until others have left.
+    fn may_run_beside_others(&self, key: Key<Sequence>) -> bool {
+        let own = self.sequences[key].run;
+        let alone = self.runs[own].alone;
+        self.running.iter().map(|&other| self.sequences[other].run).all(|other| {
+            other == own || !(alone || self.runs[other].alone)
+        })
+    }
+
+    /// With what the sequence can start, and how many of the blocks are idle now. `None`: it should wait for a block
+    /// that is being computed.
+    fn start(&mut self, key: Key<Sequence>, room: &Room) -> Option<(Start, u32)> {
+        let (cached, idle) = self.cached_blocks(key);
+        let mut start = Start { shared: cached, computed: cached * self.limits.page_size, source: None };
+        let sequence = &self.sequences[key];
+        let run = &self.runs[sequence.run];
+        let shareable = shareable(sequence, run);
+        let common = run.prompt_len().min(sequence.target(run) - 1);
+        let forkable = common.min(shareable);
+        if forkable > start.computed {
+            for &other in &run.choices {
+                let Some(residence) = &self.sequences[other].running else { continue };
+                if residence.computed < common {
+                    return None;
+                }
+                // A fork that has not run yet has nothing to copy from.
+                if residence.fork.is_none() {
+                    let shared = forkable / self.limits.page_size;
+                    start = Start { shared, computed: forkable, source: Some(other) };
+                    return Some((start, 0));
+                }
+            }
+        }
+        let shareable_blocks = shareable / self.limits.page_size;
+        if let Some(next) = run.hashes.get(cached as usize).filter(|_| cached < shareable_blocks) {
+            let priority = sequence.rank.priority.0;
+            if room.computing.iter().any(|(block, of)| block == next && *of >= priority) {
+                return None;
+            }
+        }
+        Some((start, idle))
+    }
+
+    /// How many leading blocks of the sequence the cache holds, and how many of these are idle.
+    fn cached_blocks(&self, key: Key<Sequence>) -> (u32, u32) {
+        let sequence = &self.sequences[key];
+        let run = &self.runs[sequence.run];
+        let hashed = (run.hashes.len() + sequence.tail_hashes.len()) as u32;
+        let blocks = (shareable(sequence, run) / self.limits.page_size).min(hashed);
+        let found = (0..blocks).map_while(|index| self.blocks.find(sequence.hash(run, index)));
+        found.fold((0, 0), |(cached, idle), (_, is_idle)| (cached + 1, idle + u32::from(is_idle)))
+    }
+}
+
+/// Leading tokens whose KV may come from elsewhere: not the last one, since its logits are wanted, and none that
+/// precedes a token to be scored.
+fn shareable(sequence: &Sequence, run: &Run) -> u32 {
+    let before_last = sequence.target(run) - 1;
+    if run.is_scoring() { before_last.min(run.score_next - 1) } else { before_last }
+}

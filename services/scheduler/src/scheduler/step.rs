@@ -1,0 +1,160 @@
+use models::{Batch, OpenSlot, PageCopy, Score, SequenceStep, StepId};
+
+use super::{Flight, Planned, Row, Scheduler};
+use crate::{Event, Micros, sequence::Sequence, slab::Key};
+
+impl Scheduler {
+    /// Fills `batch` with the next step, reusing its buffers. `events` reports starts, and ends by cancel or deadline.
+    ///
+    /// Every sequence that decodes has its token in every step; prompts share what the budget leaves, in order of
+    /// rank.
+    pub fn plan(&mut self, now: Micros, batch: &mut Batch, events: &mut Vec<Event>) -> Planned {
+        self.end_overdue(now, events);
+        if self.in_flight.len() == self.limits.depth {
+            return Planned::Blocked;
+        }
+        self.admit_waiting(now, events);
+        batch.closes.clear();
+        batch.copies.clear();
+        batch.opens.clear();
+        batch.sequences.clear();
+        batch.tokens.clear();
+        batch.pages.clear();
+        let mut flight = self.scratch.flights.pop().unwrap_or_default();
+        self.add_decodes(batch, &mut flight);
+        self.add_prefills(batch, &mut flight);
+        if flight.rows.is_empty() {
+            self.scratch.flights.push(flight);
+            return if self.in_flight.is_empty() { Planned::Idle } else { Planned::Blocked };
+        }
+        self.step = StepId(self.step.0 + 1);
+        batch.step = self.step;
+        batch.closes.append(&mut self.closing);
+        let bound = self.speed.bound(flight.work);
+        self.in_flight.push_back(flight);
+        Planned::Step { bound }
+    }
+
+    /// Tokens of a running sequence that no step has taken up: 1 if it decodes, 0 if steps in flight will end it.
+    pub(super) fn missing(&self, sequence: &Sequence) -> u32 {
+        let computed = sequence.running.as_ref().map_or(0, |residence| residence.computed);
+        sequence.target(&self.runs[sequence.run]).saturating_sub(computed)
+    }
+
+    /// Prompt tokens that a step may carry beside `decodes` sequences that decode.
+    pub(super) fn prefill_budget(&self, decodes: u32) -> u32 {
+        let in_time = self.speed.prefill_budget(decodes, self.config.step_target);
+        in_time.min(self.config.max_prefill_tokens.max(1)).min(self.limits.step_tokens.saturating_sub(decodes))
+    }
+
+    fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {
+        let mut at = 0;
+        // Preemption only ever takes from behind `at`.
+        while let Some(&key) = self.running.get(at) {
+            if self.missing(&self.sequences[key]) == 1 && self.reserve_block(key) {
+                self.add_row(key, 1, batch, flight);
+                flight.work.decodes += 1;
+            }
+            at += 1;
+        }
+    }
+
+    /// Sees to it that the sequence has a block for its next token, by preemption of the last in rank if need be.
+    /// False if that was the sequence itself.
+    fn reserve_block(&mut self, key: Key<Sequence>) -> bool {
+        loop {
+            let Some(residence) = &mut self.sequences[key].running else { return false };
+            if residence.pages.len() as u32 >= self.limits.pages_for(residence.computed + 1) {
+                return true;
+            }
+            match (self.blocks.allocate(), self.running.last()) {
+                (Some(page), _) => residence.pages.push(page),
+                (None, Some(&last)) => self.preempt(last),
+                (None, None) => return false,
+            }
+        }
+    }
+
+    fn add_prefills(&mut self, batch: &mut Batch, flight: &mut Flight) {
+        let mut budget = self.prefill_budget(flight.work.decodes);
+        for at in 0..self.running.len() {
+            let key = self.running[at];
+            let sequence = &self.sequences[key];
+            let missing = self.missing(sequence);
+            if missing <= 1 {
+                continue;
+            }
+            let mut chunk = missing.min(self.config.chunked_prefill_size.max(1)).min(budget);
+            let run = &self.runs[sequence.run];
+            if run.is_scoring() {
+                // What is scored is the prompt: no chunk goes on into the output.
+                let computed = sequence.target(run) - missing;
+                chunk = chunk.min(run.prompt_len() - computed);
+            }
+            if chunk == 0 {
+                break;
+            }
+            self.add_row(key, chunk, batch, flight);
+            flight.work.prefill_tokens += chunk;
+            budget -= chunk;
+        }
+    }
+
+    /// Adds the next `count` tokens of a sequence to the step.
+    fn add_row(&mut self, key: Key<Sequence>, count: u32, batch: &mut Batch, flight: &mut Flight) {
+        let sequence = &mut self.sequences[key];
+        let run = &mut self.runs[sequence.run];
+        let prompt = run.prompt_len();
+        let unplanned_output = sequence.remaining_output(run);
+        let length = sequence.known(run) + sequence.pending;
+        let Some(residence) = &mut sequence.running else { return };
+        let (start, end) = (residence.computed, residence.computed + count);
+        residence.computed = end;
+        let pages = batch.pages.len() as u32;
+        batch.pages.extend(residence.pages[..self.limits.pages_for(end) as usize].iter().map(|page| page.0));
+        let slot = residence.slot;
+        let open = !std::mem::replace(&mut residence.opened, true);
+        if let Some(fork) = residence.fork.take() {
+            let to = residence.pages[fork.to_block as usize].0;
+            batch.copies.push(PageCopy { from: fork.from.0, to });
+            // The copy precedes all that this step or a later one may write to the page.
+            self.blocks.release(fork.from);
+        }
+        if open {
+            let needs_prompt = run.params.repetition_penalty != 1.0;
+            batch.opens.push(OpenSlot {
+                slot,
+                params: run.params.clone(),
+                choice: sequence.choice,
+                prompt: if needs_prompt { run.prompt.to_vec() } else { Vec::new() },
+                output: sequence.output.clone(),
+            });
+        }
+        // Token `i` is scored by the input before it.
+        let (first, last) = (run.score_next.max(start + 1), end.min(prompt - 1));
+        let score = (first <= last).then_some(first);
+        if score.is_some() {
+            run.score_next = last + 1;
+        }
+        let sample = end == length && unplanned_output > 0;
+        let tokens = batch.tokens.len() as u32;
+        sequence.copy_tokens(run, start, end, &mut batch.tokens);
+        batch.sequences.push(SequenceStep {
+            slot,
+            tokens: tokens..batch.tokens.len() as u32,
+            start,
+            pages: pages..batch.pages.len() as u32,
+            sample,
+            score: score.map(|first| Score { from: first - 1 - start, next: run.prompt.get(end as usize).copied() }),
+        });
+        sequence.pending += u32::from(sample);
+        flight.rows.push(Row {
+            run: sequence.run,
+            sequence: key,
+            residence: sequence.residence,
+            end,
+            sample,
+            score,
+        });
+    }
+}

@@ -1,0 +1,147 @@
+use std::time::Duration;
+
+/// Prompt tokens of a step while nothing has been measured.
+const FIRST_CHUNK: u32 = 256;
+/// A step that computes prompts takes at least this many of their tokens, however slow the device: prefill goes on.
+const LEAST_CHUNK: u32 = 16;
+/// Share of the target that is planned for; the rest absorbs what the estimate does not see.
+const PLANNED_SHARE: f64 = 0.8;
+/// What remains of an old measurement with each new one.
+const MEMORY: f64 = 0.7;
+/// How much longer than expected a step may take before it counts as hung, and never less than the floor.
+const HUNG_FACTOR: f64 = 4.0;
+const HUNG_FLOOR: Duration = Duration::from_secs(1);
+/// Allowed to a step of a kind that was never measured: kernels may still be compiled or weights paged in.
+const UNMEASURED_BOUND: Duration = Duration::from_secs(30);
+
+/// Learns from finished steps how long a step will take: a time per decoded sequence plus a time per prompt token.
+///
+/// Each rate is a quotient of fading sums, so that large steps count for more than small ones, whose fixed costs
+/// would make the device look slow.
+#[derive(Debug, Default)]
+pub(crate) struct Speed {
+    decode: Rate,
+    prefill: Rate,
+    step: Rate,
+}
+
+#[derive(Debug, Default)]
+struct Rate {
+    seconds: f64,
+    units: f64,
+}
+
+/// What a step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Work {
+    /// Sequences with a single token.
+    pub decodes: u32,
+    /// Tokens of all other sequences.
+    pub prefill_tokens: u32,
+}
+
+impl Rate {
+    fn add(&mut self, seconds: f64, units: u32) {
+        self.seconds = self.seconds * MEMORY + seconds;
+        self.units = self.units * MEMORY + f64::from(units);
+    }
+
+    /// Seconds per unit.
+    fn get(&self) -> Option<f64> {
+        (self.units > 0.0).then(|| self.seconds / self.units)
+    }
+}
+
+impl Speed {
+    pub fn observe(&mut self, work: Work, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        self.step.add(seconds, 1);
+        if work.prefill_tokens == 0 {
+            self.decode.add(seconds, work.decodes);
+        } else {
+            let decoding = f64::from(work.decodes) * self.decode.get().unwrap_or(0.0);
+            self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
+        }
+    }
+
+    /// Prompt tokens that fit into a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].
+    pub fn prefill_budget(&self, decodes: u32, target: Duration) -> u32 {
+        if target.is_zero() {
+            return u32::MAX;
+        }
+        let Some(per_token) = self.prefill.get() else { return FIRST_CHUNK };
+        let decoding = f64::from(decodes) * self.decode.get().unwrap_or(0.0);
+        let left = (target.as_secs_f64() * PLANNED_SHARE - decoding).max(0.0);
+        // Saturates: an immeasurably fast device has no bound.
+        ((left / per_token.max(f64::MIN_POSITIVE)) as u32).max(LEAST_CHUNK)
+    }
+
+    /// How long a step may take before it counts as hung.
+    pub fn bound(&self, work: Work) -> Duration {
+        let expected = [(work.decodes, &self.decode), (work.prefill_tokens, &self.prefill)]
+            .into_iter()
+            .filter(|(units, _)| *units > 0)
+            .map(|(units, rate)| rate.get().map(|seconds| seconds * f64::from(units)))
+            .sum::<Option<f64>>();
+        match expected {
+            Some(seconds) => Duration::from_secs_f64(seconds * HUNG_FACTOR).max(HUNG_FLOOR),
+            None => UNMEASURED_BOUND,
+        }
+    }
+
+    pub fn step_time(&self) -> Duration {
+        Duration::from_secs_f64(self.step.get().unwrap_or(0.0))
+    }
+
+    pub fn prefill_token_time(&self) -> Duration {
+        Duration::from_secs_f64(self.prefill.get().unwrap_or(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: Duration = Duration::from_millis(250);
+
+    /// Milliseconds of a step on a made-up device.
+    fn device(work: Work) -> Duration {
+        Duration::from_micros(5_000 + u64::from(work.decodes) * 500 + u64::from(work.prefill_tokens) * 800)
+    }
+
+    #[test]
+    fn chunks_grow_to_the_target_and_stay_within() {
+        let mut speed = Speed::default();
+        let mut largest = Duration::ZERO;
+        for step in 0..60 {
+            let decodes = step % 40;
+            let prefill_tokens = speed.prefill_budget(decodes, TARGET);
+            for work in [Work { decodes, prefill_tokens }, Work { decodes, prefill_tokens: 0 }] {
+                speed.observe(work, device(work));
+                largest = largest.max(device(work));
+            }
+        }
+        assert!(largest <= TARGET, "{largest:?}");
+        let settled = Work { decodes: 0, prefill_tokens: speed.prefill_budget(0, TARGET) };
+        assert!(device(settled) > TARGET / 2, "{settled:?}");
+    }
+
+    #[test]
+    fn a_hopelessly_slow_device_still_gets_prompts() {
+        let mut speed = Speed::default();
+        speed.observe(Work { decodes: 8, prefill_tokens: 0 }, Duration::from_secs(4));
+        speed.observe(Work { decodes: 8, prefill_tokens: 256 }, Duration::from_secs(9));
+        assert_eq!(speed.prefill_budget(8, TARGET), LEAST_CHUNK);
+    }
+
+    #[test]
+    fn bounds_are_wide_until_measured() {
+        let mut speed = Speed::default();
+        let work = Work { decodes: 1, prefill_tokens: 0 };
+        assert_eq!(speed.bound(work), UNMEASURED_BOUND);
+        speed.observe(work, Duration::from_millis(10));
+        assert_eq!(speed.bound(work), HUNG_FLOOR);
+        assert_eq!(speed.bound(Work { prefill_tokens: 5, ..work }), UNMEASURED_BOUND);
+        assert_eq!(speed.bound(Work { decodes: 100, ..work }), Duration::from_secs(4));
+    }
+}
