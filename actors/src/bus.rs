@@ -184,6 +184,14 @@ impl Bus {
         self.cut_off().is_none() && post(&self.inner.frames, subject, HeaderMap::new(), body)
     }
 
+    /// Listens to a subject (or a pattern of them) on the requests connection.
+    ///
+    /// # Errors
+    /// If the subscription cannot be made.
+    pub async fn listen(&self, subject: String) -> Result<async_nats::Subscriber, BusError> {
+        self.inner.requests.subscribe(subject).await.map_err(|error| BusError::Subscribe(error.to_string()))
+    }
+
     /// Answers a request.
     pub fn reply(&self, subject: String, body: Bytes) {
         if !post(&self.inner.requests, subject, HeaderMap::new(), body) {

@@ -54,9 +54,9 @@ pub async fn serve<S: Service>(context: &Context, service: Arc<S>) -> Result<(),
     let queue = me.pool.to_string();
     let from_pool =
         bus.requests().queue_subscribe(pool, queue).await.map_err(|e| BusError::Subscribe(e.to_string()))?;
-    let own = subscribe(bus, subject::instance_requests(ns, me.role, &me.pool, &me.instance)).await?;
-    let control = subscribe(bus, subject::instance_control(ns, me.role, &me.pool, &me.instance)).await?;
-    let pool_control = subscribe(bus, subject::pool_control(ns, me.role, &me.pool)).await?;
+    let own = bus.listen(subject::instance_requests(ns, me.role, &me.pool, &me.instance)).await?;
+    let control = bus.listen(subject::instance_control(ns, me.role, &me.pool, &me.instance)).await?;
+    let pool_control = bus.listen(subject::pool_control(ns, me.role, &me.pool)).await?;
 
     let draining = context.life.draining_token();
     tokio::spawn(requests(bus.clone(), from_pool, service.clone(), Some(draining)));
@@ -65,10 +65,6 @@ pub async fn serve<S: Service>(context: &Context, service: Arc<S>) -> Result<(),
         tokio::spawn(controls(context.clone(), lane, service.clone()));
     }
     Ok(())
-}
-
-async fn subscribe(bus: &Bus, subject: String) -> Result<Subscriber, BusError> {
-    bus.requests().subscribe(subject).await.map_err(|error| BusError::Subscribe(error.to_string()))
 }
 
 async fn requests<S: Service>(

@@ -34,9 +34,9 @@ pub fn load(ns: &Namespace, pool: &Pool, instance: &InstanceId) -> String {
     format!("{ns}.{VERSION}.ev.load.{pool}.{instance}")
 }
 
-/// Load reports of all engines of a pool.
-pub fn pool_load(ns: &Namespace, pool: &Pool) -> String {
-    format!("{ns}.{VERSION}.ev.load.{pool}.*")
+/// Load reports of all engines.
+pub fn all_loads(ns: &Namespace) -> String {
+    format!("{ns}.{VERSION}.ev.load.*.*")
 }
 
 /// Everything of a namespace.

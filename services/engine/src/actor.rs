@@ -1,0 +1,336 @@
+//! The engine on the bus: takes submissions and control messages in, sends what the device reports.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actors::{
+    Context,
+    frames::{HEARTBEAT, Outbox},
+    lane::{Responder, Service},
+    tombstones::Tombstones,
+};
+use messages::{
+    Envelope, Fault, FaultCode, InstanceId, Role, RunId,
+    block::{CacheScope, ClusterKey},
+    control::{Attached, Cancel, Control, Pong},
+    frame::{Body, Frame, TextDelta, TokenDelta},
+    lease::State,
+    submit::{Custody, Submit},
+};
+use models::{Logprobs, SamplingParams};
+use parking_lot::Mutex;
+use scheduler::{Choice, Micros, Refusal, Request, RunKey};
+use tokio::sync::mpsc;
+
+use crate::{
+    device::{Command, Device, Report},
+    runs::{Addressed, RunLog, Runs},
+};
+
+/// An engine that has been cut off from the bus this long ends its runs: others have taken them over.
+pub const FENCE_AFTER: Duration = Duration::from_secs(10);
+/// When a refused client may try again.
+const RETRY_AFTER_MS: u32 = 1000;
+
+pub struct EngineActor {
+    context: Context,
+    device: Device,
+    revision: String,
+    key: ClusterKey,
+    runs: Mutex<Runs>,
+    outbox: Outbox<TokenDelta>,
+    /// Copies of acceptances go straight to ingress.
+    copies: Outbox<TextDelta>,
+    tombstones: Tombstones,
+}
+
+impl EngineActor {
+    pub fn new(context: Context, device: Device, revision: String, key: ClusterKey) -> Arc<Self> {
+        let outbox = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
+        let copies = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
+        let (runs, tombstones) = (Mutex::default(), Tombstones::default());
+        Arc::new(Self { context, device, revision, key, runs, outbox, copies, tombstones })
+    }
+
+    /// Sends what the device reports, for as long as it does.
+    pub async fn publish(self: Arc<Self>, mut reports: mpsc::Receiver<Report>) {
+        let mut frames: Vec<Addressed> = Vec::new();
+        while let Some(report) = reports.recv().await {
+            let mut runs = self.runs.lock();
+            let sampled_us = match report {
+                Report::Step { events, sampled_us } => {
+                    runs.step(events, &mut frames);
+                    sampled_us
+                }
+                Report::Refused { run, why } => {
+                    frames.extend(runs.refuse(RunId(run.0), refusal(&why)));
+                    0
+                }
+            };
+            for (inbox, frame) in frames.drain(..) {
+                self.outbox.push(&inbox, frame);
+            }
+            self.outbox.flush(sampled_us, None);
+        }
+    }
+
+    /// Keeps the slow duties: heartbeats, load reports, log expiry, fencing, runs of dead ingresses.
+    pub async fn keep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(HEARTBEAT);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut departures = self.context.directory.departures();
+        let mut report = 0;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    report += 1;
+                    self.beat(report);
+                }
+                Ok(lease) = departures.recv() => if lease.role == Role::Ingress {
+                    self.end_runs_of(&lease.instance);
+                },
+            }
+        }
+    }
+
+    fn beat(&self, number: u64) {
+        let now = Instant::now();
+        let pulse = self.device.clock.pulse();
+        if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
+            self.fence();
+            return;
+        }
+        let alive = {
+            let mut runs = self.runs.lock();
+            runs.forget_old(now);
+            now.checked_sub(HEARTBEAT).map(|since| runs.silent(since)).unwrap_or_default()
+        };
+        self.outbox.beat(alive, Some(pulse));
+        let load = self.load(number);
+        metrics::gauge!("stator_engine_running").set(f64::from(load.running));
+        metrics::gauge!("stator_engine_queued").set(f64::from(load.queued));
+        metrics::gauge!("stator_engine_kv_blocks_used").set(f64::from(load.blocks_used));
+        metrics::gauge!("stator_engine_kv_blocks_cached").set(f64::from(load.blocks_cached));
+        metrics::gauge!("stator_engine_kv_blocks_total").set(f64::from(load.blocks_total));
+        metrics::gauge!("stator_engine_runs_live").set(self.runs.lock().live() as f64);
+        let me = &self.context.me;
+        let subject = messages::subject::load(self.context.bus.namespace(), &me.pool, &me.instance);
+        let _ = self.context.bus.tell(subject, None, &load);
+    }
+
+    fn load(&self, number: u64) -> messages::load::Load {
+        let load = self.device.load();
+        let narrow = |micros: u128| u32::try_from(micros).unwrap_or(u32::MAX);
+        messages::load::Load {
+            instance: self.context.me.instance.clone(),
+            number,
+            running: load.running,
+            queued: load.queued,
+            max_running: load.max_running,
+            max_queued: load.max_queued,
+            blocks_used: load.blocks_used,
+            blocks_cached: load.blocks_cached,
+            blocks_total: load.blocks_total,
+            pending_prefill_tokens: u32::try_from(load.pending_prefill_tokens).unwrap_or(u32::MAX),
+            step_us: narrow(load.step_time.as_micros()),
+            prefill_token_ns: narrow(load.prefill_token_time.as_nanos()),
+            seen: Vec::new(),
+        }
+    }
+
+    /// Cut off for long: whoever waited has gone on elsewhere, so nothing of these runs may be said again.
+    fn fence(&self) {
+        let live = self.live_runs();
+        if !live.is_empty() {
+            tracing::warn!(runs = live.len(), "cut off from the bus, runs are ended");
+            live.iter().for_each(|run| self.cancel_run(*run, None));
+        }
+        self.runs.lock().fence();
+    }
+
+    fn live_runs(&self) -> Vec<RunId> {
+        self.runs.lock().live_runs()
+    }
+
+    fn end_runs_of(&self, ingress: &InstanceId) {
+        let runs = self.runs.lock().of_ingress(ingress);
+        if !runs.is_empty() {
+            tracing::info!(%ingress, runs = runs.len(), "ingress is gone, its runs are cancelled");
+        }
+        runs.into_iter().for_each(|run| self.cancel_run(run, None));
+    }
+
+    fn cancel_run(&self, run: RunId, choice: Option<u32>) {
+        metrics::counter!("stator_engine_cancels_total").increment(1);
+        if self.device.command(Command::Cancel { run: RunKey(run.0), choice }).is_err() {
+            // The intake is drained at every step boundary: by then there is room.
+            let device = self.device.clone();
+            tokio::spawn(async move {
+                while device.command(Command::Cancel { run: RunKey(run.0), choice }).is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        }
+    }
+
+    fn cancel(&self, cancel: &Cancel) {
+        let runs = self.runs.lock().meant_by(cancel);
+        self.tombstones.bury(cancel);
+        runs.into_iter().for_each(|run| self.cancel_run(run, cancel.choice));
+    }
+
+    /// Takes a submission in, or says why not.
+    fn admit(&self, envelope: &Envelope, submit: Submit) -> Result<(), Fault> {
+        let run = submit.run.ok_or_else(|| Fault::invalid("run", "a submission to an engine names its run"))?;
+        if self.context.life.is_draining() {
+            return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
+        }
+        if self.tombstones.meets(envelope.request, envelope.attempt, Some(run)) {
+            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+        }
+        let load = self.device.load();
+        if load.queued >= load.max_queued {
+            let text = format!("{} requests are queued, the limit is {}", load.queued, load.max_queued);
+            return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
+        }
+        let log = RunLog::new(envelope.request, envelope.attempt, run, &submit);
+        let request = self.request(envelope, run, &submit);
+        // Under the lock, so that no report of this run comes before its log.
+        let mut runs = self.runs.lock();
+        self.device.command(Command::Admit(Box::new(request))).map_err(|_| {
+            Fault::new(FaultCode::Overloaded, "the engine's intake is full").retry_after(RETRY_AFTER_MS)
+        })?;
+        runs.insert(log);
+        Ok(())
+    }
+
+    fn request(&self, envelope: &Envelope, run: RunId, submit: &Submit) -> Request {
+        let scope =
+            CacheScope { revision: &self.revision, adapter: None, salt: submit.cache_salt.as_deref() };
+        let sampling = &submit.sampling;
+        let params = SamplingParams {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repetition_penalty: sampling.repetition_penalty,
+            logit_bias: sampling.logit_bias.clone(),
+            min_tokens: sampling.min_tokens,
+            stop_ids: sampling.stop_ids.clone(),
+            seed: sampling.seed,
+            logprobs: sampling.logprobs.map_or(Logprobs::Off, Logprobs::Top),
+        };
+        let choices =
+            submit.choices.iter().map(|choice| Choice { index: choice.index, output: choice.output.to_vec() });
+        Request {
+            run: RunKey(run.0),
+            prompt: submit.prompt.iter().collect(),
+            choices: choices.collect(),
+            params,
+            max_tokens: submit.max_tokens,
+            priority: submit.priority,
+            // Time left; the device thread makes it a moment of its own clock.
+            deadline: envelope.deadline_ms.map(|ms| Micros(ms.saturating_mul(1000))),
+            root: self.key.root(&scope),
+            score_prompt_from: submit.score_prompt_from,
+            arrived: Micros(0),
+            alone: submit.alone,
+        }
+    }
+
+    /// Tells ingress and tokenizer that this engine holds the run.
+    fn announce(&self, envelope: &Envelope, run: RunId, ingress: &InstanceId, tokenizer: &InstanceId) {
+        let me = &self.context.me;
+        let (request, attempt) = (envelope.request, envelope.attempt);
+        let accepted = || Body::Accepted { instance: me.instance.clone(), role: me.role };
+        self.copies.push(ingress, Frame { request, attempt, run: Some(run), body: accepted() });
+        self.copies.flush(0, None);
+        let body = Body::Accepted { instance: me.instance.clone(), role: me.role };
+        self.outbox.push(tokenizer, Frame { request, attempt, run: Some(run), body });
+        self.outbox.flush(0, None);
+    }
+
+    /// Whether any run is live.
+    pub fn is_idle(&self) -> bool {
+        self.runs.lock().live() == 0
+    }
+
+    /// Hands all live runs back: their holders go on elsewhere.
+    pub fn hand_back(&self) {
+        let frames: Vec<Addressed> = {
+            let mut runs = self.runs.lock();
+            let live = runs.live_runs();
+            let fault = || Fault::new(FaultCode::Draining, "the engine went away");
+            live.iter().filter_map(|run| runs.refuse(*run, fault())).collect()
+        };
+        for (inbox, frame) in frames {
+            self.outbox.push(&inbox, frame);
+        }
+        self.outbox.flush(0, None);
+    }
+
+    fn state(&self) -> State {
+        if self.context.life.is_draining() { State::Draining } else { State::Ready }
+    }
+}
+
+impl Service for EngineActor {
+    type Body = Submit;
+
+    fn receive(&self, envelope: Envelope, submit: Submit, reply: Responder) {
+        let (run, ingress, tokenizer) = (submit.run, submit.ingress.clone(), submit.tokenizer.clone());
+        let prompt_tokens = submit.prompt.len();
+        match self.admit(&envelope, submit) {
+            Ok(()) => {
+                tracing::debug!(request = %envelope.request, label = envelope.label, prompt_tokens, "accepted");
+                reply.send(&Custody::Accepted { instance: self.context.me.instance.clone() });
+                if let Some(run) = run {
+                    self.announce(&envelope, run, &ingress, &tokenizer);
+                }
+            }
+            Err(fault) => {
+                metrics::counter!("stator_engine_refusals_total").increment(1);
+                tracing::debug!(request = %envelope.request, %fault, "refused");
+                reply.send(&Custody::Refused(fault));
+            }
+        }
+    }
+
+    fn control(&self, control: Control, reply: Responder) {
+        match control {
+            Control::Cancel(cancel) => self.cancel(&cancel),
+            Control::Attach(attach) => {
+                let mut runs = self.runs.lock();
+                let frames = runs.attach(&attach);
+                reply.send(&Attached { known: frames.is_some() });
+                metrics::counter!("stator_engine_attaches_total").increment(1);
+                for (inbox, frame) in frames.unwrap_or_default() {
+                    self.outbox.push(&inbox, frame);
+                }
+                self.outbox.flush(0, None);
+            }
+            Control::Ping { run, .. } => {
+                let knows_run = run.is_some_and(|run| self.runs.lock().knows(run));
+                let instance = self.context.me.instance.clone();
+                reply.send(&Pong { instance, state: self.state(), pulse: self.device.clock.pulse(), knows_run });
+            }
+            Control::Drain { now } => self.context.life.drain(now),
+        }
+    }
+}
+
+fn refusal(why: &Refusal) -> Fault {
+    let text = why.to_string();
+    match why {
+        Refusal::QueueFull { .. } => Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS),
+        Refusal::NeverFits { .. } => Fault::new(FaultCode::NeverFits, text),
+        Refusal::TooLong { .. } => Fault::new(FaultCode::ContextLengthExceeded, text),
+        Refusal::EmptyPrompt | Refusal::UnknownToken { .. } => Fault::invalid("prompt", text),
+        Refusal::NoChoices | Refusal::DuplicateChoice(_) => Fault::invalid("n", text),
+        Refusal::DuplicateRun(_) => Fault::new(FaultCode::Internal, text),
+    }
+}

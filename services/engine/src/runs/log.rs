@@ -1,0 +1,179 @@
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use messages::{
+    TokenIds,
+    frame::{End, TokenLogprobs},
+    submit::Submit,
+};
+use models::TokenLogprob;
+
+/// What one run has put out.
+#[derive(Debug)]
+pub struct RunLog {
+    pub request: RequestId,
+    pub attempt: Attempt,
+    pub run: RunId,
+    /// Where frames go.
+    pub inbox: InstanceId,
+    pub ingress: InstanceId,
+    started: Option<(u32, u64)>,
+    scores: Vec<(u32, Vec<TokenLogprobs>)>,
+    choices: BTreeMap<u32, ChoiceLog>,
+    pub(super) fault: Option<Fault>,
+    terminal: Option<Body<TokenDelta>>,
+    /// When the terminal frame was made.
+    pub(super) ended: Option<Instant>,
+    pub(super) last_frame: Instant,
+    prompt_ids: TokenIds,
+}
+
+/// Output of one choice from `first` on; what lies before was given.
+#[derive(Debug)]
+struct ChoiceLog {
+    first: u32,
+    ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
+    end: Option<End>,
+}
+
+impl ChoiceLog {
+    fn reached(&self) -> u32 {
+        self.first + self.ids.len() as u32
+    }
+}
+
+impl RunLog {
+    pub fn new(request: RequestId, attempt: Attempt, run: RunId, submit: &Submit) -> Self {
+        let choice = |first| ChoiceLog { first, ids: Vec::new(), logprobs: Vec::new(), end: None };
+        Self {
+            request,
+            attempt,
+            run,
+            inbox: submit.tokenizer.clone(),
+            ingress: submit.ingress.clone(),
+            started: None,
+            scores: Vec::new(),
+            choices: submit.choices.iter().map(|c| (c.index, choice(c.output.len() as u32))).collect(),
+            fault: None,
+            terminal: None,
+            ended: None,
+            last_frame: Instant::now(),
+            prompt_ids: if submit.score_prompt_from.is_some() { submit.prompt.clone() } else { TokenIds::default() },
+        }
+    }
+
+    pub(super) fn started(&mut self, cached_tokens: u32, queue_time: Duration) -> Addressed {
+        let queued_us = u64::try_from(queue_time.as_micros()).unwrap_or(u64::MAX);
+        self.started = Some((cached_tokens, queued_us));
+        self.address(Body::Started { cached_tokens, queued_us })
+    }
+
+    pub(super) fn scored(&mut self, first: u32, scores: &[(f32, Vec<TokenLogprob>)]) -> Addressed {
+        let ids = self.prompt_ids.iter().skip(first as usize);
+        let tokens: Vec<TokenLogprobs> = ids
+            .zip(scores)
+            .map(|(id, (logprob, top))| TokenLogprobs { id, logprob: Some(*logprob), top: pairs(top) })
+            .collect();
+        self.scores.push((first, tokens.clone()));
+        self.address(Body::Prompt { first, tokens })
+    }
+
+    pub(super) fn token(
+        &mut self,
+        choice: u32,
+        position: u32,
+        token: u32,
+        logprob: Option<f32>,
+        top: &[TokenLogprob],
+        frames: &mut Vec<Addressed>,
+    ) {
+        let Some(log) = self.choices.get_mut(&choice) else { return };
+        debug_assert_eq!(position, log.reached(), "the scheduler puts tokens out in order");
+        log.ids.push(token);
+        let logprobs: Vec<TokenLogprobs> = logprob
+            .map(|logprob| TokenLogprobs { id: token, logprob: Some(logprob), top: pairs(top) })
+            .into_iter()
+            .collect();
+        log.logprobs.extend(logprobs.iter().cloned());
+        let ids = [token].as_slice().into();
+        let delta = TokenDelta { choice, at: position, ids, logprobs, end: None };
+        frames.push(self.address(Body::Delta(delta)));
+    }
+
+    /// Ends a choice; joins its last token's frame if that is the newest.
+    pub(super) fn end(&mut self, choice: u32, end: End, frames: &mut Vec<Addressed>) {
+        let Some(log) = self.choices.get_mut(&choice) else { return };
+        log.end = Some(end.clone());
+        let at = log.reached();
+        if let Some((_, Frame { run: Some(run), body: Body::Delta(last), .. })) = frames.last_mut()
+            && *run == self.run
+            && last.choice == choice
+        {
+            last.end = Some(end);
+            return;
+        }
+        let delta = TokenDelta { choice, at, ids: TokenIds::default(), logprobs: Vec::new(), end: Some(end) };
+        frames.push(self.address(Body::Delta(delta)));
+    }
+
+    /// The terminal frame.
+    pub(super) fn close(&mut self, usage: Usage) -> Addressed {
+        let body = match self.fault.take() {
+            Some(fault) => Body::Failed(fault),
+            None => Body::Closed { usage },
+        };
+        self.terminal = Some(body.clone());
+        self.ended = Some(Instant::now());
+        self.address(body)
+    }
+
+    /// Everything from these positions on; choices not named from their first token here.
+    pub(super) fn replay(&mut self, from: &[(u32, u32)]) -> Vec<Addressed> {
+        let mut bodies = Vec::new();
+        bodies.extend(self.started.map(|(cached_tokens, queued_us)| Body::Started { cached_tokens, queued_us }));
+        bodies.extend(self.scores.iter().map(|(first, tokens)| Body::Prompt { first: *first, tokens: tokens.clone() }));
+        for (choice, log) in &self.choices {
+            let wanted = from.iter().find(|(named, _)| named == choice).map_or(log.first, |(_, at)| *at);
+            let at = wanted.clamp(log.first, log.reached());
+            let skip = (at - log.first) as usize;
+            let logprobs = log.logprobs.get(skip..).unwrap_or_default().to_vec();
+            let (ids, end) = (log.ids[skip..].into(), log.end.clone());
+            bodies.push(Body::Delta(TokenDelta { choice: *choice, at, ids, logprobs, end }));
+        }
+        bodies.extend(self.terminal.clone());
+        bodies.into_iter().map(|body| self.address(body)).collect()
+    }
+
+    pub(super) fn alive(&self) -> Alive {
+        Alive {
+            request: self.request,
+            attempt: self.attempt,
+            run: Some(self.run),
+            reached: self.choices.iter().map(|(choice, log)| (*choice, log.reached())).collect(),
+            quiet_ms: 0,
+        }
+    }
+
+    fn address(&mut self, body: Body<TokenDelta>) -> Addressed {
+        self.last_frame = Instant::now();
+        (self.inbox.clone(), Frame { request: self.request, attempt: self.attempt, run: Some(self.run), body })
+    }
+}
+
+fn pairs(top: &[TokenLogprob]) -> Vec<(u32, f32)> {
+    top.iter().map(|t| (t.token, t.logprob)).collect()
+}
+
+/// How a choice that ended by itself is reported; `None` if it failed.
+pub(super) fn end_of(reason: EndReason) -> Option<End> {
+    match reason {
+        EndReason::Stop(token) => Some(End::StopToken(token)),
+        EndReason::Length => Some(End::Length),
+        EndReason::Cancelled => Some(End::Cancelled),
+        EndReason::DeadlineExceeded | EndReason::Failed => None,
+    }
+}

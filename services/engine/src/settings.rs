@@ -1,0 +1,69 @@
+use std::path::PathBuf;
+
+use messages::block::ClusterKey;
+use scheduler::{SchedulePolicy, SchedulerConfig};
+
+actors::settings! {
+    /// How an engine serves its model. Names are SGLang's where they mean the same.
+    pub struct EngineSettings, EngineFlags in "engine" {
+        /// Hugging Face folder or GGUF file.
+        optional model_path: PathBuf;
+        /// Name that clients ask for; default: that of the folder or file.
+        optional served_model_name: String;
+        /// What computes: auto, cpu, or sim (a timing model instead of arithmetic).
+        value device: String = "auto".to_owned();
+        /// Compute threads; 0 takes all cores.
+        value threads: usize = 0;
+        /// Tokens per KV block.
+        value page_size: u32 = 16;
+        /// Element type of the KV cache: f16, bf16 or f32.
+        value kv_cache_dtype: String = "f16".to_owned();
+        /// Tokens of KV; default: what the memory budget holds.
+        optional max_total_tokens: u32;
+        /// Memory for the KV cache in MiB, if max_total_tokens is not given.
+        value kv_cache_mib: u64 = 1024;
+        /// Sequences that run at once.
+        value max_running_requests: u32 = 64;
+        /// Requests that wait for their first step.
+        value max_queued_requests: u32 = 512;
+        /// Prompt tokens of one sequence in one step.
+        value chunked_prefill_size: u32 = 512;
+        /// Prompt tokens of all sequences in one step.
+        value max_prefill_tokens: u32 = 1024;
+        /// Order of waiting requests: fcfs or lpm (longest prefix match).
+        value schedule_policy: String = "fcfs".to_owned();
+        /// Longest sequence; default: what the model was made for.
+        optional context_length: u32;
+        /// Keep no prefix cache.
+        switch disable_radix_cache;
+        /// Sim: milliseconds of a step that only decodes.
+        value sim_step_ms: f64 = 6.0;
+        /// Sim: prompt tokens per second; 0 takes no time.
+        value sim_prefill_rate: f64 = 0.0;
+    }
+}
+
+impl EngineSettings {
+    /// The scheduler's share of the settings.
+    ///
+    /// # Errors
+    /// If the schedule policy is unknown.
+    pub fn scheduler(&self, key: ClusterKey) -> anyhow::Result<SchedulerConfig> {
+        let schedule_policy: SchedulePolicy = self.schedule_policy.parse()?;
+        Ok(SchedulerConfig {
+            max_running_requests: Some(self.max_running_requests),
+            max_queued_requests: self.max_queued_requests,
+            max_total_tokens: self.max_total_tokens,
+            chunked_prefill_size: self.chunked_prefill_size,
+            max_prefill_tokens: self.max_prefill_tokens,
+            schedule_policy,
+            radix_cache: !self.disable_radix_cache,
+            ..SchedulerConfig::new(key)
+        })
+    }
+
+    /// Tokens that one step may carry.
+    pub fn max_batch_tokens(&self) -> u32 {
+        self.max_prefill_tokens + self.max_running_requests
+    }
+}
