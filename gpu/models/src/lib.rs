@@ -5,6 +5,8 @@
 
 mod config;
 mod executor;
+#[doc(hidden)]
+pub mod fixtures;
 mod matrix;
 mod model;
 pub mod philox;
@@ -12,6 +14,7 @@ mod rope;
 pub mod sampler;
 mod sampling;
 mod spec;
+pub mod synthetic;
 mod weights;
 
 pub use executor::{

@@ -24,6 +24,8 @@ pub enum ModelError {
     Dtype { tensor: String, dtype: DType },
     #[error("this model has no weight {0:?}")]
     NoSuchWeight(WeightId),
+    #[error("cannot make up a checkpoint: {0}")]
+    Synthetic(String),
     #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: std::io::Error },
 }

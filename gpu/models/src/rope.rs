@@ -21,7 +21,9 @@ pub fn rope_frequencies(rope: &RopeSpec, sequence_len: u32) -> RopeTable {
     let mut attention_factor = 1.0;
     let inverse_frequencies = match &rope.scaling {
         RopeScaling::None => unscaled(),
-        RopeScaling::Linear { factor } => unscaled().into_iter().map(|frequency| frequency / factor).collect(),
+        RopeScaling::Linear { factor } => {
+            unscaled().into_iter().map(|frequency| frequency / factor).collect()
+        }
         RopeScaling::Factors { factors } => {
             unscaled().into_iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect()
         }
@@ -41,7 +43,8 @@ pub fn rope_frequencies(rope: &RopeSpec, sequence_len: u32) -> RopeTable {
                 } else if wavelength < context / high_freq_factor {
                     frequency
                 } else {
-                    let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth =
+                        (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
             };
@@ -64,12 +67,14 @@ fn powers(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
 
 /// Interpolates slow pairs by `factor`, leaves fast ones alone, with a linear ramp between.
 fn yarn(rope: &RopeSpec) -> Vec<f32> {
-    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = rope.scaling else {
+    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = rope.scaling
+    else {
         return Vec::new();
     };
     let dim = f64::from(rope.dim);
     let pair_with_turns = |turns: f32| {
-        dim * (f64::from(original_context) / (f64::from(turns) * TAU)).ln() / (2.0 * f64::from(rope.theta).ln())
+        dim * (f64::from(original_context) / (f64::from(turns) * TAU)).ln()
+            / (2.0 * f64::from(rope.theta).ln())
     };
     let (mut low, mut high) = (pair_with_turns(beta_fast), pair_with_turns(beta_slow));
     if truncate {

@@ -12,6 +12,7 @@ mod id;
 mod names;
 
 pub use id::{LayerWeight, WeightId};
+pub(crate) use names::safetensors as safetensors_name;
 
 /// The weights of one model, mapped from its files. Every weight that the spec calls for is there, in its shape and
 /// in a type that executors run; reading one copies nothing (but see [`Weights::get`]).
@@ -43,7 +44,11 @@ impl Weights {
         Self::locate(Files::Safetensors(Safetensors::open(path)?), spec, names::safetensors, false)
     }
 
-    pub(crate) fn open_gguf(file: Gguf, spec: &DecoderSpec, architecture: Architecture) -> Result<Self, ModelError> {
+    pub(crate) fn open_gguf(
+        file: Gguf,
+        spec: &DecoderSpec,
+        architecture: Architecture,
+    ) -> Result<Self, ModelError> {
         // Converters reorder query and key rows for this architecture only.
         let paired = architecture == Architecture::Llama;
         Self::locate(Files::Gguf(file), spec, names::gguf, paired)
@@ -86,14 +91,18 @@ impl Weights {
 
     /// Bytes of all weights as stored, a tied head counted once.
     pub fn bytes(&self) -> u64 {
-        let bytes = |found: &Found| self.files.tensor(&found.tensor).map_or(0, |tensor| tensor.data.len() as u64);
+        let bytes =
+            |found: &Found| self.files.tensor(&found.tensor).map_or(0, |tensor| tensor.data.len() as u64);
         self.found.values().map(bytes).sum()
     }
 
     /// Types in which the matrices are stored, each once.
     pub fn matrix_dtypes(&self) -> BTreeSet<DType> {
         let matrices = self.found.iter().filter(|(id, _)| !id.is_vector());
-        matrices.filter_map(|(_, found)| self.files.tensor(&found.tensor).ok()).map(|tensor| tensor.dtype).collect()
+        matrices
+            .filter_map(|(_, found)| self.files.tensor(&found.tensor).ok())
+            .map(|tensor| tensor.dtype)
+            .collect()
     }
 }
 

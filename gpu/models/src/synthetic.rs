@@ -1,0 +1,163 @@
+//! Random checkpoints, for tests, benchmarks and runs on machines that have no model.
+
+mod config;
+mod random;
+mod tokenizer;
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use formats::DType;
+use half::{bf16, f16};
+use serde_json::{Map, json};
+
+use crate::{DecoderSpec, LayerWeight, ModelError, RopeScaling, RopeSpec, WeightId, weights};
+
+/// Tokens of the byte-level tokenizer that [`write_toy`] and [`write_random_checkpoint`] put beside the weights.
+pub use tokenizer::VOCAB_SIZE as TOKENIZER_VOCAB_SIZE;
+
+const TOY_SEED: u64 = 1;
+
+/// Writes a Hugging Face folder of random weights: config.json, model.safetensors and, where the vocabulary has room
+/// for it, a byte-level tokenizer with a ChatML template. The same arguments give the same bytes.
+///
+/// Weights are scaled so that attention is sharp and logits are spread out, as in a trained model.
+///
+/// # Errors
+/// [`ModelError::Synthetic`] if no known architecture has this spec or `dtype` is not F32, F16 or BF16;
+/// [`ModelError::Write`] if writing fails.
+pub fn write_random_checkpoint(
+    dir: &Path,
+    spec: &DecoderSpec,
+    dtype: DType,
+    seed: u64,
+) -> Result<(), ModelError> {
+    let config = config::config_json(spec, dtype)?;
+    let failed = |source| ModelError::Write { path: dir.to_owned(), source };
+    fs::create_dir_all(dir).map_err(failed)?;
+    write_json(&dir.join("config.json"), &config).map_err(failed)?;
+    if spec.vocab_size >= tokenizer::VOCAB_SIZE {
+        for (name, content) in tokenizer::files() {
+            write_json(&dir.join(name), &content).map_err(failed)?;
+        }
+    }
+    write_weights(&dir.join("model.safetensors"), spec, dtype, seed).map_err(failed)
+}
+
+/// Writes a complete toy model, always the same, under 1 MB: two layers, grouped queries, a byte-level BPE
+/// tokenizer and a ChatML template. It answers with noise.
+///
+/// # Errors
+/// [`ModelError::Write`] if writing fails.
+pub fn write_toy(dir: &Path) -> Result<(), ModelError> {
+    write_random_checkpoint(dir, &toy_spec(), DType::F32, TOY_SEED)
+}
+
+/// What [`write_toy`] writes.
+pub fn toy_spec() -> DecoderSpec {
+    DecoderSpec {
+        vocab_size: tokenizer::VOCAB_SIZE,
+        hidden_size: 64,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        intermediate_size: 128,
+        norm_eps: 1e-5,
+        rope: RopeSpec { theta: 10_000.0, dim: 16, scaling: RopeScaling::None },
+        context_length: 4096,
+        qkv_bias: false,
+        qk_norm: false,
+        tied_embeddings: true,
+        sliding_window: None,
+    }
+}
+
+/// The spec of Qwen3-0.6B.
+pub fn qwen3_0_6b_spec() -> DecoderSpec {
+    DecoderSpec {
+        vocab_size: 151_936,
+        hidden_size: 1024,
+        layers: 28,
+        heads: 16,
+        kv_heads: 8,
+        head_dim: 128,
+        intermediate_size: 3072,
+        norm_eps: 1e-6,
+        rope: RopeSpec { theta: 1_000_000.0, dim: 128, scaling: RopeScaling::None },
+        context_length: 40_960,
+        qkv_bias: false,
+        qk_norm: true,
+        tied_embeddings: true,
+        sliding_window: None,
+    }
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> io::Result<()> {
+    fs::write(path, format!("{value:#}\n"))
+}
+
+fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io::Result<()> {
+    let mut header = Map::new();
+    let mut end = 0;
+    for id in WeightId::all(spec) {
+        let (rows, cols) = id.shape(spec);
+        let start = end;
+        end += rows * cols * dtype.block_bytes();
+        let shape = if id.is_vector() { json!([cols]) } else { json!([rows, cols]) };
+        let entry = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
+        header.insert(weights::safetensors_name(id), entry);
+    }
+    let mut header = serde_json::Value::from(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (index, id) in WeightId::all(spec).enumerate() {
+        let (rows, cols) = id.shape(spec);
+        let mut random = random::Uniform::new(seed, index as u64);
+        let law = law(id, spec);
+        for _ in 0..rows * cols {
+            let value = law.mean + law.deviation * random.next();
+            match dtype {
+                DType::F16 => file.write_all(&f16::from_f32(value).to_le_bytes())?,
+                DType::BF16 => file.write_all(&bf16::from_f32(value).to_le_bytes())?,
+                _ => file.write_all(&value.to_le_bytes())?,
+            }
+        }
+    }
+    file.flush()
+}
+
+struct Law {
+    mean: f32,
+    deviation: f32,
+}
+
+/// Attention scores get a standard deviation near 3, logits near 4.
+fn law(id: WeightId, spec: &DecoderSpec) -> Law {
+    const EMBEDDING: f32 = 0.05;
+    let around = |mean: f32| Law { mean, deviation: mean / 5.0 };
+    let width = (spec.hidden_size as f32).sqrt();
+    let cols = (id.shape(spec).1 as f32).sqrt();
+    match id {
+        WeightId::Embedding => Law { mean: 0.0, deviation: EMBEDDING },
+        WeightId::Head => Law { mean: 0.0, deviation: 4.0 / width },
+        WeightId::FinalNorm if spec.tied_embeddings => around(4.0 / (EMBEDDING * width)),
+        WeightId::FinalNorm => around(1.0),
+        WeightId::Layer(_, weight) => match weight {
+            LayerWeight::AttentionNorm | LayerWeight::MlpNorm => around(1.0),
+            LayerWeight::QNorm | LayerWeight::KNorm => around(1.7),
+            LayerWeight::QBias | LayerWeight::KBias | LayerWeight::VBias => Law { mean: 0.0, deviation: 0.7 },
+            LayerWeight::Q | LayerWeight::K => Law { mean: 0.0, deviation: 1.7 / cols },
+            _ => Law { mean: 0.0, deviation: 1.0 / cols },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;
