@@ -1,0 +1,217 @@
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{Child, NatsServer, eventually, free_port, http::Http};
+
+/// The roles of a cluster without a prefill pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    Ingress,
+    Tokenizer,
+    Router,
+    Decode,
+}
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Tokenizer => "tokenizer",
+            Self::Router => "router",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// How a cluster is made up.
+pub struct Plan {
+    pub model: PathBuf,
+    pub tokenizers: usize,
+    pub routers: usize,
+    pub decodes: usize,
+    /// Further flags by service.
+    pub flags: Vec<(Service, Vec<String>)>,
+}
+
+impl Plan {
+    /// One of each, the model of the path given.
+    pub fn of(model: &Path) -> Self {
+        Self { model: model.to_owned(), tokenizers: 1, routers: 1, decodes: 1, flags: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn replicas(mut self, tokenizers: usize, routers: usize, decodes: usize) -> Self {
+        (self.tokenizers, self.routers, self.decodes) = (tokenizers, routers, decodes);
+        self
+    }
+
+    #[must_use]
+    pub fn with(mut self, service: Service, flags: &[&str]) -> Self {
+        self.flags.push((service, flags.iter().map(|flag| (*flag).to_owned()).collect()));
+        self
+    }
+}
+
+/// Real processes of every service over a real nats-server.
+pub struct Cluster {
+    pub nats: NatsServer,
+    pub port: u16,
+    plan: Plan,
+    dir: tempfile::TempDir,
+    children: Vec<(Service, Child)>,
+    started: usize,
+}
+
+impl Cluster {
+    /// Starts everything and waits until a chat would be answered.
+    ///
+    /// # Panics
+    /// If the cluster does not become ready; says what each service logged.
+    pub async fn start(plan: Plan) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut cluster = Self {
+            nats: NatsServer::start(),
+            port: free_port(),
+            plan,
+            dir,
+            children: Vec::new(),
+            started: 0,
+        };
+        cluster.add(Service::Ingress);
+        for (service, count) in [
+            (Service::Tokenizer, cluster.plan.tokenizers),
+            (Service::Router, cluster.plan.routers),
+            (Service::Decode, cluster.plan.decodes),
+        ] {
+            for _ in 0..count {
+                cluster.add(service);
+            }
+        }
+        cluster.ready().await;
+        cluster
+    }
+
+    /// Starts one more process of a service; returns its place among the children.
+    pub fn add(&mut self, service: Service) -> usize {
+        let mut command = Command::new(stator());
+        command.arg(service.name()).arg("--nats-url").arg(self.nats.url());
+        match service {
+            Service::Ingress => {
+                command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
+            }
+            Service::Tokenizer | Service::Decode => {
+                command.arg("--model-path").arg(&self.plan.model);
+            }
+            Service::Router => {}
+        }
+        for (_, flags) in self.plan.flags.iter().filter(|(of, _)| *of == service) {
+            command.args(flags);
+        }
+        if std::env::var_os("STATOR_TEST_LOG").is_some() {
+            command.args(["--log-level", "debug"]);
+        }
+        self.started += 1;
+        let log = self.dir.path().join(format!("{}-{}.log", self.started, service.name()));
+        let child = Child::start(&mut command, &log).expect("the service starts");
+        self.children.push((service, child));
+        self.children.len() - 1
+    }
+
+    /// Waits until ingress says it could answer a chat and every process has its lease.
+    pub async fn ready(&mut self) {
+        let expected = [Service::Tokenizer, Service::Router, Service::Decode]
+            .map(|service| (service, self.running(service).len()));
+        let http = self.http();
+        let mut last = String::new();
+        for _ in 0..1500 {
+            if let Ok(reply) = http.get("/health").await {
+                last = reply.body.clone();
+                let counted = expected.iter().all(|(service, count)| {
+                    reply.json()["instances"][service.name()].as_u64().is_none_or(|n| n >= *count as u64)
+                });
+                if reply.status == 200 && counted {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the cluster did not become ready: {last}\n{}", self.logs());
+    }
+
+    /// The n-th running process of a service.
+    pub fn child(&mut self, service: Service, n: usize) -> &mut Child {
+        let place = self.running(service)[n];
+        &mut self.children[place].1
+    }
+
+    fn running(&mut self, service: Service) -> Vec<usize> {
+        let all = self.children.iter_mut().enumerate();
+        all.filter(|(_, (of, _))| *of == service)
+            .filter_map(|(i, (_, c))| c.is_running().then_some(i))
+            .collect()
+    }
+
+    pub fn http(&self) -> Http {
+        Http::to(self.port)
+    }
+
+    /// What every process has logged.
+    pub fn logs(&self) -> String {
+        let all = self.children.iter().map(|(service, child)| {
+            let output = child.output();
+            let tail: Vec<&str> = output.lines().rev().take(60).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            format!("--- {} {}\n{}\n", service.name(), child.pid(), tail.join("\n"))
+        });
+        all.collect()
+    }
+
+    /// Waits until no engine holds a run or a used block any more.
+    pub async fn settled(&mut self, within: Duration) {
+        let admins = self.admin_addresses("decode").await;
+        for address in admins {
+            let http = Http::at(&address);
+            eventually("every block is free again", within, async || {
+                let figures = http.get("/metrics").await.ok()?.body;
+                let zero = |name: &str| figure(&figures, name).is_none_or(|value| value == 0.0);
+                (zero("stator_engine_kv_blocks_used") && zero("stator_engine_runs_live")).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Admin listeners of the running processes of a role, as their logs tell.
+    pub async fn admin_addresses(&mut self, role: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for (service, child) in &mut self.children {
+            if service.name() != role || !child.is_running() {
+                continue;
+            }
+            let output = child.output();
+            let address = output.split_once("admin=").map(|(_, rest)| rest.split_whitespace().next());
+            found.extend(address.flatten().map(str::to_owned));
+        }
+        found
+    }
+}
+
+/// A figure of a Prometheus page, summed over its labels.
+pub fn figure(page: &str, name: &str) -> Option<f64> {
+    let values = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (left, value) = line.rsplit_once(' ')?;
+        (left.split('{').next() == Some(name)).then(|| value.parse::<f64>().ok()).flatten()
+    });
+    values.reduce(|a, b| a + b)
+}
+
+/// The binary that ships, built beside this test.
+fn stator() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
+    let binary = profile.join("stator");
+    assert!(binary.exists(), "{} is missing: cargo build --release -p stator", binary.display());
+    binary
+}
