@@ -5,8 +5,16 @@
 //! position's logits have the same bits whatever else is in the batch, however its prompt was cut into chunks, on
 //! any number of threads and any instruction set.
 
+mod activation;
+mod attention;
 mod isa;
+mod kv_pool;
 mod linear;
+mod memory;
+mod norm;
+mod rope;
+mod simd;
+mod team;
 
 pub use isa::Isa;
 pub use linear::{Acts, ActsFormat, Linear, OutPtr, PackError, Precision, TILE_ROWS};

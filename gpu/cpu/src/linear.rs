@@ -14,6 +14,7 @@ use formats::DType;
 use models::Matrix;
 
 mod acts;
+mod arena;
 mod float;
 mod lanes;
 mod layout;
@@ -37,7 +38,7 @@ pub enum Precision {
     F32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum PackError {
     #[error("a matrix without elements")]
     Empty,
@@ -45,6 +46,8 @@ pub enum PackError {
     Cols { first: usize, other: usize },
     #[error("{bytes} bytes are not a {rows} x {cols} matrix of {dtype}")]
     Bytes { dtype: DType, rows: usize, cols: usize, bytes: usize },
+    #[error("no memory for weights")]
+    Memory(#[from] std::io::Error),
 }
 
 /// A weight matrix, or several stacked by rows (query, key and value; gate and up), packed.
@@ -60,7 +63,7 @@ impl Linear {
     /// Packs `parts`, stacked in this order. Parts may differ in dtype.
     ///
     /// # Errors
-    /// If there are no elements, the columns differ, or a part's bytes do not fit its shape.
+    /// If there are no elements, the columns differ, a part's bytes do not fit its shape, or memory is short.
     ///
     /// # Panics
     /// If this machine has not got `isa`.

@@ -90,9 +90,9 @@ macro_rules! kernel {
                 match isa {
                     $crate::Isa::Scalar => {}
                     // SAFETY: an `Isa` is used only where the machine supports it; the rest is the caller's promise.
-                    $crate::Isa::Avx2 => return unsafe { avx2 $(::<$($generic),*>)? ($($arg),*) },
+                    $crate::Isa::Avx2Fma => return unsafe { avx2 $(::<$($generic),*>)? ($($arg),*) },
                     // SAFETY: as above.
-                    $crate::Isa::Avx512 => return unsafe { avx512 $(::<$($generic),*>)? ($($arg),*) },
+                    $crate::Isa::Avx512Vnni => return unsafe { avx512 $(::<$($generic),*>)? ($($arg),*) },
                 }
             }
             let _ = isa;

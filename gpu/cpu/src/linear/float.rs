@@ -99,11 +99,17 @@ unsafe fn group<L: Lanes, W: FloatFormat, const ROWS: usize, const TILES: usize>
 ) {
     // SAFETY: a tile is pairs of columns, as is a panel; the rows lie in one panel.
     unsafe {
-        let weights: [*const u8; TILES] = std::array::from_fn(|t| job.tile(tile + t));
+        let mut weights = [std::ptr::null(); TILES];
+        for (t, weights) in weights.iter_mut().enumerate() {
+            *weights = job.tile(tile + t);
+        }
         let acts = job.acts.panel_floats(row / PANEL).cast::<f32>().add(row % PANEL);
         let mut sums = [[L::splat(0.0); ROWS]; TILES];
         for pair in 0..job.cols.div_ceil(2) {
-            let columns = weights.map(|weights| W::load::<L>(weights.add(pair * W::PAIR_BYTES)));
+            let mut columns = [[L::splat(0.0); 2]; TILES];
+            for t in 0..TILES {
+                columns[t] = W::load::<L>(weights[t].add(pair * W::PAIR_BYTES));
+            }
             for odd in 0..2 {
                 let x = acts.add((2 * pair + odd) * PANEL);
                 for i in 0..ROWS {
@@ -114,9 +120,9 @@ unsafe fn group<L: Lanes, W: FloatFormat, const ROWS: usize, const TILES: usize>
                 }
             }
         }
-        for (t, sums) in sums.into_iter().enumerate() {
-            for (i, sum) in sums.into_iter().enumerate() {
-                job.store::<L>(sum, tile + t, row + i);
+        for t in 0..TILES {
+            for i in 0..ROWS {
+                job.store::<L>(sums[t][i], tile + t, row + i);
             }
         }
     }

@@ -19,7 +19,8 @@ pub(super) use avx2::Avx2Fma;
 pub(super) use avx512::Avx512Vnni;
 pub(super) use scalar::Scalar;
 
-/// The operations.
+/// The operations. Code over them must be free of closures and generic adaptors: a closure is compiled without the
+/// features of the function around it, and then each operation in it becomes a call.
 ///
 /// # Safety
 /// Of all functions: the machine has the instructions, and pointers are good for what is read or written (16 lanes
@@ -53,6 +54,8 @@ pub(super) trait Lanes {
     /// Writes the first `lanes` lanes.
     unsafe fn store(value: Self::F, to: *mut f32, lanes: usize);
 
+    /// Fetches the cache line of `at`, any address.
+    unsafe fn prefetch(at: *const u8);
     unsafe fn load_bytes(from: *const u8) -> Self::B;
     unsafe fn low_nibbles(bytes: Self::B) -> Self::B;
     unsafe fn high_nibbles(bytes: Self::B) -> Self::B;

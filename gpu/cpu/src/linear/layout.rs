@@ -2,14 +2,14 @@
 //!
 //! Sixteen rows make a tile, one vector lane a row. A quantised weight is `scale * u + min` with unsigned `u`, so that
 //! `vpdpbusd` takes it without correction; the formats that store signed values have `min = -offset * scale`.
-//! A tile first holds the quants of all its blocks, then the scales of all its blocks.
+//! A tile is one stream: block after block, each its quants and then its scales.
 //!
 //! Quants of a block (32 columns) are eight steps of 64 bytes, byte `4 * row + c` of step `j` being column `4 * j + c`.
 //! Low nibbles of vector `j` of four hold step `j`, high nibbles step `j + 4`; bits above the fourth lie in planes
 //! behind them: one bit per step in one vector (`u5`), or two bits per step in two vectors (`u6`).
 //!
-//! Scales are vectors over the rows of a tile: per block `f16 scale (, f16 min)`; for the 256-wide formats first the
-//! `f16` of each super-block, then the integers of each block.
+//! Scales are vectors over the rows of a tile: per block `f16 scale (, f16 min)`; in the 256-wide formats the `f16`
+//! of a super-block come before its first block, and each block has integers.
 
 use formats::DType;
 
@@ -59,16 +59,41 @@ pub(super) enum Scales {
 }
 
 impl Scales {
-    /// Bytes of the scales of one tile.
-    pub(super) const fn tile_bytes(self, blocks: usize) -> usize {
-        let supers = blocks / SUPER;
+    /// Bytes before each super-block; 0 if there are none.
+    pub(super) const fn outer_bytes(self) -> usize {
         match self {
-            Self::Offset(_) => blocks * 2 * TILE_ROWS,
-            Self::Min => blocks * 4 * TILE_ROWS,
-            Self::SuperMin => supers * 4 * TILE_ROWS + blocks * 2 * TILE_ROWS,
-            Self::Super16 => supers * 2 * TILE_ROWS + blocks * 2 * TILE_ROWS,
+            Self::Offset(_) | Self::Min => 0,
+            Self::SuperMin => 4 * TILE_ROWS,
+            Self::Super16 => 2 * TILE_ROWS,
         }
     }
+
+    /// Bytes behind the quants of each block.
+    pub(super) const fn inner_bytes(self) -> usize {
+        match self {
+            Self::Offset(_) | Self::SuperMin | Self::Super16 => 2 * TILE_ROWS,
+            Self::Min => 4 * TILE_ROWS,
+        }
+    }
+}
+
+/// Where the parts of a block lie in a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockAt {
+    /// Scales of the super-block.
+    pub outer: usize,
+    pub quants: usize,
+    /// Scales of the block.
+    pub inner: usize,
+}
+
+/// Where block `block` lies: blocks in turn, each its quants and then its scales.
+#[inline(always)]
+pub(super) const fn block_at(bits: Bits, scales: Scales, block: usize) -> BlockAt {
+    let bytes = bits.block_bytes() + scales.inner_bytes();
+    let outer = block / SUPER * (SUPER * bytes + scales.outer_bytes());
+    let quants = block * bytes + (block / SUPER + 1) * scales.outer_bytes();
+    BlockAt { outer, quants, inner: quants + bits.block_bytes() }
 }
 
 /// How a quantised dtype is packed; `None` for the floats.
@@ -94,7 +119,7 @@ pub(super) fn tile_bytes(dtype: DType, cols: usize) -> usize {
     let bytes = match quantised(dtype) {
         Some((bits, scales)) => {
             let blocks = cols / BLOCK;
-            blocks * bits.block_bytes() + scales.tile_bytes(blocks)
+            blocks * (bits.block_bytes() + scales.inner_bytes()) + blocks / SUPER * scales.outer_bytes()
         }
         None if matches!(dtype, DType::F16 | DType::BF16) => cols.next_multiple_of(2) * 2 * TILE_ROWS,
         None => cols.next_multiple_of(2) * 4 * TILE_ROWS,

@@ -8,7 +8,8 @@ use models::Matrix;
 
 use super::{
     PackError, Precision,
-    layout::{self, BLOCK, TILE_ROWS, VECTOR},
+    arena::Buffer,
+    layout::{self, BLOCK, TILE_ROWS},
 };
 
 mod quants;
@@ -25,13 +26,8 @@ pub(super) struct Segment {
     /// First tile in the stacked matrix.
     pub first_tile: usize,
     tile_bytes: usize,
-    data: Box<[Line]>,
+    data: Buffer,
 }
-
-/// A cache line: keeps vectors aligned.
-#[derive(Debug, Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Line([u8; VECTOR]);
 
 impl Segment {
     pub fn tiles(&self) -> Range<usize> {
@@ -39,12 +35,12 @@ impl Segment {
     }
 
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.data)
+        self.data.bytes().len()
     }
 
     /// Bytes of tile `tile`, counted from the segment's first.
     pub fn tile(&self, tile: usize) -> &[u8] {
-        &bytemuck::cast_slice(&self.data)[tile * self.tile_bytes..][..self.tile_bytes]
+        &self.data.bytes()[tile * self.tile_bytes..][..self.tile_bytes]
     }
 
     /// Dequantises row `row` of the segment.
@@ -53,14 +49,12 @@ impl Segment {
         let Some((bits, kind)) = layout::quantised(self.dtype) else {
             return read_floats(self.dtype, tile, lane, out);
         };
-        let blocks = out.len() / BLOCK;
-        let (quants, scales) = tile.split_at(blocks * bits.block_bytes());
         for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let quants = &quants[block * bits.block_bytes()..][..bits.block_bytes()];
+            let at = layout::block_at(bits, kind, block);
             for (half, out) in out.chunks_exact_mut(BLOCK / 2).enumerate() {
-                let (scale, min) = scales::get(kind, scales, blocks, block, half, lane);
+                let (scale, min) = scales::get(kind, &tile[at.outer..], &tile[at.inner..], half, lane);
                 for (i, out) in out.iter_mut().enumerate() {
-                    let q = quants::get(bits, quants, lane, half * BLOCK / 2 + i);
+                    let q = quants::get(bits, &tile[at.quants..], lane, half * BLOCK / 2 + i);
                     *out = scale.mul_add(f32::from(q), min);
                 }
             }
@@ -79,7 +73,7 @@ pub(super) fn pack(parts: &[Matrix<'_>], precision: Precision) -> Result<Vec<Seg
     for group in parts.chunk_by(|a, b| dtype(a) == dtype(b)) {
         let (first_row, first_tile) =
             segments.last().map_or((0, 0), |last| (last.first_row + last.rows, last.tiles().end));
-        segments.push(segment(group, dtype(&group[0]), first_row, first_tile));
+        segments.push(segment(group, dtype(&group[0]), first_row, first_tile)?);
     }
     Ok(segments)
 }
@@ -105,36 +99,44 @@ fn check(part: &Matrix<'_>, cols: usize) -> Result<(), PackError> {
     Ok(())
 }
 
-fn segment(parts: &[Matrix<'_>], dtype: DType, first_row: usize, first_tile: usize) -> Segment {
+fn segment(
+    parts: &[Matrix<'_>],
+    dtype: DType,
+    first_row: usize,
+    first_tile: usize,
+) -> Result<Segment, PackError> {
     let cols = parts[0].cols;
     let rows = parts.iter().map(|part| part.rows).sum::<usize>();
     let tile_bytes = layout::tile_bytes(dtype, cols);
-    let lines = rows.div_ceil(TILE_ROWS) * tile_bytes / VECTOR;
-    let mut data = vec![Line([0; VECTOR]); lines].into_boxed_slice();
+    let mut data = Buffer::zeroed(rows.div_ceil(TILE_ROWS) * tile_bytes)?;
     let mut row = 0;
     for part in parts {
         let row_bytes = part.data.len() / part.rows;
         for source in part.data.chunks_exact(row_bytes) {
-            let tile = &mut bytemuck::cast_slice_mut(&mut data)[row / TILE_ROWS * tile_bytes..][..tile_bytes];
+            let tile = &mut data.bytes_mut()[row / TILE_ROWS * tile_bytes..][..tile_bytes];
             place_row(part.dtype, dtype, source, cols, tile, row % TILE_ROWS);
             row += 1;
         }
     }
-    Segment { dtype, first_row, rows, first_tile, tile_bytes, data }
+    Ok(Segment { dtype, first_row, rows, first_tile, tile_bytes, data })
 }
 
 /// Writes one row, stored as `from`, into lane `lane` of a tile of dtype `to`.
 fn place_row(from: DType, to: DType, source: &[u8], cols: usize, tile: &mut [u8], lane: usize) {
     if let Some((bits, kind)) = layout::quantised(to) {
-        let blocks = cols / BLOCK;
-        let (quants, scales) = tile.split_at_mut(blocks * bits.block_bytes());
-        let per_source = from.block_len() / BLOCK;
+        let subs = from.block_len() / BLOCK;
         for (i, source) in source.chunks_exact(from.block_bytes()).enumerate() {
-            for sub in 0..per_source {
-                let block = &mut quants[(i * per_source + sub) * bits.block_bytes()..][..bits.block_bytes()];
-                quants::place(bits, &quants::read(from, source, sub), block, lane);
+            for sub in 0..subs {
+                let at = layout::block_at(bits, kind, i * subs + sub);
+                quants::place(bits, &quants::read(from, source, sub), &mut tile[at.quants..], lane);
+                scales::place_inner(kind, source, sub, &mut tile[at.inner..], lane);
             }
-            scales::place(kind, source, i, scales, blocks, lane);
+            scales::place_outer(
+                kind,
+                source,
+                &mut tile[layout::block_at(bits, kind, i * subs).outer..],
+                lane,
+            );
         }
         return;
     }

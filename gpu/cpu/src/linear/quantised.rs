@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::{
     acts::{ActBlock, PANEL},
     lanes::Lanes,
-    layout::{BLOCK, Bits, STEPS, SUPER, TILE_ROWS, VECTOR},
+    layout::{self, BLOCK, Bits, STEPS, Scales, TILE_ROWS, VECTOR},
     sweep::{Job, Part, TileKernel},
 };
 
@@ -30,7 +30,8 @@ impl Quants for U4 {
     unsafe fn unpack<L: Lanes>(block: *const u8) -> [L::B; STEPS] {
         // SAFETY: the caller's promise.
         unsafe {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| L::load_bytes(block.add(i * VECTOR)));
+            let (a, b) = (L::load_bytes(block), L::load_bytes(block.add(VECTOR)));
+            let (c, d) = (L::load_bytes(block.add(2 * VECTOR)), L::load_bytes(block.add(3 * VECTOR)));
             [
                 L::low_nibbles(a),
                 L::low_nibbles(b),
@@ -98,20 +99,28 @@ impl Quants for U8 {
     #[inline(always)]
     unsafe fn unpack<L: Lanes>(block: *const u8) -> [L::B; STEPS] {
         // SAFETY: the caller's promise.
-        unsafe { [0, 1, 2, 3, 4, 5, 6, 7].map(|i| L::load_bytes(block.add(i * VECTOR))) }
+        unsafe {
+            let mut steps = [L::load_bytes(block); STEPS];
+            for (i, step) in steps.iter_mut().enumerate() {
+                *step = L::load_bytes(block.add(i * VECTOR));
+            }
+            steps
+        }
     }
 }
 
-/// How the scales of a tile are read. `scales` is where they begin, `blocks` the number of blocks of the tile.
+/// How scales are read.
 pub(super) trait ScaleFormat {
+    const SCALES: Scales;
     /// Scales change every 16 columns, not every 32.
     const HALVES: bool = false;
 
-    /// Scale and minimum of half `half` of block `block` (0 if there are no halves).
+    /// Scale and minimum of half `half` of a block (0 if there are no halves), from the scales of its super-block and
+    /// its own.
     ///
     /// # Safety
-    /// As [`Lanes`]; `scales` is good for [`super::layout::Scales::tile_bytes`].
-    unsafe fn load<L: Lanes>(scales: *const u8, blocks: usize, block: usize, half: usize) -> (L::F, L::F);
+    /// As [`Lanes`]; the pointers are good for [`Scales::outer_bytes`] and [`Scales::inner_bytes`].
+    unsafe fn load<L: Lanes>(outer: *const u8, inner: *const u8, half: usize) -> (L::F, L::F);
 }
 
 pub(super) struct Offset<const OFFSET: u8>;
@@ -120,34 +129,35 @@ pub(super) struct SuperMin;
 pub(super) struct Super16;
 
 impl<const OFFSET: u8> ScaleFormat for Offset<OFFSET> {
+    const SCALES: Scales = Scales::Offset(OFFSET);
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(scales: *const u8, _: usize, block: usize, _: usize) -> (L::F, L::F) {
+    unsafe fn load<L: Lanes>(_: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = L::load_f16(scales.add(block * 2 * TILE_ROWS));
+            let scale = L::load_f16(inner);
             (scale, L::mul(scale, L::splat(-f32::from(OFFSET))))
         }
     }
 }
 
 impl ScaleFormat for Min {
+    const SCALES: Scales = Scales::Min;
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(scales: *const u8, _: usize, block: usize, _: usize) -> (L::F, L::F) {
+    unsafe fn load<L: Lanes>(_: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let at = scales.add(block * 4 * TILE_ROWS);
-            (L::load_f16(at), L::load_f16(at.add(2 * TILE_ROWS)))
-        }
+        unsafe { (L::load_f16(inner), L::load_f16(inner.add(2 * TILE_ROWS))) }
     }
 }
 
 impl ScaleFormat for SuperMin {
+    const SCALES: Scales = Scales::SuperMin;
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(scales: *const u8, blocks: usize, block: usize, _: usize) -> (L::F, L::F) {
+    unsafe fn load<L: Lanes>(outer: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let outer = scales.add(block / SUPER * 4 * TILE_ROWS);
-            let inner = scales.add(blocks / SUPER * 4 * TILE_ROWS + block * 2 * TILE_ROWS);
             let scale = L::mul(L::load_f16(outer), L::load_u8(inner));
             let min = L::mul(L::load_f16(outer.add(2 * TILE_ROWS)), L::load_u8(inner.add(TILE_ROWS)));
             (scale, L::mul(min, L::splat(-1.0)))
@@ -156,15 +166,14 @@ impl ScaleFormat for SuperMin {
 }
 
 impl ScaleFormat for Super16 {
+    const SCALES: Scales = Scales::Super16;
     const HALVES: bool = true;
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(scales: *const u8, blocks: usize, block: usize, half: usize) -> (L::F, L::F) {
+    unsafe fn load<L: Lanes>(outer: *const u8, inner: *const u8, half: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let outer = scales.add(block / SUPER * 2 * TILE_ROWS);
-            let inner = scales.add(blocks / SUPER * 2 * TILE_ROWS + (2 * block + half) * TILE_ROWS);
-            let scale = L::mul(L::load_f16(outer), L::load_i8(inner));
+            let scale = L::mul(L::load_f16(outer), L::load_i8(inner.add(half * TILE_ROWS)));
             (scale, L::mul(scale, L::splat(-32.0)))
         }
     }
@@ -179,20 +188,21 @@ impl<Q: Quants, S: ScaleFormat> TileKernel for QuantisedKernel<Q, S> {
     #[inline(always)]
     unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part) {
         let blocks = job.cols / BLOCK;
+        let acts = job.acts.panel_blocks(part.row / PANEL);
         for tile in part.tiles.clone() {
-            // SAFETY: the tile is `blocks` blocks of quants, then their scales; the part's rows lie in one panel.
+            // SAFETY: a tile is `blocks` blocks, as is a panel; the part's rows lie in one panel.
             unsafe {
-                let quants = job.tile(tile);
-                let scales = quants.add(blocks * Q::BITS.block_bytes());
-                let acts = job.acts.panel_blocks(part.row / PANEL);
-                let sums = tile_sums::<L, Q, S, ROWS>(quants, scales, acts, part.row % PANEL, blocks);
-                for (i, sum) in sums.into_iter().enumerate() {
-                    job.store::<L>(sum, tile, part.row + i);
+                let sums = tile_sums::<L, Q, S, ROWS>(job.tile(tile), acts, part.row % PANEL, blocks);
+                for i in 0..ROWS {
+                    job.store::<L>(sums[i], tile, part.row + i);
                 }
             }
         }
     }
 }
+
+/// Bytes ahead of the block at work that are fetched.
+const PREFETCH: usize = 2048;
 
 /// One tile against lanes `lane..lane + ROWS` of a panel. Per output, block by block: add the minimum's share, then
 /// the dot product's, each with one rounding.
@@ -201,8 +211,7 @@ impl<Q: Quants, S: ScaleFormat> TileKernel for QuantisedKernel<Q, S> {
 /// As [`Lanes`]; the pointers are good for `blocks` blocks, `lane + ROWS <= PANEL`.
 #[inline(always)]
 unsafe fn tile_sums<L: Lanes, Q: Quants, S: ScaleFormat, const ROWS: usize>(
-    quants: *const u8,
-    scales: *const u8,
+    tile: *const u8,
     acts: *const ActBlock,
     lane: usize,
     blocks: usize,
@@ -211,14 +220,21 @@ unsafe fn tile_sums<L: Lanes, Q: Quants, S: ScaleFormat, const ROWS: usize>(
     unsafe {
         let mut sums = [L::splat(0.0); ROWS];
         for block in 0..blocks {
-            let weights = Q::unpack::<L>(quants.add(block * Q::BITS.block_bytes()));
+            let at = layout::block_at(Q::BITS, S::SCALES, block);
+            let (outer, quants, inner) = (tile.add(at.outer), tile.add(at.quants), tile.add(at.inner));
+            let mut ahead = 0;
+            while ahead < Q::BITS.block_bytes() + S::SCALES.inner_bytes() {
+                L::prefetch(quants.wrapping_add(PREFETCH + ahead));
+                ahead += VECTOR;
+            }
+            let weights = Q::unpack::<L>(quants);
             let x = acts.add(block);
             let q = (&raw const (*x).q).cast::<[i8; BLOCK]>().add(lane).cast::<i8>();
             let scale = (&raw const (*x).scale).cast::<f32>().add(lane);
             if S::HALVES {
                 let [a, b, c, d, e, f, g, h] = weights;
                 for (half, weights) in [[a, b, c, d], [e, f, g, h]].into_iter().enumerate() {
-                    let (d, min) = S::load::<L>(scales, blocks, block, half);
+                    let (d, min) = S::load::<L>(outer, inner, half);
                     let sum = (&raw const (*x).half_sum[half]).cast::<f32>().add(lane);
                     for i in 0..ROWS {
                         let dot = L::dot(Q::BITS, weights, q.add(i * BLOCK + half * BLOCK / 2));
@@ -227,7 +243,7 @@ unsafe fn tile_sums<L: Lanes, Q: Quants, S: ScaleFormat, const ROWS: usize>(
                     }
                 }
             } else {
-                let (d, min) = S::load::<L>(scales, blocks, block, 0);
+                let (d, min) = S::load::<L>(outer, inner, 0);
                 let sum = (&raw const (*x).sum).cast::<f32>().add(lane);
                 for i in 0..ROWS {
                     let dot = L::dot(Q::BITS, weights, q.add(i * BLOCK));

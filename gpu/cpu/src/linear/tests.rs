@@ -245,8 +245,8 @@ fn matrices_that_do_not_fit_are_refused() {
     let pack = |parts: &[Matrix<'_>]| Linear::pack(parts, Isa::Scalar, Precision::Packed).unwrap_err();
     let good = matrix(DType::Q4_0, 4, 64, &mut random);
     let other = matrix(DType::Q4_0, 4, 32, &mut random);
-    assert_eq!(pack(&[]), PackError::Empty);
-    assert_eq!(pack(&[good.clone(), other]), PackError::Cols { first: 64, other: 32 });
+    assert!(matches!(pack(&[]), PackError::Empty));
+    assert!(matches!(pack(&[good.clone(), other]), PackError::Cols { first: 64, other: 32 }));
     let cut = Matrix { data: Cow::Borrowed(&good.data[1..]), ..good };
     assert!(matches!(pack(&[cut]), PackError::Bytes { bytes: 143, .. }));
 }

@@ -52,7 +52,9 @@ fn all_instruction_sets_give_the_same_bits() {
     };
     let x: Vec<f32> = (0..LANES * 500).map(|_| next()).collect();
     let y: Vec<f32> = (0..LANES * 500).map(|_| next()).collect();
-    let results: Vec<Vec<u32>> = Isa::supported()
+    let results: Vec<Vec<u32>> = Isa::ALL
+        .into_iter()
+        .filter(|isa| isa.is_available())
         .map(|isa| {
             let mut out = Vec::new();
             // SAFETY: the machine supports `isa`.
@@ -75,7 +77,8 @@ kernel!(fn exp_slice = exp_all(x: &[f32], out: &mut [f32]));
 
 #[test]
 fn exponential_is_accurate_and_zero_far_below() {
-    let x: Vec<f32> = (0..LANES * 10_000).map(|i| -87.0 + 175.0 * i as f32 / (LANES * 10_000) as f32).collect();
+    let x: Vec<f32> =
+        (0..LANES * 10_000).map(|i| -87.0 + 175.0 * i as f32 / (LANES * 10_000) as f32).collect();
     let mut y = vec![0.0; x.len()];
     // SAFETY: the machine supports what was detected.
     unsafe { exp_slice(Isa::detect(), &x, &mut y) };

@@ -66,11 +66,17 @@ impl Lanes for Avx2Fma {
     unsafe fn load_bf16_pair(from: *const u8) -> (Self::F, Self::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let pairs = Self::load_bytes(from);
+            let [a, b] = Self::load_bytes(from);
             let high = _mm256_set1_epi32(0xFFFF_0000_u32.cast_signed());
             (
-                pairs.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
-                pairs.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, high))),
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(a, high)),
+                    _mm256_castsi256_ps(_mm256_and_si256(b, high)),
+                ],
             )
         }
     }
@@ -111,6 +117,12 @@ impl Lanes for Avx2Fma {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a hint about any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> Self::B {
         // SAFETY: the caller's promise.
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
@@ -135,15 +147,7 @@ impl Lanes for Avx2Fma {
     unsafe fn merge<const LEFT: u32, const RIGHT: u32>(base: Self::B, plane: Self::B, mask: u8) -> Self::B {
         // SAFETY: the caller's promise.
         unsafe {
-            let mask = _mm256_set1_epi8(mask.cast_signed());
-            let merge = |base, plane| {
-                let plane = _mm256_srl_epi16(
-                    _mm256_sll_epi16(plane, _mm_cvtsi32_si128(LEFT as i32)),
-                    _mm_cvtsi32_si128(RIGHT as i32),
-                );
-                _mm256_or_si256(base, _mm256_and_si256(plane, mask))
-            };
-            [merge(base[0], plane[0]), merge(base[1], plane[1])]
+            [merge::<LEFT, RIGHT>(base[0], plane[0], mask), merge::<LEFT, RIGHT>(base[1], plane[1], mask)]
         }
     }
 
@@ -151,52 +155,61 @@ impl Lanes for Avx2Fma {
     unsafe fn dot<const STEPS: usize>(bits: Bits, w: [Self::B; STEPS], x: *const i8) -> Self::F {
         // SAFETY: the caller's promise.
         unsafe {
-            let x: [__m256i; STEPS] =
-                std::array::from_fn(|step| _mm256_set1_epi32(x.cast::<i32>().add(step).read_unaligned()));
-            [0, 1].map(|half| {
-                let w = w.map(|w| w[half]);
-                _mm256_cvtepi32_ps(match bits {
-                    Bits::U8 => dot_bytes(w, x),
-                    bits => dot_short(bits, w, x),
-                })
-            })
-        }
-    }
-}
-
-/// Sums pairs of products in 16 bits for as many steps as cannot overflow, then widens.
-#[inline(always)]
-unsafe fn dot_short<const STEPS: usize>(bits: Bits, w: [__m256i; STEPS], x: [__m256i; STEPS]) -> __m256i {
-    // 2 · 127 · (2^bits - 1) · steps < 2^15
-    let steps = match bits {
-        Bits::U4 => 8,
-        Bits::U5 => 4,
-        Bits::U6 => 2,
-        Bits::U8 => unreachable!("one product of bytes can overflow"),
-    };
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sum = _mm256_setzero_si256();
-        for from in (0..STEPS).step_by(steps) {
-            let mut short = _mm256_maddubs_epi16(w[from], x[from]);
-            for step in from + 1..STEPS.min(from + steps) {
-                short = _mm256_add_epi16(short, _mm256_maddubs_epi16(w[step], x[step]));
+            let mut sums = [_mm256_setzero_si256(); 2];
+            match bits {
+                // 2 · 127 · (2^bits - 1) · run < 2^15
+                Bits::U4 => dot_short::<8, STEPS>(&mut sums, &w, x),
+                Bits::U5 => dot_short::<4, STEPS>(&mut sums, &w, x),
+                Bits::U6 => dot_short::<2, STEPS>(&mut sums, &w, x),
+                Bits::U8 => {
+                    // Two products of bytes can overflow, so as `16 * high + low` nibbles.
+                    let (mut low, mut high) = (w, w);
+                    for step in 0..STEPS {
+                        low[step] = Self::low_nibbles(w[step]);
+                        high[step] = Self::high_nibbles(w[step]);
+                    }
+                    dot_short::<8, STEPS>(&mut sums, &high, x);
+                    sums = [_mm256_slli_epi32::<4>(sums[0]), _mm256_slli_epi32::<4>(sums[1])];
+                    dot_short::<8, STEPS>(&mut sums, &low, x);
+                }
             }
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
+            [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])]
         }
-        sum
     }
 }
 
-/// Unsigned bytes as `16 * high + low` nibbles.
 #[inline(always)]
-unsafe fn dot_bytes<const STEPS: usize>(w: [__m256i; STEPS], x: [__m256i; STEPS]) -> __m256i {
+unsafe fn merge<const LEFT: u32, const RIGHT: u32>(base: __m256i, plane: __m256i, mask: u8) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
-        let mask = _mm256_set1_epi8(15);
-        let low = w.map(|w| _mm256_and_si256(w, mask));
-        let high = w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask));
-        let (low, high) = (dot_short(Bits::U4, low, x), dot_short(Bits::U4, high, x));
-        _mm256_add_epi32(_mm256_slli_epi32::<4>(high), low)
+        let plane = _mm256_sll_epi16(plane, _mm_cvtsi32_si128(LEFT.cast_signed()));
+        let plane = _mm256_srl_epi16(plane, _mm_cvtsi32_si128(RIGHT.cast_signed()));
+        _mm256_or_si256(base, _mm256_and_si256(plane, _mm256_set1_epi8(mask.cast_signed())))
+    }
+}
+
+/// Adds to `sums`: products in 16 bits over runs of `RUN` steps, which cannot overflow, widened after each.
+#[inline(always)]
+unsafe fn dot_short<const RUN: usize, const STEPS: usize>(
+    sums: &mut [__m256i; 2],
+    w: &[[__m256i; 2]; STEPS],
+    x: *const i8,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut step = 0;
+        while step < STEPS {
+            let mut short = [_mm256_setzero_si256(); 2];
+            let end = if step + RUN < STEPS { step + RUN } else { STEPS };
+            while step < end {
+                let x = _mm256_set1_epi32(x.cast::<i32>().add(step).read_unaligned());
+                short[0] = _mm256_add_epi16(short[0], _mm256_maddubs_epi16(w[step][0], x));
+                short[1] = _mm256_add_epi16(short[1], _mm256_maddubs_epi16(w[step][1], x));
+                step += 1;
+            }
+            let ones = _mm256_set1_epi16(1);
+            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(short[0], ones));
+            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(short[1], ones));
+        }
     }
 }

@@ -74,6 +74,8 @@ impl Lanes for Scalar {
         unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), to, lanes) }
     }
 
+    unsafe fn prefetch(_: *const u8) {}
+
     unsafe fn load_bytes(from: *const u8) -> Bytes {
         // SAFETY: the caller's promise.
         unsafe { read(from) }

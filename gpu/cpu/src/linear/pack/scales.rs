@@ -2,85 +2,66 @@
 
 use half::f16;
 
-use super::super::layout::{SUPER, Scales, TILE_ROWS};
+use super::super::layout::{Scales, TILE_ROWS};
 
 /// Bytes of an f16 for each row of a tile.
 const VALUES: usize = 2 * TILE_ROWS;
 
-/// Writes the scales of the stored block `source`, the `index`th of its row, into a tile's scales.
-pub(super) fn place(
-    kind: Scales,
-    source: &[u8],
-    index: usize,
-    scales: &mut [u8],
-    blocks: usize,
-    lane: usize,
-) {
-    let mut copy = |from: usize, to: usize| {
-        scales[to + 2 * lane..][..2].copy_from_slice(&source[from..from + 2]);
-    };
+/// Writes the scales of a stored super-block before its first block, at `tile`.
+pub(super) fn place_outer(kind: Scales, source: &[u8], tile: &mut [u8], lane: usize) {
     match kind {
-        Scales::Offset(_) => copy(0, index * VALUES),
+        Scales::Offset(_) | Scales::Min => {}
+        Scales::SuperMin => {
+            copy(source, 0, tile, 2 * lane);
+            copy(source, 2, tile, VALUES + 2 * lane);
+        }
+        Scales::Super16 => copy(source, 208, tile, 2 * lane),
+    }
+}
+
+/// Writes the scales of sub-block `sub` of the stored block `source` behind its quants, at `tile`.
+pub(super) fn place_inner(kind: Scales, source: &[u8], sub: usize, tile: &mut [u8], lane: usize) {
+    match kind {
+        Scales::Offset(_) => copy(source, 0, tile, 2 * lane),
         Scales::Min => {
-            copy(0, index * 2 * VALUES);
-            copy(2, (index * 2 + 1) * VALUES);
+            copy(source, 0, tile, 2 * lane);
+            copy(source, 2, tile, VALUES + 2 * lane);
         }
         Scales::SuperMin => {
-            copy(0, index * 2 * VALUES);
-            copy(2, (index * 2 + 1) * VALUES);
-            for sub in 0..SUPER {
-                let (scale, min) = scale_and_min(&source[4..16], sub);
-                let at = super_min(blocks, index * SUPER + sub) + lane;
-                scales[at] = scale;
-                scales[at + TILE_ROWS] = min;
-            }
+            (tile[lane], tile[TILE_ROWS + lane]) = scale_and_min(&source[4..16], sub);
         }
         Scales::Super16 => {
-            copy(208, index * VALUES);
-            for (half, &scale) in source[192..208].iter().enumerate() {
-                scales[super_16(blocks, index * SUPER, half) + lane] = scale;
-            }
+            tile[lane] = source[192 + 2 * sub];
+            tile[TILE_ROWS + lane] = source[193 + 2 * sub];
         }
     }
 }
 
-/// Scale and minimum of 16 columns: half `half` of block `block`.
-pub(super) fn get(
-    kind: Scales,
-    scales: &[u8],
-    blocks: usize,
-    block: usize,
-    half: usize,
-    lane: usize,
-) -> (f32, f32) {
-    let value = |at: usize| {
-        let at = at * VALUES + 2 * lane;
-        f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32()
-    };
+/// Scale and minimum of half `half` of the block whose scales are at `outer` and `inner`.
+pub(super) fn get(kind: Scales, outer: &[u8], inner: &[u8], half: usize, lane: usize) -> (f32, f32) {
     match kind {
-        Scales::Offset(offset) => (value(block), -f32::from(offset) * value(block)),
-        Scales::Min => (value(2 * block), value(2 * block + 1)),
+        Scales::Offset(offset) => {
+            let scale = value(inner, 2 * lane);
+            (scale, -f32::from(offset) * scale)
+        }
+        Scales::Min => (value(inner, 2 * lane), value(inner, VALUES + 2 * lane)),
         Scales::SuperMin => {
-            let at = super_min(blocks, block) + lane;
-            let (scale, min) = (f32::from(scales[at]), f32::from(scales[at + TILE_ROWS]));
-            (value(block / SUPER * 2) * scale, -value(block / SUPER * 2 + 1) * min)
+            let (scale, min) = (value(outer, 2 * lane), value(outer, VALUES + 2 * lane));
+            (scale * f32::from(inner[lane]), -min * f32::from(inner[TILE_ROWS + lane]))
         }
         Scales::Super16 => {
-            let scale = scales[super_16(blocks, block, half) + lane].cast_signed();
-            let scale = value(block / SUPER) * f32::from(scale);
+            let scale = value(outer, 2 * lane) * f32::from(inner[half * TILE_ROWS + lane].cast_signed());
             (scale, -32.0 * scale)
         }
     }
 }
 
-/// Where the integers of block `block` begin.
-fn super_min(blocks: usize, block: usize) -> usize {
-    blocks / SUPER * 2 * VALUES + block * 2 * TILE_ROWS
+fn value(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// Where the integers of half `half` of block `block` begin.
-fn super_16(blocks: usize, block: usize, half: usize) -> usize {
-    blocks / SUPER * VALUES + (2 * block + half) * TILE_ROWS
+fn copy(source: &[u8], from: usize, tile: &mut [u8], to: usize) {
+    tile[to..to + 2].copy_from_slice(&source[from..from + 2]);
 }
 
 /// Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes 0..4
