@@ -25,5 +25,6 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
 
 fn short_name<T>() -> &'static str {
     let full = std::any::type_name::<T>();
+    let full = full.split('<').next().unwrap_or(full);
     full.rsplit("::").next().unwrap_or(full)
 }

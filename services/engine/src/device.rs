@@ -8,7 +8,7 @@ use std::{
         Arc,
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use models::{Batch, Executor, ExecutorError, ExecutorSpec, Ticket};
@@ -58,6 +58,7 @@ impl Device {
     pub async fn start<F>(
         build: F,
         config: SchedulerConfig,
+        step_floor: Duration,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Report>)>
     where
         F: FnOnce() -> anyhow::Result<Box<dyn Executor>> + Send + 'static,
@@ -84,6 +85,8 @@ impl Device {
                 intake,
                 reports,
                 clock: thread_clock,
+                step_floor,
+                step_began: Instant::now(),
                 load: thread_load,
                 began: Instant::now(),
                 tickets: VecDeque::new(),
@@ -119,6 +122,8 @@ struct Thread {
     reports: mpsc::Sender<Report>,
     clock: Arc<StepClock>,
     load: Arc<Mutex<Load>>,
+    step_floor: Duration,
+    step_began: Instant,
     began: Instant,
     tickets: VecDeque<Ticket>,
     batch: Batch,
@@ -147,7 +152,8 @@ impl Thread {
         let now = self.now();
         match self.scheduler.plan(now, &mut self.batch, &mut self.events) {
             Planned::Step { bound } => {
-                self.clock.begin(self.batch.step, bound);
+                self.clock.begin(self.batch.step, bound + self.step_floor);
+                self.step_began = Instant::now();
                 match self.executor.submit(&self.batch) {
                     Ok(ticket) => self.tickets.push_back(ticket),
                     Err(ExecutorError::Batch(reason)) => {
@@ -171,6 +177,7 @@ impl Thread {
     fn collect(&mut self) -> Result<(), Ended> {
         let Some(ticket) = self.tickets.pop_front() else { return Ok(()) };
         let outputs = self.executor.collect(ticket).map_err(Ended::Lost)?;
+        std::thread::sleep(self.step_floor.saturating_sub(self.step_began.elapsed()));
         let sampled_us = unix_micros();
         if self.tickets.is_empty() {
             self.clock.rest();

@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod device;
+mod executor;
 pub mod runs;
 pub mod service;
 pub mod settings;

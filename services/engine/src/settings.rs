@@ -36,6 +36,8 @@ actors::settings! {
         optional context_length: u32;
         /// Keep no prefix cache.
         switch disable_radix_cache;
+        /// Least milliseconds of a step: slows any executor down, to rehearse faults with a small model.
+        value step_floor_ms: f64 = 0.0;
         /// Sim: milliseconds of a step that only decodes.
         value sim_step_ms: f64 = 6.0;
         /// Sim: prompt tokens per second; 0 takes no time.

@@ -1,0 +1,122 @@
+use messages::{
+    frame::End,
+    submit::{ChoiceStart, Sampling, Submit},
+};
+
+use super::*;
+
+fn submit(choices: &[(u32, &[u32])]) -> Submit {
+    Submit {
+        run: Some(RunId(1)),
+        pool: messages::Pool::of_model("m", "00"),
+        prompt: [1, 2, 3].as_slice().into(),
+        choices: choices.iter().map(|(index, output)| ChoiceStart { index: *index, output: (*output).into() }).collect(),
+        sampling: Sampling::default(),
+        max_tokens: 8,
+        score_prompt_from: None,
+        priority: 0,
+        cache_salt: None,
+        tokenizer: "tokenizer-1".parse().unwrap(),
+        ingress: "ingress-1".parse().unwrap(),
+        avoid: Vec::new(),
+        alone: false,
+    }
+}
+
+fn runs_with(choices: &[(u32, &[u32])]) -> (Runs, RequestId) {
+    let request = RequestId::mint();
+    let mut runs = Runs::default();
+    runs.insert(RunLog::new(request, Attempt::FIRST, RunId(1), &submit(choices)));
+    (runs, request)
+}
+
+fn token(choice: u32, position: u32, token: u32) -> Event {
+    Event::Token { run: RunKey(1), choice, position, token, logprob: None, top: Vec::new() }
+}
+
+fn ended(choice: u32, reason: EndReason) -> Event {
+    Event::Ended { run: RunKey(1), choice, reason }
+}
+
+fn deltas(frames: &[Addressed]) -> Vec<(u32, u32, Vec<u32>, Option<End>)> {
+    let delta = |frame: &Addressed| match &frame.1.body {
+        Body::Delta(d) => Some((d.choice, d.at, d.ids.to_vec(), d.end.clone())),
+        _ => None,
+    };
+    frames.iter().filter_map(delta).collect()
+}
+
+#[test]
+fn the_end_of_a_choice_travels_with_its_last_token() {
+    let (mut runs, _) = runs_with(&[(0, &[]), (1, &[])]);
+    let mut frames = Vec::new();
+    runs.step(vec![token(0, 0, 7), token(1, 0, 8), ended(1, EndReason::Stop(8))], &mut frames);
+    assert_eq!(deltas(&frames), [(0, 0, vec![7], None), (1, 0, vec![8], Some(End::StopToken(8)))]);
+}
+
+#[test]
+fn an_attach_replays_from_the_position_asked_for_and_redirects() {
+    let (mut runs, request) = runs_with(&[(0, &[50, 51]), (1, &[])]);
+    let mut frames = Vec::new();
+    runs.step(vec![token(0, 2, 7), token(1, 0, 8)], &mut frames);
+    runs.step(vec![token(0, 3, 9), ended(0, EndReason::Length)], &mut frames);
+    let inbox: InstanceId = "tokenizer-2".parse().unwrap();
+    let attach = Attach { request, run: RunId(1), inbox: inbox.clone(), from: vec![(0, 3)] };
+    let replayed = runs.attach(&attach).unwrap();
+    assert_eq!(deltas(&replayed), [(0, 3, vec![9], Some(End::Length)), (1, 0, vec![8], None)]);
+    assert!(replayed.iter().all(|(to, _)| *to == inbox));
+    frames.clear();
+    runs.step(vec![token(1, 1, 10)], &mut frames);
+    assert_eq!(frames[0].0, inbox, "frames go to the new inbox from now on");
+}
+
+#[test]
+fn an_ended_run_is_replayed_with_its_terminal_and_forgotten_later() {
+    let (mut runs, request) = runs_with(&[(0, &[])]);
+    let mut frames = Vec::new();
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 0, output_tokens: 1 };
+    let close = Event::RunClosed { run: RunKey(1), usage };
+    runs.step(vec![token(0, 0, 7), ended(0, EndReason::Length), close], &mut frames);
+    assert_eq!(runs.live(), 0);
+    let attach = Attach { request, run: RunId(1), inbox: "tokenizer-2".parse().unwrap(), from: Vec::new() };
+    let replayed = runs.attach(&attach).unwrap();
+    assert_eq!(replayed.last().unwrap().1.body, Body::Closed { usage });
+    runs.forget_old(Instant::now() + KEEP_LOG + Duration::from_secs(1));
+    assert!(runs.attach(&attach).is_none());
+}
+
+#[test]
+fn a_choice_that_failed_fails_the_run_once() {
+    let (mut runs, _) = runs_with(&[(0, &[]), (1, &[])]);
+    let mut frames = Vec::new();
+    let close = Event::RunClosed { run: RunKey(1), usage: Usage::default() };
+    let events =
+        vec![ended(0, EndReason::DeadlineExceeded), ended(1, EndReason::DeadlineExceeded), close.clone(), close];
+    runs.step(events, &mut frames);
+    let failures: Vec<_> = frames.iter().filter(|f| matches!(&f.1.body, Body::Failed(_))).collect();
+    assert_eq!((failures.len(), frames.len()), (1, 1));
+    assert_eq!(runs.live(), 0);
+}
+
+#[test]
+fn a_cancel_means_its_attempt_and_older_ones_or_one_run() {
+    let (mut runs, request) = runs_with(&[(0, &[])]);
+    let mut newer = RunLog::new(request, Attempt(2), RunId(2), &submit(&[(0, &[])]));
+    newer.inbox = "tokenizer-2".parse().unwrap();
+    runs.insert(newer);
+    let cancel = |attempt, run| Cancel { request, attempt: Attempt(attempt), run, choice: None };
+    assert_eq!(runs.meant_by(&cancel(1, None)), [RunId(1)]);
+    assert_eq!(runs.meant_by(&cancel(2, None)).len(), 2);
+    assert_eq!(runs.meant_by(&cancel(2, Some(RunId(2)))), [RunId(2)]);
+    assert!(runs.meant_by(&Cancel { request: RequestId::mint(), ..cancel(9, None) }).is_empty());
+}
+
+#[test]
+fn runs_without_frames_show_a_sign_of_life_to_their_inbox() {
+    let (mut runs, _) = runs_with(&[(0, &[50])]);
+    let later = Instant::now() + Duration::from_secs(1);
+    let silent = runs.silent(later);
+    let alive = &silent[&"tokenizer-1".parse::<InstanceId>().unwrap()][0];
+    assert_eq!((alive.run, alive.reached.as_slice()), (Some(RunId(1)), [(0, 1)].as_slice()));
+    assert!(runs.silent(Instant::now() - Duration::from_secs(1)).is_empty());
+}
