@@ -172,7 +172,11 @@ impl Blocks {
     pub fn check(&self, holders: &[u32]) -> Result<(), String> {
         self.pool.check()?;
         if self.cached.len() != self.nodes.iter().flatten().count() {
-            return Err(format!("{} hashes name {:?} nodes", self.cached.len(), self.nodes.iter().flatten().count()));
+            return Err(format!(
+                "{} hashes name {:?} nodes",
+                self.cached.len(),
+                self.nodes.iter().flatten().count()
+            ));
         }
         let mut idle_at: HashMap<PageId, usize> = HashMap::new();
         for (at, page) in self.idle.iter().enumerate() {

@@ -111,13 +111,13 @@ impl Sequence {
         run.limit.saturating_sub(self.output.len() as u32 + self.pending)
     }
 
-    /// Tokens that must have been computed for the sequence to go on: all of them while there is more to sample,
-    /// the prompt's while there is only that to score.
+    /// Tokens that must have been computed for the sequence to go on: all of them while there is more to sample, all
+    /// of the prompt but its last, which predicts nothing of it, while there is only that to score.
     pub fn target(&self, run: &Run) -> u32 {
         if self.remaining_output(run) > 0 {
             self.known(run) + self.pending
         } else if run.is_scoring() {
-            run.prompt_len()
+            run.prompt_len() - 1
         } else {
             0
         }
@@ -144,7 +144,14 @@ impl Sequence {
     }
 
     /// Computes the names of the first `blocks` blocks; their tokens must be known.
-    pub fn hash_blocks(&mut self, run: &Run, blocks: u32, page_size: u32, key: &ClusterKey, scratch: &mut Vec<TokenId>) {
+    pub fn hash_blocks(
+        &mut self,
+        run: &Run,
+        blocks: u32,
+        page_size: u32,
+        key: &ClusterKey,
+        scratch: &mut Vec<TokenId>,
+    ) {
         for index in (run.hashes.len() + self.tail_hashes.len()) as u32..blocks {
             scratch.clear();
             self.copy_tokens(run, index * page_size, (index + 1) * page_size, scratch);

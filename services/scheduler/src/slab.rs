@@ -40,7 +40,8 @@ impl<T> Slab<T> {
     }
 
     pub fn remove(&mut self, key: Key<T>) -> Option<T> {
-        let place = self.places.get_mut(key.index as usize).filter(|place| place.generation == key.generation)?;
+        let place =
+            self.places.get_mut(key.index as usize).filter(|place| place.generation == key.generation)?;
         let entry = place.entry.take()?;
         place.generation = place.generation.wrapping_add(1);
         self.vacant.push(key.index);

@@ -104,8 +104,12 @@ impl Scheduler {
             return Verdict::Held;
         }
         if sequence.target(&self.runs[sequence.run]) == 0 {
-            // Another choice took over the scores that it was here for.
-            self.end(key, EndReason::Length, events);
+            // The scores that it was here for are on their way, or another choice has them already.
+            let run = sequence.run;
+            let mut rows = self.in_flight.iter().flat_map(|flight| &flight.rows);
+            if !rows.any(|row| row.run == run && row.score.is_some()) {
+                self.end(key, EndReason::Length, events);
+            }
             return Verdict::Held;
         }
         if !self.may_run_beside_others(key) {
@@ -146,9 +150,10 @@ impl Scheduler {
     fn may_run_beside_others(&self, key: Key<Sequence>) -> bool {
         let own = self.sequences[key].run;
         let alone = self.runs[own].alone;
-        self.running.iter().map(|&other| self.sequences[other].run).all(|other| {
-            other == own || !(alone || self.runs[other].alone)
-        })
+        self.running
+            .iter()
+            .map(|&other| self.sequences[other].run)
+            .all(|other| other == own || !(alone || self.runs[other].alone))
     }
 
     /// With what the sequence can start, and how many of the blocks are idle now. `None`: it should wait for a block
@@ -164,7 +169,9 @@ impl Scheduler {
         if forkable > start.computed {
             for &other in &run.choices {
                 let Some(residence) = &self.sequences[other].running else { continue };
-                if residence.computed < common {
+                // Blocks that the cache does not know yet may turn out to be twins of others.
+                let known_to_cache = residence.inserted >= common / self.limits.page_size;
+                if residence.computed < common || (self.blocks.is_caching() && !known_to_cache) {
                     return None;
                 }
                 // A fork that has not run yet has nothing to copy from.

@@ -66,9 +66,10 @@ impl Scheduler {
             let Some(residence) = &sequence.running else { continue };
             let length = sequence.known(run) + sequence.pending;
             let blocks = residence.pages.len() as u32;
-            require(residence.computed <= length && self.limits.pages_for(residence.computed) <= blocks, || {
-                format!("{key:?} has computed {} of {length} in {blocks} blocks", residence.computed)
-            })?;
+            require(
+                residence.computed <= length && self.limits.pages_for(residence.computed) <= blocks,
+                || format!("{key:?} has computed {} of {length} in {blocks} blocks", residence.computed),
+            )?;
             require(residence.inserted * self.limits.page_size <= residence.computed, || {
                 format!("{key:?} has given {} blocks away before they were computed", residence.inserted)
             })?;

@@ -115,7 +115,7 @@ impl Scheduler {
     fn end_if_scored(&mut self, row: &Row, events: &mut Vec<Event>) {
         let sequence = &self.sequences[row.sequence];
         let run = &self.runs[row.run];
-        if sequence.output.len() as u32 >= run.limit && row.end >= run.prompt_len() {
+        if sequence.output.len() as u32 >= run.limit && row.end + 1 >= run.prompt_len() {
             self.end(row.sequence, EndReason::Length, events);
         }
     }

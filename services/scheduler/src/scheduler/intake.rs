@@ -13,7 +13,8 @@ impl Scheduler {
     /// Nothing was taken in; the [`Refusal`] says why, with both numbers where it is about a bound.
     pub fn admit(&mut self, request: Request) -> Result<Admitted, Refusal> {
         let limit = self.examine(&request)?;
-        let Request { run: key, prompt, choices, params, priority, deadline, root, arrived, alone, .. } = request;
+        let Request { run: key, prompt, choices, params, priority, deadline, root, arrived, alone, .. } =
+            request;
         let tokens = prompt.len() as u32;
         let mut run = Run {
             key,

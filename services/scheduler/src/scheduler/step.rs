@@ -44,7 +44,9 @@ impl Scheduler {
     /// Prompt tokens that a step may carry beside `decodes` sequences that decode.
     pub(super) fn prefill_budget(&self, decodes: u32) -> u32 {
         let in_time = self.speed.prefill_budget(decodes, self.config.step_target);
-        in_time.min(self.config.max_prefill_tokens.max(1)).min(self.limits.step_tokens.saturating_sub(decodes))
+        in_time
+            .min(self.config.max_prefill_tokens.max(1))
+            .min(self.limits.step_tokens.saturating_sub(decodes))
     }
 
     fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {
@@ -145,7 +147,8 @@ impl Scheduler {
             start,
             pages: pages..batch.pages.len() as u32,
             sample,
-            score: score.map(|first| Score { from: first - 1 - start, next: run.prompt.get(end as usize).copied() }),
+            score: score
+                .map(|first| Score { from: first - 1 - start, next: run.prompt.get(end as usize).copied() }),
         });
         sequence.pending += u32::from(sample);
         flight.rows.push(Row {

@@ -1,0 +1,4 @@
+mod behaviour;
+mod fake;
+mod properties;
+mod world;
