@@ -53,7 +53,7 @@ pub struct Acts {
     format: ActsFormat,
     /// Panel after panel, block after block.
     blocks: Box<[UnsafeCell<ActBlock>]>,
-    /// Panel after panel, column after column; an odd last column is followed by zeros.
+    /// Panel after panel, column after column.
     floats: Box<[UnsafeCell<[f32; PANEL]>]>,
 }
 
@@ -69,7 +69,7 @@ impl Acts {
         assert!(!format.quantised || cols.is_multiple_of(BLOCK), "{cols} columns are not whole blocks");
         let panels = rows.div_ceil(PANEL);
         let blocks = if format.quantised { panels * cols / BLOCK } else { 0 };
-        let floats = if format.float { panels * cols.next_multiple_of(2) } else { 0 };
+        let floats = if format.float { panels * cols } else { 0 };
         Self {
             rows,
             cols,
@@ -117,7 +117,7 @@ impl Acts {
                 unsafe { quantise::row(self.isa, x, &self.blocks[panel * blocks..][..blocks], lane) };
             }
             if self.format.float {
-                let floats = &self.floats[panel * self.cols.next_multiple_of(2)..][..self.cols];
+                let floats = &self.floats[panel * self.cols..][..self.cols];
                 for (x, cell) in x.iter().zip(floats) {
                     // SAFETY: as above; `lane < PANEL`.
                     unsafe { cell.get().cast::<f32>().add(lane).write(*x) };
@@ -133,6 +133,6 @@ impl Acts {
 
     /// First column of a panel.
     pub(super) fn panel_floats(&self, panel: usize) -> *const [f32; PANEL] {
-        UnsafeCell::raw_get(self.floats[panel * self.cols.next_multiple_of(2)..].as_ptr())
+        UnsafeCell::raw_get(self.floats[panel * self.cols..].as_ptr())
     }
 }

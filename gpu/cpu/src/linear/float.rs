@@ -2,54 +2,51 @@
 
 use std::marker::PhantomData;
 
+use half::{bf16, f16};
+
 use super::{
     acts::PANEL,
     lanes::Lanes,
-    layout::VECTOR,
+    layout::TILE_ROWS,
     sweep::{Job, Part, TileKernel},
 };
 
-/// How pairs of columns are stored.
+/// How a column of a tile is stored: 16 values.
 pub(super) trait FloatFormat {
-    /// Bytes of two columns of a tile.
-    const PAIR_BYTES: usize;
+    const BYTES: usize;
 
     /// # Safety
-    /// As [`Lanes`]; `pair` is good for [`Self::PAIR_BYTES`].
-    unsafe fn load<L: Lanes>(pair: *const u8) -> [L::F; 2];
+    /// As [`Lanes`]; `column` is good for [`Self::BYTES`].
+    unsafe fn load<L: Lanes>(column: *const u8) -> L::F;
 }
 
-pub(super) struct F32;
-pub(super) struct F16;
-pub(super) struct Bf16;
-
-impl FloatFormat for F32 {
-    const PAIR_BYTES: usize = 2 * VECTOR;
+impl FloatFormat for f32 {
+    const BYTES: usize = 4 * TILE_ROWS;
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(pair: *const u8) -> [L::F; 2] {
+    unsafe fn load<L: Lanes>(column: *const u8) -> L::F {
         // SAFETY: the caller's promise.
-        unsafe { [L::load_f32(pair), L::load_f32(pair.add(VECTOR))] }
+        unsafe { L::load(column.cast()) }
     }
 }
 
-impl FloatFormat for F16 {
-    const PAIR_BYTES: usize = VECTOR;
+impl FloatFormat for f16 {
+    const BYTES: usize = 2 * TILE_ROWS;
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(pair: *const u8) -> [L::F; 2] {
+    unsafe fn load<L: Lanes>(column: *const u8) -> L::F {
         // SAFETY: the caller's promise.
-        unsafe { [L::load_f16(pair), L::load_f16(pair.add(VECTOR / 2))] }
+        unsafe { L::load_f16(column.cast()) }
     }
 }
 
-impl FloatFormat for Bf16 {
-    const PAIR_BYTES: usize = VECTOR;
+impl FloatFormat for bf16 {
+    const BYTES: usize = 2 * TILE_ROWS;
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(pair: *const u8) -> [L::F; 2] {
+    unsafe fn load<L: Lanes>(column: *const u8) -> L::F {
         // SAFETY: the caller's promise.
-        unsafe { L::load_bf16_pair(pair).into() }
+        unsafe { L::load_bf16(column.cast()) }
     }
 }
 
@@ -64,7 +61,7 @@ impl<W: FloatFormat> TileKernel for FloatKernel<W> {
         // SAFETY: the caller's promise. As many tiles at once as registers hold sums, to hide the latency of the sums
         // and to use a row's value more than once.
         unsafe {
-            match L::SUMS / ROWS {
+            match L::ACCUMULATORS / ROWS {
                 8.. => tiles::<L, W, ROWS, 8>(job, part),
                 4..8 => tiles::<L, W, ROWS, 4>(job, part),
                 3 => tiles::<L, W, ROWS, 3>(job, part),
@@ -97,7 +94,7 @@ unsafe fn group<L: Lanes, W: FloatFormat, const ROWS: usize, const TILES: usize>
     row: usize,
     tile: usize,
 ) {
-    // SAFETY: a tile is pairs of columns, as is a panel; the rows lie in one panel.
+    // SAFETY: a tile is `cols` columns, as is a panel; the rows lie in one panel.
     unsafe {
         let mut weights = [std::ptr::null(); TILES];
         for (t, weights) in weights.iter_mut().enumerate() {
@@ -105,18 +102,15 @@ unsafe fn group<L: Lanes, W: FloatFormat, const ROWS: usize, const TILES: usize>
         }
         let acts = job.acts.panel_floats(row / PANEL).cast::<f32>().add(row % PANEL);
         let mut sums = [[L::splat(0.0); ROWS]; TILES];
-        for pair in 0..job.cols.div_ceil(2) {
-            let mut columns = [[L::splat(0.0); 2]; TILES];
+        for col in 0..job.cols {
+            let mut column = [L::splat(0.0); TILES];
             for t in 0..TILES {
-                columns[t] = W::load::<L>(weights[t].add(pair * W::PAIR_BYTES));
+                column[t] = W::load::<L>(weights[t].add(col * W::BYTES));
             }
-            for odd in 0..2 {
-                let x = acts.add((2 * pair + odd) * PANEL);
-                for i in 0..ROWS {
-                    let x = L::splat(*x.add(i));
-                    for t in 0..TILES {
-                        sums[t][i] = L::fma(columns[t][odd], x, sums[t][i]);
-                    }
+            for i in 0..ROWS {
+                let x = L::splat(*acts.add(col * PANEL + i));
+                for t in 0..TILES {
+                    sums[t][i] = L::fma(column[t], x, sums[t][i]);
                 }
             }
         }

@@ -98,8 +98,7 @@ pub(super) const fn block_at(bits: Bits, scales: Scales, block: usize) -> BlockA
 
 /// How a quantised dtype is packed; `None` for the floats.
 ///
-/// Floats lie in pairs of columns: F32 and F16 one column after the other, 16 values each; BF16 as 16 words with the
-/// even column in the low half. A missing last column is zero. F8E4M3 is packed as F32.
+/// Floats lie column after column, 16 values each; F8E4M3 is packed as F32.
 pub(super) const fn quantised(dtype: DType) -> Option<(Bits, Scales)> {
     Some(match dtype {
         DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => return None,
@@ -121,8 +120,12 @@ pub(super) fn tile_bytes(dtype: DType, cols: usize) -> usize {
             let blocks = cols / BLOCK;
             blocks * (bits.block_bytes() + scales.inner_bytes()) + blocks / SUPER * scales.outer_bytes()
         }
-        None if matches!(dtype, DType::F16 | DType::BF16) => cols.next_multiple_of(2) * 2 * TILE_ROWS,
-        None => cols.next_multiple_of(2) * 4 * TILE_ROWS,
+        None => cols * value_bytes(dtype) * TILE_ROWS,
     };
     bytes.next_multiple_of(VECTOR)
+}
+
+/// Bytes of a packed value of a float dtype.
+pub(super) const fn value_bytes(dtype: DType) -> usize {
+    if matches!(dtype, DType::F16 | DType::BF16) { 2 } else { 4 }
 }

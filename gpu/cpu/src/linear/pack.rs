@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use formats::{DType, dequantise_row};
-use half::{bf16, f16};
 use models::Matrix;
 
 use super::{
@@ -47,7 +46,11 @@ impl Segment {
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         let (tile, lane) = (self.tile(row / TILE_ROWS), row % TILE_ROWS);
         let Some((bits, kind)) = layout::quantised(self.dtype) else {
-            return read_floats(self.dtype, tile, lane, out);
+            let bytes = layout::value_bytes(self.dtype);
+            for (value, out) in tile.chunks_exact(bytes).skip(lane).step_by(TILE_ROWS).zip(out) {
+                dequantise_row(self.dtype, value, std::slice::from_mut(out));
+            }
+            return;
         };
         for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
             let at = layout::block_at(bits, kind, block);
@@ -140,50 +143,15 @@ fn place_row(from: DType, to: DType, source: &[u8], cols: usize, tile: &mut [u8]
         }
         return;
     }
-    match to {
-        DType::F16 => place_halves(source, tile, |col| f16_at(col, lane)),
-        DType::BF16 => place_halves(source, tile, |col| bf16_at(col, lane)),
-        _ => {
-            let mut row = vec![0.0; cols];
-            dequantise_row(from, source, &mut row);
-            for (col, value) in row.into_iter().enumerate() {
-                tile[f32_at(col, lane)..][..4].copy_from_slice(&value.to_le_bytes());
-            }
-        }
-    }
-}
-
-fn read_floats(dtype: DType, tile: &[u8], lane: usize, out: &mut [f32]) {
-    for (col, out) in out.iter_mut().enumerate() {
-        *out = match dtype {
-            DType::F16 => f16::from_bits(half_at(tile, f16_at(col, lane))).to_f32(),
-            DType::BF16 => bf16::from_bits(half_at(tile, bf16_at(col, lane))).to_f32(),
-            _ => f32::from_bits(
-                u32::from(half_at(tile, f32_at(col, lane)))
-                    | u32::from(half_at(tile, f32_at(col, lane) + 2)) << 16,
-            ),
-        };
-    }
-}
-
-fn half_at(tile: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([tile[at], tile[at + 1]])
-}
-
-fn f32_at(col: usize, lane: usize) -> usize {
-    (col * TILE_ROWS + lane) * 4
-}
-
-fn f16_at(col: usize, lane: usize) -> usize {
-    (col * TILE_ROWS + lane) * 2
-}
-
-fn bf16_at(col: usize, lane: usize) -> usize {
-    (col / 2 * TILE_ROWS + lane) * 4 + col % 2 * 2
-}
-
-fn place_halves(source: &[u8], tile: &mut [u8], at: impl Fn(usize) -> usize) {
-    for (col, half) in source.as_chunks::<2>().0.iter().enumerate() {
-        tile[at(col)..][..2].copy_from_slice(half);
+    let bytes = layout::value_bytes(to);
+    let mut place = |col: usize, value: &[u8]| {
+        tile[(col * TILE_ROWS + lane) * bytes..][..bytes].copy_from_slice(value);
+    };
+    if from == to {
+        source.chunks_exact(bytes).enumerate().for_each(|(col, value)| place(col, value));
+    } else {
+        let mut row = vec![0.0; cols];
+        dequantise_row(from, source, &mut row);
+        row.iter().enumerate().for_each(|(col, value)| place(col, &value.to_le_bytes()));
     }
 }

@@ -135,7 +135,7 @@ impl<const OFFSET: u8> ScaleFormat for Offset<OFFSET> {
     unsafe fn load<L: Lanes>(_: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = L::load_f16(inner);
+            let scale = L::load_f16(inner.cast());
             (scale, L::mul(scale, L::splat(-f32::from(OFFSET))))
         }
     }
@@ -147,7 +147,7 @@ impl ScaleFormat for Min {
     #[inline(always)]
     unsafe fn load<L: Lanes>(_: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
-        unsafe { (L::load_f16(inner), L::load_f16(inner.add(2 * TILE_ROWS))) }
+        unsafe { (L::load_f16(inner.cast()), L::load_f16(inner.add(2 * TILE_ROWS).cast())) }
     }
 }
 
@@ -158,8 +158,8 @@ impl ScaleFormat for SuperMin {
     unsafe fn load<L: Lanes>(outer: *const u8, inner: *const u8, _: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = L::mul(L::load_f16(outer), L::load_u8(inner));
-            let min = L::mul(L::load_f16(outer.add(2 * TILE_ROWS)), L::load_u8(inner.add(TILE_ROWS)));
+            let scale = L::mul(L::load_f16(outer.cast()), L::load_u8(inner));
+            let min = L::mul(L::load_f16(outer.add(2 * TILE_ROWS).cast()), L::load_u8(inner.add(TILE_ROWS)));
             (scale, L::mul(min, L::splat(-1.0)))
         }
     }
@@ -173,7 +173,7 @@ impl ScaleFormat for Super16 {
     unsafe fn load<L: Lanes>(outer: *const u8, inner: *const u8, half: usize) -> (L::F, L::F) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = L::mul(L::load_f16(outer), L::load_i8(inner.add(half * TILE_ROWS)));
+            let scale = L::mul(L::load_f16(outer.cast()), L::load_i8(inner.add(half * TILE_ROWS)));
             (scale, L::mul(scale, L::splat(-32.0)))
         }
     }

@@ -3,17 +3,18 @@
 use std::ops::Range;
 
 use formats::DType;
+use half::{bf16, f16};
 
 use super::{
     OutPtr,
     acts::{Acts, PANEL},
-    float::{self, FloatKernel},
-    lanes::{Lanes, Scalar},
+    float::FloatKernel,
+    lanes::Lanes,
     layout::TILE_ROWS,
     pack::Segment,
     quantised::{Min, Offset, QuantisedKernel, Super16, SuperMin, U4, U5, U6, U8},
 };
-use crate::Isa;
+use crate::{Isa, simd};
 
 /// What all kernel calls of one `apply` share.
 pub(super) struct Job<'a> {
@@ -60,7 +61,7 @@ impl Job<'_> {
         let from = tile * TILE_ROWS;
         let lanes = TILE_ROWS.min(self.segment.rows - from);
         // SAFETY: row and columns are in range of the output, checked by `Linear::apply`.
-        unsafe { L::store(sums, self.out.at(row, self.segment.first_row + from), lanes) }
+        unsafe { L::store_first(sums, self.out.at(row, self.segment.first_row + from), lanes) }
     }
 }
 
@@ -73,10 +74,10 @@ pub(super) unsafe fn sweep(isa: Isa, job: &Job<'_>, m: usize, tiles: Range<usize
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => by_dtype::<super::lanes::Avx512Vnni>(job, m, tiles),
+            Isa::Avx512Vnni => by_dtype::<simd::Avx512>(job, m, tiles),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2Fma => by_dtype::<super::lanes::Avx2Fma>(job, m, tiles),
-            _ => by_dtype::<Scalar>(job, m, tiles),
+            Isa::Avx2Fma => by_dtype::<simd::Avx2>(job, m, tiles),
+            _ => by_dtype::<simd::Scalar>(job, m, tiles),
         }
     }
 }
@@ -85,9 +86,9 @@ unsafe fn by_dtype<L: Lanes>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
     // SAFETY: the caller's promise; each dtype's kernel reads what `layout::quantised` says of it.
     unsafe {
         match job.segment.dtype {
-            DType::F32 | DType::F8E4M3 => parts::<L, FloatKernel<float::F32>>(job, m, tiles),
-            DType::F16 => parts::<L, FloatKernel<float::F16>>(job, m, tiles),
-            DType::BF16 => parts::<L, FloatKernel<float::Bf16>>(job, m, tiles),
+            DType::F32 | DType::F8E4M3 => parts::<L, FloatKernel<f32>>(job, m, tiles),
+            DType::F16 => parts::<L, FloatKernel<f16>>(job, m, tiles),
+            DType::BF16 => parts::<L, FloatKernel<bf16>>(job, m, tiles),
             DType::Q8_0 => parts::<L, QuantisedKernel<U8, Offset<128>>>(job, m, tiles),
             DType::Q4_0 => parts::<L, QuantisedKernel<U4, Offset<8>>>(job, m, tiles),
             DType::Q4_1 => parts::<L, QuantisedKernel<U4, Min>>(job, m, tiles),

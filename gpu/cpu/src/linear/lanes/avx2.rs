@@ -1,22 +1,19 @@
 use std::arch::x86_64::*;
 
 use super::{Bits, Job, Lanes, Part, TileKernel};
+use crate::simd::Avx2;
 
-/// Two 256-bit registers a vector.
-pub(in super::super) struct Avx2Fma;
-
-impl Lanes for Avx2Fma {
-    type F = [__m256; 2];
+impl Lanes for Avx2 {
     type B = [__m256i; 2];
 
     const ROWS: usize = 2;
-    const SUMS: usize = 4;
+    const ACCUMULATORS: usize = 4;
 
     unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part) {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn rows<K: TileKernel, const ROWS: usize>(job: &Job<'_>, part: &Part) {
             // SAFETY: the caller's promise.
-            unsafe { K::run::<Avx2Fma, ROWS>(job, part) }
+            unsafe { K::run::<Avx2, ROWS>(job, part) }
         }
         // SAFETY: the caller's promise.
         unsafe {
@@ -24,60 +21,6 @@ impl Lanes for Avx2Fma {
                 1 => rows::<K, 1>(job, part),
                 _ => rows::<K, 2>(job, part),
             }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe { [_mm256_set1_ps(value); 2] }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f32(from: *const u8) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe { [_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())] }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe {
-            [
-                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
-            ]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16_pair(from: *const u8) -> (Self::F, Self::F) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [a, b] = Self::load_bytes(from);
-            let high = _mm256_set1_epi32(0xFFFF_0000_u32.cast_signed());
-            (
-                [
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
-                ],
-                [
-                    _mm256_castsi256_ps(_mm256_and_si256(a, high)),
-                    _mm256_castsi256_ps(_mm256_and_si256(b, high)),
-                ],
-            )
         }
     }
 
@@ -100,19 +43,6 @@ impl Lanes for Avx2Fma {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()))),
             ]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store(value: Self::F, to: *mut f32, lanes: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if lanes == 16 {
-                _mm256_storeu_ps(to, value[0]);
-                _mm256_storeu_ps(to.add(8), value[1]);
-            } else {
-                std::ptr::copy_nonoverlapping((&raw const value).cast(), to, lanes);
-            }
         }
     }
 

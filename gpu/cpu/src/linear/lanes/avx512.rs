@@ -1,22 +1,19 @@
 use std::arch::x86_64::*;
 
-use super::{Bits, Job, Lanes, Part, TILE_ROWS, TileKernel};
+use super::{Bits, Job, Lanes, Part, TileKernel};
+use crate::simd::Avx512;
 
-/// One 512-bit register a vector.
-pub(in super::super) struct Avx512Vnni;
-
-impl Lanes for Avx512Vnni {
-    type F = __m512;
+impl Lanes for Avx512 {
     type B = __m512i;
 
     const ROWS: usize = 8;
-    const SUMS: usize = 24;
+    const ACCUMULATORS: usize = 24;
 
     unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
         unsafe fn rows<K: TileKernel, const ROWS: usize>(job: &Job<'_>, part: &Part) {
             // SAFETY: the caller's promise.
-            unsafe { K::run::<Avx512Vnni, ROWS>(job, part) }
+            unsafe { K::run::<Avx512, ROWS>(job, part) }
         }
         // SAFETY: the caller's promise.
         unsafe {
@@ -34,46 +31,6 @@ impl Lanes for Avx512Vnni {
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f32(from: *const u8) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_loadu_ps(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16_pair(from: *const u8) -> (__m512, __m512) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let pairs = _mm512_loadu_si512(from.cast());
-            let high = _mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed()));
-            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(high))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
@@ -83,13 +40,6 @@ impl Lanes for Avx512Vnni {
     unsafe fn load_i8(from: *const u8) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(value: __m512, to: *mut f32, lanes: usize) {
-        let mask = u16::MAX >> (TILE_ROWS - lanes);
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_mask_storeu_ps(to, mask, value) }
     }
 
     #[inline(always)]

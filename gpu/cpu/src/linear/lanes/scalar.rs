@@ -1,9 +1,8 @@
-use half::{bf16, f16};
-
-use super::{Bits, Job, Lanes, Part, TILE_ROWS, TileKernel, VECTOR};
-
-/// Portable Rust.
-pub(in super::super) struct Scalar;
+use super::{
+    super::layout::{TILE_ROWS, VECTOR},
+    Bits, Job, Lanes, Part, TileKernel,
+};
+use crate::simd::Scalar;
 
 type Words = [f32; TILE_ROWS];
 type Bytes = [u8; VECTOR];
@@ -20,43 +19,14 @@ unsafe fn read<T: Copy>(from: *const u8) -> T {
 }
 
 impl Lanes for Scalar {
-    type F = Words;
     type B = Bytes;
 
     const ROWS: usize = 1;
-    const SUMS: usize = 1;
+    const ACCUMULATORS: usize = 1;
 
     unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part) {
         // SAFETY: the caller's promise.
         unsafe { K::run::<Self, 1>(job, part) }
-    }
-
-    unsafe fn splat(value: f32) -> Words {
-        [value; TILE_ROWS]
-    }
-
-    unsafe fn mul(a: Words, b: Words) -> Words {
-        lanes(|i| a[i] * b[i])
-    }
-
-    unsafe fn fma(a: Words, b: Words, c: Words) -> Words {
-        lanes(|i| a[i].mul_add(b[i], c[i]))
-    }
-
-    unsafe fn load_f32(from: *const u8) -> Words {
-        // SAFETY: the caller's promise.
-        unsafe { read::<[u32; TILE_ROWS]>(from) }.map(f32::from_bits)
-    }
-
-    unsafe fn load_f16(from: *const u8) -> Words {
-        // SAFETY: the caller's promise.
-        unsafe { read::<[f16; TILE_ROWS]>(from) }.map(f16::to_f32)
-    }
-
-    unsafe fn load_bf16_pair(from: *const u8) -> (Words, Words) {
-        // SAFETY: the caller's promise.
-        let pairs = unsafe { read::<[[bf16; 2]; TILE_ROWS]>(from) };
-        (pairs.map(|pair| pair[0].to_f32()), pairs.map(|pair| pair[1].to_f32()))
     }
 
     unsafe fn load_u8(from: *const u8) -> Words {
@@ -67,11 +37,6 @@ impl Lanes for Scalar {
     unsafe fn load_i8(from: *const u8) -> Words {
         // SAFETY: the caller's promise.
         unsafe { read::<[i8; TILE_ROWS]>(from) }.map(f32::from)
-    }
-
-    unsafe fn store(value: Words, to: *mut f32, lanes: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), to, lanes) }
     }
 
     unsafe fn prefetch(_: *const u8) {}
