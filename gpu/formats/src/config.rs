@@ -5,6 +5,7 @@ mod gguf;
 mod huggingface;
 mod rope;
 
+pub(crate) use fields::Fields;
 pub use rope::{RopeConfig, RopeScaling};
 
 use serde::{Deserialize, Serialize};

@@ -72,13 +72,21 @@ impl Gguf {
         Ok(Tensor { dtype: info.dtype, shape: &info.shape, data: &self.map[info.bytes.clone()] })
     }
 
+    /// The tokenizer that the metadata describes, as a tokenizer.json.
+    ///
+    /// # Errors
+    /// If the metadata describes none, or one of a kind that is not built.
+    pub fn tokenizer_json(&self) -> Result<Vec<u8>, Error> {
+        crate::tokenizer::from_gguf(self.metadata()).in_file(&self.path)
+    }
+
     /// Every byte before the tensor data.
     pub(crate) fn head(&self) -> &[u8] {
         &self.map[..self.header.data_start]
     }
 
     /// Every tensor's name, stored type, shape and bytes, in order of names.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &str, &[usize], &[u8])> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &str, &[usize], &[u8])> + Clone {
         self.header.tensors.iter().map(|(name, info)| {
             (name.as_str(), info.dtype.name(), info.shape.as_slice(), &self.map[info.bytes.clone()])
         })

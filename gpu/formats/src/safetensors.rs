@@ -104,7 +104,7 @@ impl Safetensors {
     }
 
     /// Every tensor's name, stored type, shape and bytes, in order of names.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &str, &[usize], &[u8])> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &str, &[usize], &[u8])> + Clone {
         self.tensors.iter().map(|(name, (shard, info))| {
             let data = &self.shards[*shard].map[info.bytes.clone()];
             (name.as_str(), info.stored_as.as_str(), info.shape.as_slice(), data)

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{Architecture, DecoderConfig, RopeConfig, fields::Fields};
 use crate::{
     error::{Error, ErrorKind, InFile},
+    json::parse_object,
     map::read_small,
 };
 
@@ -20,9 +21,8 @@ impl DecoderConfig {
     }
 
     pub(super) fn parse_json(json: &[u8]) -> Result<Self, ErrorKind> {
-        let value: Value = serde_json::from_slice(json).map_err(|e| ErrorKind::malformed("JSON", e))?;
-        let object = value.as_object().ok_or_else(|| ErrorKind::malformed("JSON", "not an object"))?;
-        let fields = Fields::new(object);
+        let object = parse_object(json)?;
+        let fields = Fields::new(&object);
         let architecture = architecture(fields)?;
         refuse_unbuilt(fields, architecture)?;
 
@@ -61,29 +61,22 @@ impl DecoderConfig {
             qk_norm: architecture == Architecture::Qwen3,
             tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
             sliding_window: sliding_window(fields, architecture, layers)?,
-            bos: match fields.has("bos_token_id") {
-                true => fields.u32("bos_token_id")?,
-                false => defaults.bos,
-            },
-            eos: match fields.has("eos_token_id") {
-                true => fields.ids("eos_token_id")?,
-                false => defaults.eos.into_iter().collect(),
-            },
+            bos: fields.u32("bos_token_id")?,
+            eos: fields.ids("eos_token_id")?,
         };
         config.check(str::to_owned)?;
         Ok(config)
     }
 }
 
-/// What the configuration classes of transformers assume where they differ from each other.
+/// What the configuration classes of transformers assume where they differ from each other. (Not their token ids:
+/// those are the tokenizer's to say.)
 struct Defaults {
     vocab_size: u32,
     intermediate_size: u32,
     context_length: u32,
     kv_heads: Option<u32>,
     head_dim: Option<u32>,
-    bos: Option<u32>,
-    eos: Option<u32>,
 }
 
 impl Defaults {
@@ -94,8 +87,6 @@ impl Defaults {
             context_length: 2048,
             kv_heads: None,
             head_dim: None,
-            bos: Some(1),
-            eos: Some(2),
         };
         let qwen2 = Self {
             vocab_size: 151_936,
@@ -103,8 +94,6 @@ impl Defaults {
             context_length: 32_768,
             kv_heads: Some(32),
             head_dim: None,
-            bos: None,
-            eos: None,
         };
         match architecture {
             Architecture::Llama => llama,
