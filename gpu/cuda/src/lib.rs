@@ -1,1 +1,27 @@
-//! cuda
+//! The CUDA executor: kernels compiled at start by NVRTC, launched on one stream by one thread.
+//!
+//! Nothing of CUDA is needed to build this crate, and nothing of it panics where CUDA is absent: every library is
+//! looked for before its first call ([`Library`]) and a missing one is an error.
+//!
+//! A [`Device`] owns a context, a stream and the compiled kernels; its methods (in [`ops`]) start one operation each.
+
+mod blas;
+mod compiler;
+mod device;
+mod error;
+mod graph;
+mod kernels;
+mod launch;
+mod library;
+mod memory;
+pub mod ops;
+mod timer;
+
+pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
+pub use device::{Device, DeviceConfig, DeviceInfo};
+pub use error::CudaError;
+pub use graph::Graph;
+pub use kernels::KernelFile;
+pub use library::Library;
+pub use memory::{Buffer, Element, PinnedBuffer, View};
+pub use timer::Timer;

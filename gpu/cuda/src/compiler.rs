@@ -1,0 +1,56 @@
+//! From kernel sources to machine code: NVRTC in child processes (inside one process it compiles one file at a time),
+//! results kept on disk under a hash of everything that went in.
+
+use std::{path::PathBuf, process::Child, time::Instant};
+
+use crate::{CudaError, KernelFile, Library};
+
+mod cache;
+mod nvrtc;
+mod worker;
+
+pub use nvrtc::nvrtc_version;
+pub use worker::{WORKER_FLAG, nvrtc_worker};
+
+use cache::Cache;
+
+/// Where compilation happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CompileMode {
+    /// In children of this executable, all files at once; its main calls [`nvrtc_worker`].
+    Workers(PathBuf),
+    InProcess,
+}
+
+/// Cubins of all kernel files for `arch`, from the cache or compiled now.
+pub(crate) fn compile_all(
+    arch: &str,
+    cache_dir: &std::path::Path,
+    mode: &CompileMode,
+) -> Result<Vec<(KernelFile, Vec<u8>)>, CudaError> {
+    Library::Nvrtc.require()?;
+    let cache = Cache::open(cache_dir, arch, nvrtc_version()?)?;
+    let missing: Vec<KernelFile> = KernelFile::ALL.into_iter().filter(|&file| !cache.holds(file)).collect();
+    if !missing.is_empty() {
+        let begin = Instant::now();
+        tracing::info!(files = missing.len(), arch, "compiling kernels");
+        match mode {
+            CompileMode::Workers(executable) => {
+                let children: Vec<(KernelFile, Child)> = missing
+                    .iter()
+                    .map(|&file| Ok((file, worker::spawn(executable, file, arch, &cache.path(file))?)))
+                    .collect::<Result<_, CudaError>>()?;
+                for (file, child) in children {
+                    worker::wait(file, child)?;
+                }
+            }
+            CompileMode::InProcess => {
+                for &file in &missing {
+                    cache::store(&cache.path(file), &nvrtc::compile(file, arch)?)?;
+                }
+            }
+        }
+        tracing::info!(elapsed = ?begin.elapsed(), "compiled kernels");
+    }
+    KernelFile::ALL.into_iter().map(|file| Ok((file, cache.read(file)?))).collect()
+}

@@ -1,0 +1,75 @@
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{CudaError, KernelFile};
+
+/// A folder of cubins, each named by its file and the hash of source, options, compiler version and architecture.
+#[derive(Debug)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    arch: String,
+    version: (u32, u32),
+}
+
+impl Cache {
+    pub fn open(folder: &Path, arch: &str, version: (u32, u32)) -> Result<Self, CudaError> {
+        fs::create_dir_all(folder).map_err(CudaError::io(folder))?;
+        Ok(Self { folder: folder.to_owned(), arch: arch.to_owned(), version })
+    }
+
+    pub fn path(&self, file: KernelFile) -> PathBuf {
+        let mut hasher = blake3::Hasher::new();
+        for part in [file.source().as_str(), &super::nvrtc::options(&self.arch).join("\0"), &self.arch] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.update(&self.version.0.to_le_bytes());
+        hasher.update(&self.version.1.to_le_bytes());
+        let hash = hasher.finalize().to_hex();
+        self.folder.join(format!("{}-{}.cubin", file.name().trim_end_matches(".cu"), &hash[..24]))
+    }
+
+    pub fn holds(&self, file: KernelFile) -> bool {
+        self.path(file).is_file()
+    }
+
+    pub fn read(&self, file: KernelFile) -> Result<Vec<u8>, CudaError> {
+        let path = self.path(file);
+        fs::read(&path).map_err(CudaError::io(path))
+    }
+}
+
+/// Writes a file so that readers see all of it or nothing, also beside other processes that write it.
+pub(super) fn store(path: &Path, image: &[u8]) -> Result<(), CudaError> {
+    let partial = path.with_extension(format!("{}.part", std::process::id()));
+    fs::write(&partial, image).map_err(CudaError::io(&partial))?;
+    fs::rename(&partial, path).map_err(CudaError::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_depends_on_architecture_and_compiler() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |arch, version| Cache::open(folder.path(), arch, version).unwrap().path(KernelFile::Gemm);
+        let base = path("sm_90a", (13, 0));
+        assert_eq!(base, path("sm_90a", (13, 0)));
+        assert_ne!(base, path("sm_100a", (13, 0)));
+        assert_ne!(base, path("sm_90a", (13, 1)));
+    }
+
+    #[test]
+    fn what_is_stored_is_held_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), "sm_90a", (13, 0)).unwrap();
+        assert!(!cache.holds(KernelFile::Qkv));
+        store(&cache.path(KernelFile::Qkv), b"image").unwrap();
+        assert!(cache.holds(KernelFile::Qkv));
+        assert_eq!(cache.read(KernelFile::Qkv).unwrap(), b"image");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,193 @@
+use std::{path::PathBuf, sync::Arc};
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys::CUdevice_attribute};
+
+use crate::{
+    Buffer, CompileMode, CudaError, Element, Library, PinnedBuffer, View, blas::Blas, compiler,
+    kernels::Kernels,
+};
+
+/// Which GPU, and how its kernels come to be.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    pub ordinal: usize,
+    /// Compiled kernels are kept here.
+    pub cache_dir: PathBuf,
+    pub compile: CompileMode,
+}
+
+/// What a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    pub multiprocessors: u32,
+    pub memory_bytes: u64,
+}
+
+/// One GPU as its device thread sees it: context, one stream, compiled kernels and their scratch memory. Made and used
+/// on that thread alone.
+#[derive(Debug)]
+pub struct Device {
+    info: DeviceInfo,
+    kernels: Kernels,
+    scratch: Scratch,
+    blas: Option<Blas>,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
+
+/// Memory that split reductions of the GEMM kernels use between their blocks. Tickets are zero between launches.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub parts: Buffer<f32>,
+    pub tickets: Buffer<u32>,
+}
+
+/// Tiles that one split GEMM may have: more would not need to be split.
+pub(crate) const SPLIT_TILES: usize = 132;
+/// Segments times the floats of the largest tile.
+const SPLIT_FLOATS: usize = 4 * 128 * 128;
+
+impl Device {
+    /// Opens GPU `config.ordinal` and compiles or loads the kernels.
+    ///
+    /// # Errors
+    /// If the driver, the compiler (needed also to name cached kernels) or the GPU is not there, the GPU is older
+    /// than compute capability 9.0, or a kernel does not compile.
+    pub fn open(config: &DeviceConfig) -> Result<Self, CudaError> {
+        Library::Driver.require()?;
+        result::init()?;
+        let count = result::device::get_count()? as usize;
+        if config.ordinal >= count {
+            return Err(CudaError::NoSuchDevice { ordinal: config.ordinal, count });
+        }
+        let context = CudaContext::new(config.ordinal)?;
+        // SAFETY: no memory was allocated yet. One stream does all work, so no event has to order it, and
+        // capturing it into graphs needs them off.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        let info = describe(&context)?;
+        if info.capability < (9, 0) {
+            return Err(CudaError::TooOld { name: info.name, capability: info.capability });
+        }
+        let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
+        let kernels = Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
+        let scratch = Scratch {
+            parts: Buffer::new(&context, SPLIT_TILES * SPLIT_FLOATS)?,
+            tickets: Buffer::new(&context, SPLIT_TILES)?,
+        };
+        let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
+        let device = Self { info, kernels, scratch, blas, stream, context };
+        device.fill_bytes(device.scratch.tickets.view(), 0)?;
+        tracing::info!(name = device.info.name, cublaslt = device.blas.is_some(), "opened gpu");
+        Ok(device)
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// Free and total bytes of device memory.
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (free, total) = self.context.mem_get_info()?;
+        Ok((free as u64, total as u64))
+    }
+
+    pub fn allocate<T: Element>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        Buffer::new(&self.context, len)
+    }
+
+    pub fn allocate_pinned<T: Element>(&self, len: usize) -> Result<PinnedBuffer<T>, CudaError> {
+        PinnedBuffer::new(&self.context, len)
+    }
+
+    /// A buffer with a copy of `data`; waits for it.
+    pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>, CudaError> {
+        let buffer = self.allocate(data.len())?;
+        self.write(buffer.view(), data)?;
+        Ok(buffer)
+    }
+
+    /// Copies `data` to the start of `target`; waits for it.
+    pub fn write<T: Element>(&self, target: View<'_, T>, data: &[T]) -> Result<(), CudaError> {
+        self.write_async(target, data)?;
+        self.synchronize()
+    }
+
+    /// Copies a view to the host; waits for it.
+    pub fn read<T: Element>(&self, source: View<'_, T>) -> Result<Vec<T>, CudaError> {
+        let mut data = vec![T::zeroed(); source.len()];
+        self.read_async(&mut data, source)?;
+        self.synchronize()?;
+        Ok(data)
+    }
+
+    /// Starts a copy to the device. `data` must not change until the stream has passed it, if it is pinned; other
+    /// memory is staged before this returns.
+    pub(crate) fn write_async<T: Element>(&self, target: View<'_, T>, data: &[T]) -> Result<(), CudaError> {
+        assert!(data.len() <= target.len(), "copy of {} elements into {}", data.len(), target.len());
+        self.context.bind_to_thread()?;
+        // SAFETY: the target holds at least as many elements; both sides outlive the call as the contract says.
+        Ok(unsafe { result::memcpy_htod_async(target.address(), data, self.stream.cu_stream())? })
+    }
+
+    /// Starts a copy to the host; `data` is complete once the stream has passed it.
+    pub(crate) fn read_async<T: Element>(&self, data: &mut [T], source: View<'_, T>) -> Result<(), CudaError> {
+        assert!(data.len() <= source.len(), "copy of {} elements from {}", data.len(), source.len());
+        self.context.bind_to_thread()?;
+        // SAFETY: the source holds at least as many elements; both sides outlive the call as the contract says.
+        Ok(unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream.cu_stream())? })
+    }
+
+    /// Starts setting every byte of a view.
+    pub fn fill_bytes<T: Element>(&self, target: View<'_, T>, byte: u8) -> Result<(), CudaError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: the view's bytes are allocated.
+        Ok(unsafe {
+            result::memset_d8_async(target.address(), byte, target.bytes(), self.stream.cu_stream())?
+        })
+    }
+
+    /// Waits for all work started so far.
+    ///
+    /// # Errors
+    /// Also those of that work: a device error shows at the first wait after it.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize()?;
+        Ok(self.context.check_err()?)
+    }
+
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// cuBLASLt, if it was found.
+    pub(crate) fn blas(&self) -> Option<&Blas> {
+        self.blas.as_ref()
+    }
+}
+
+fn describe(context: &Arc<CudaContext>) -> Result<DeviceInfo, CudaError> {
+    let (major, minor) = context.compute_capability()?;
+    let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok(DeviceInfo {
+        name: context.name()?,
+        capability: (major as u32, minor as u32),
+        multiprocessors: multiprocessors as u32,
+        memory_bytes: context.total_mem()? as u64,
+    })
+}

@@ -1,0 +1,143 @@
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use cudarc::driver::{CudaContext, CudaFunction, sys::CUfunction_attribute_enum};
+use cudarc::nvrtc::Ptx;
+
+use crate::CudaError;
+
+/// A source file of kernels, compiled as a whole after the private header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KernelFile {
+    Attention,
+    Elementwise,
+    Gemm,
+    Probe,
+    Qkv,
+    Sample,
+}
+
+const HEADER: &str = include_str!("../../kernels/common.cuh");
+
+impl KernelFile {
+    pub const ALL: [Self; 6] =
+        [Self::Attention, Self::Elementwise, Self::Gemm, Self::Probe, Self::Qkv, Self::Sample];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "attention.cu",
+            Self::Elementwise => "elementwise.cu",
+            Self::Gemm => "gemm.cu",
+            Self::Probe => "probe.cu",
+            Self::Qkv => "qkv.cu",
+            Self::Sample => "sample.cu",
+        }
+    }
+
+    /// The file of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|file| file.name() == name)
+    }
+
+    /// What the compiler is given; messages keep the line numbers of the files.
+    pub fn source(self) -> String {
+        let body = match self {
+            Self::Attention => include_str!("../../kernels/attention.cu"),
+            Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
+            Self::Gemm => include_str!("../../kernels/gemm.cu"),
+            Self::Probe => include_str!("../../kernels/probe.cu"),
+            Self::Qkv => include_str!("../../kernels/qkv.cu"),
+            Self::Sample => include_str!("../../kernels/sample.cu"),
+        };
+        format!("#line 1 \"common.cuh\"\n{HEADER}\n#line 1 \"{}\"\n{body}", self.name())
+    }
+
+    fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::Attention => {
+                &["attention_decode_64", "attention_decode_128", "attention_prefill_64", "attention_prefill_128"]
+            }
+            Self::Elementwise => &["embed", "rms_norm", "silu_mul", "copy_pages"],
+            Self::Gemm => &[
+                "gemm_stream_1_1",
+                "gemm_stream_2_1",
+                "gemm_stream_4_1",
+                "gemm_stream_1_2",
+                "gemm_stream_2_2",
+                "gemm_stream_4_2",
+                "gemm_tile_32",
+                "gemm_tile_64",
+                "gemm_tile_128",
+                "gemm_tile_128_fold",
+            ],
+            Self::Probe => &["read_all", "fill_bf16"],
+            Self::Qkv => &["qkv_head_64", "qkv_head_128"],
+            Self::Sample => &["sample", "score"],
+        }
+    }
+}
+
+impl fmt::Display for KernelFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Most shared memory that a block may ask for at launch on compute capability 9.0, less what kernels declare
+/// themselves.
+const DYNAMIC_SHARED_BYTES: i32 = 224 * 1024;
+
+/// All kernels, loaded into a context.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    functions: HashMap<&'static str, CudaFunction>,
+}
+
+impl Kernels {
+    /// `images` are cubins, one for each file.
+    pub fn load(
+        context: &Arc<CudaContext>,
+        images: impl IntoIterator<Item = (KernelFile, Vec<u8>)>,
+    ) -> Result<Self, CudaError> {
+        let mut functions = HashMap::new();
+        for (file, image) in images {
+            let module = context.load_module(Ptx::from_binary(image))?;
+            for &name in file.kernels() {
+                let function = module.load_function(name)?;
+                let limit = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                function.set_attribute(limit, DYNAMIC_SHARED_BYTES)?;
+                functions.insert(name, function);
+            }
+        }
+        Ok(Self { functions })
+    }
+
+    /// # Panics
+    /// If there is no kernel of this name: the names are constants of this crate.
+    pub fn get(&self, name: &str) -> &CudaFunction {
+        self.functions.get(name).expect("a kernel that KernelFile::kernels lists")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_kernel_is_in_its_source() {
+        for file in KernelFile::ALL {
+            let source = file.source();
+            for name in file.kernels() {
+                let stem = name.split('_').take(2).collect::<Vec<_>>().join("_");
+                assert!(source.contains(&stem), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_found_by_their_names() {
+        for file in KernelFile::ALL {
+            assert_eq!(KernelFile::named(file.name()), Some(file));
+        }
+        assert_eq!(KernelFile::named("../etc/passwd"), None);
+    }
+}

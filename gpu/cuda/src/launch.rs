@@ -1,0 +1,121 @@
+use std::ffi::c_void;
+
+use cudarc::driver::sys;
+
+use crate::{CudaError, Device, Element, View};
+
+/// How many blocks of how many threads, and their dynamic shared memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+}
+
+impl Shape {
+    pub fn new(grid: [u32; 3], threads: u32) -> Self {
+        Self { grid, threads, shared_bytes: 0 }
+    }
+
+    pub fn shared(self, bytes: usize) -> Self {
+        Self { shared_bytes: bytes as u32, ..self }
+    }
+}
+
+/// A kernel argument of up to 8 bytes, in the low bytes of a word (little-endian, as every host of a GPU is).
+pub(crate) trait Argument {
+    fn word(&self) -> u64;
+}
+
+impl Argument for u32 {
+    fn word(&self) -> u64 {
+        u64::from(*self)
+    }
+}
+impl Argument for i32 {
+    fn word(&self) -> u64 {
+        u64::from(*self as u32)
+    }
+}
+impl Argument for u64 {
+    fn word(&self) -> u64 {
+        *self
+    }
+}
+impl Argument for f32 {
+    fn word(&self) -> u64 {
+        u64::from(self.to_bits())
+    }
+}
+impl<T: Element> Argument for View<'_, T> {
+    fn word(&self) -> u64 {
+        self.address()
+    }
+}
+/// `None` is a null pointer.
+impl<T: Element> Argument for Option<View<'_, T>> {
+    fn word(&self) -> u64 {
+        self.map_or(0, |view| view.address())
+    }
+}
+
+/// The words of a kernel's arguments, in order.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        [$($crate::launch::Argument::word(&$argument)),*]
+    };
+}
+pub(crate) use arguments;
+
+impl Device {
+    /// Starts a kernel on the device's stream. It may begin while its predecessor still runs, up to the point where
+    /// it waits for it (programmatic dependent launch).
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's signature, and it stays within the views' memory.
+    pub(crate) unsafe fn launch<const N: usize>(
+        &self,
+        kernel: &str,
+        shape: Shape,
+        mut arguments: [u64; N],
+    ) -> Result<(), CudaError> {
+        if shape.grid.contains(&0) {
+            return Ok(());
+        }
+        let mut pointers: [*mut c_void; N] = arguments.each_mut().map(|word| std::ptr::from_mut(word).cast());
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: shape.grid[0],
+            gridDimY: shape.grid[1],
+            gridDimZ: shape.grid[2],
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared_bytes,
+            hStream: self.stream().cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let function = self.kernels().get(kernel).cu_function();
+        // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the
+        // arguments fit the kernel is the caller's duty.
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }.result()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Argument;
+
+    #[test]
+    fn arguments_lie_in_the_low_bytes() {
+        assert_eq!((-1i32).word(), 0xffff_ffff);
+        assert_eq!(1.0f32.word(), 0x3f80_0000);
+        assert_eq!(None::<crate::View<'_, f32>>.word(), 0);
+    }
+}

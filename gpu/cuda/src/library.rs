@@ -1,0 +1,57 @@
+use std::fmt;
+
+use crate::CudaError;
+
+/// A shared library of CUDA, loaded at its first call. Calling into an absent one would panic, so everything here
+/// goes through [`Library::require`] first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Library {
+    Driver,
+    Nvrtc,
+    CublasLt,
+}
+
+impl Library {
+    pub const ALL: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
+
+    /// Whether the loader finds it.
+    pub fn is_present(self) -> bool {
+        // SAFETY: these only try to open the library, which runs its initialisers and nothing else.
+        unsafe {
+            match self {
+                Self::Driver => cudarc::driver::sys::is_culib_present(),
+                Self::Nvrtc => cudarc::nvrtc::sys::is_culib_present(),
+                Self::CublasLt => cudarc::cublaslt::sys::is_culib_present(),
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`CudaError::Missing`] if the loader does not find it.
+    pub fn require(self) -> Result<(), CudaError> {
+        if self.is_present() { Ok(()) } else { Err(CudaError::Missing(self)) }
+    }
+}
+
+impl fmt::Display for Library {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Driver => "libcuda",
+            Self::Nvrtc => "libnvrtc",
+            Self::CublasLt => "libcublasLt",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_library_is_an_error_that_names_it() {
+        for library in Library::ALL.into_iter().filter(|library| !library.is_present()) {
+            let error = library.require().unwrap_err().to_string();
+            assert!(error.contains(&library.to_string()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! One operation each: checks that shapes and views agree, chooses the kernel, starts it.
+//!
+//! Matrices are row-major. `bf16` weights and activations, `f32` residual stream. Ids, lengths and tables on the
+//! device are trusted: whoever writes them keeps them in range.
+
+mod attention;
+mod elementwise;
+mod gemm;
+mod probe;
+mod qkv;
+mod sample;
+
+pub use attention::{DecodeAttention, KvPages, PrefillAttention, TILE_KEYS, PREFILL_ROWS, decode_tiles};
+pub use elementwise::{CopyPages, Embed, RmsNorm, SiluMul};
+pub use gemm::{Gemm, GemmMode, GemmOutput};
+pub use probe::FillBf16;
+pub use qkv::QkvHead;
+pub use sample::{BiasEntry, Drawn, MAX_TOP, Sample, SampleParams, Score};
+
+use crate::CudaError;
+
+/// Fails with a text unless `condition` holds.
+fn check(condition: bool, what: impl FnOnce() -> String) -> Result<(), CudaError> {
+    if condition { Ok(()) } else { Err(CudaError::Shape(what())) }
+}
+
+/// Fails unless a view holds at least `least` elements.
+fn check_len<T: crate::Element>(name: &str, view: crate::View<'_, T>, least: usize) -> Result<(), CudaError> {
+    check(view.len() >= least, || format!("{name} holds {} elements, {least} are needed", view.len()))
+}

@@ -1,0 +1,224 @@
+use half::bf16;
+
+use super::{check, check_len};
+use crate::{
+    CudaError, Device, View,
+    blas::BlasOutput,
+    device::SPLIT_TILES,
+    launch::{Shape, arguments},
+};
+
+/// Whether a row's result may depend on the number of rows beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum GemmMode {
+    /// One order of additions for each weight: every row count gives the same bits.
+    #[default]
+    BatchInvariant,
+    /// The fastest kernel for the row count.
+    BatchVariant,
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum GemmOutput<'a> {
+    /// [m, n]
+    Bf16(View<'a, bf16>),
+    /// [m, n]
+    F32(View<'a, f32>),
+    /// [m, n], added to what is there.
+    AddF32(View<'a, f32>),
+    /// [m, n / 2]: silu(column 2i) * column 2i + 1. `spill` holds [m, n] for the library's product, if the mode may
+    /// use it.
+    Gate { out: View<'a, bf16>, spill: View<'a, bf16> },
+}
+
+/// `x[m, k] w[n, k]^T`, accumulated in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm<'a> {
+    pub output: GemmOutput<'a>,
+    pub x: View<'a, bf16>,
+    pub w: View<'a, bf16>,
+    pub m: usize,
+    /// A multiple of 8.
+    pub n: usize,
+    /// A multiple of 8.
+    pub k: usize,
+    pub mode: GemmMode,
+}
+
+/// Most rows of x that the streaming kernel takes.
+const STREAM_ROWS: usize = 16;
+/// From this many rows on, the library is faster than the tile kernel.
+const BLAS_ROWS: usize = 65;
+/// Warps that the streaming kernel wants in flight, about four a multiprocessor.
+const STREAM_WARPS: usize = 528;
+const WARPS_PER_BLOCK: usize = 4;
+const STREAM_STAGES: usize = 8;
+const TILE_COLUMNS: usize = 128;
+const TILE_STAGES: usize = 4;
+
+/// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
+/// few of them to keep the memory busy.
+fn segments(n: usize) -> usize {
+    if n <= 8192 { 4 } else { 1 }
+}
+
+/// A kernel and its launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// A warp takes `8 * blocks` rows of w over one segment, `token_tiles` times 8 rows of x.
+    Stream { blocks: usize, token_tiles: usize },
+    /// `rows` of x a block; `split`: one segment a block.
+    Tile { rows: usize, split: bool },
+}
+
+impl Plan {
+    fn new(m: usize, n: usize) -> Self {
+        let segments = segments(n);
+        if m <= STREAM_ROWS {
+            let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
+            let blocks = if m > 4 && enough(8) {
+                4
+            } else if enough(2) {
+                2
+            } else {
+                1
+            };
+            return Self::Stream { blocks, token_tiles: m.div_ceil(8) };
+        }
+        let rows = match m {
+            ..=32 => 32,
+            33..=64 => 64,
+            _ => 128,
+        };
+        let tiles = m.div_ceil(rows) * n.div_ceil(TILE_COLUMNS);
+        // the 32- and 64-row kernels do not fold several segments
+        Self::Tile { rows, split: segments > 1 && (rows < 128 || tiles <= SPLIT_TILES) }
+    }
+}
+
+impl Device {
+    pub fn gemm(&self, op: Gemm<'_>) -> Result<(), CudaError> {
+        let Gemm { m, n, k, .. } = op;
+        check(n.is_multiple_of(8) && k.is_multiple_of(8), || format!("a product of n {n} and k {k}"))?;
+        check(m > 0 && n > 0 && k > 0, || "an empty product".into())?;
+        check_len("x", op.x, m * k)?;
+        check_len("w", op.w, n * k)?;
+        match op.output {
+            GemmOutput::Bf16(out) => check_len("out", out, m * n)?,
+            GemmOutput::F32(out) | GemmOutput::AddF32(out) => check_len("out", out, m * n)?,
+            GemmOutput::Gate { out, .. } => check_len("out", out, m * n / 2)?,
+        }
+        if op.mode == GemmMode::BatchVariant && m >= BLAS_ROWS && self.blas().is_some() {
+            return self.gemm_blas(op);
+        }
+        self.gemm_plan(op, Plan::new(m, n))
+    }
+
+    fn gemm_plan(&self, op: Gemm<'_>, plan: Plan) -> Result<(), CudaError> {
+        let Gemm { m, n, k, .. } = op;
+        let (address, output) = match op.output {
+            GemmOutput::Bf16(out) => (out.address(), 0),
+            GemmOutput::F32(out) => (out.address(), 1),
+            GemmOutput::AddF32(out) => (out.address(), 2),
+            GemmOutput::Gate { out, .. } => (out.address(), 3),
+        };
+        let segments = segments(n);
+        let sizes = [m, n, k, segments].map(|size| size as i32);
+        match plan {
+            Plan::Stream { blocks, token_tiles } => {
+                let kernel = match (blocks, token_tiles) {
+                    (1, 1) => "gemm_stream_1_1",
+                    (2, 1) => "gemm_stream_2_1",
+                    (4, 1) => "gemm_stream_4_1",
+                    (1, _) => "gemm_stream_1_2",
+                    (2, _) => "gemm_stream_2_2",
+                    _ => "gemm_stream_4_2",
+                };
+                let rows_per_block = 8 * blocks * WARPS_PER_BLOCK / segments;
+                let ring = WARPS_PER_BLOCK * STREAM_STAGES * (blocks + token_tiles) * 512;
+                let shape = Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
+                let arguments =
+                    arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
+                // SAFETY: signature of gemm_stream; lengths checked in `gemm`.
+                unsafe { self.launch(kernel, shape.shared(ring), arguments) }
+            }
+            Plan::Tile { rows, split } => {
+                let kernel = match (rows, split) {
+                    (32, _) => "gemm_tile_32",
+                    (64, _) => "gemm_tile_64",
+                    (_, true) => "gemm_tile_128",
+                    (_, false) => "gemm_tile_128_fold",
+                };
+                let (row_tiles, column_tiles) = (m.div_ceil(rows), n.div_ceil(TILE_COLUMNS));
+                check(!split || row_tiles * column_tiles <= SPLIT_TILES, || {
+                    format!("{row_tiles} x {column_tiles} split tiles")
+                })?;
+                let scratch = self.scratch();
+                let arguments = arguments![
+                    address,
+                    op.x,
+                    op.w,
+                    scratch.parts.view(),
+                    scratch.tickets.view(),
+                    sizes[0],
+                    sizes[1],
+                    sizes[2],
+                    sizes[3],
+                    output
+                ];
+                let depth = if split { segments } else { 1 };
+                let shape = Shape::new(
+                    [row_tiles as u32, column_tiles as u32, depth as u32],
+                    if rows == 128 { 256 } else { 128 },
+                );
+                let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
+                // SAFETY: signature of gemm_tile; lengths checked in `gemm`, scratch by the tile count.
+                unsafe { self.launch(kernel, shape.shared(ring), arguments) }
+            }
+        }
+    }
+
+    fn gemm_blas(&self, op: Gemm<'_>) -> Result<(), CudaError> {
+        let blas = self.blas().ok_or(CudaError::Missing(crate::Library::CublasLt))?;
+        let sizes = [op.m, op.n, op.k];
+        let output = match op.output {
+            GemmOutput::Bf16(out) => BlasOutput::Bf16(out),
+            GemmOutput::F32(out) => BlasOutput::F32(out),
+            GemmOutput::AddF32(out) => BlasOutput::AddF32(out),
+            GemmOutput::Gate { out, spill } => {
+                check_len("spill", spill, op.m * op.n)?;
+                blas.product(self, BlasOutput::Bf16(spill), op.x, op.w, sizes)?;
+                return self.silu_mul(super::SiluMul { out, gate_up: spill, rows: op.m, width: op.n / 2 });
+            }
+        };
+        blas.product(self, output, op.x, op.w, sizes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_stream_and_many_rows_tile() {
+        assert_eq!(Plan::new(1, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(Plan::new(1, 1024), Plan::Stream { blocks: 1, token_tiles: 1 });
+        assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 2, token_tiles: 2 });
+        assert_eq!(Plan::new(17, 4096), Plan::Tile { rows: 32, split: true });
+        assert_eq!(Plan::new(64, 24_576), Plan::Tile { rows: 64, split: false });
+        assert_eq!(Plan::new(512, 4096), Plan::Tile { rows: 128, split: true });
+        assert_eq!(Plan::new(4096, 4096), Plan::Tile { rows: 128, split: false });
+    }
+
+    #[test]
+    fn a_split_never_outgrows_its_scratch() {
+        for n in (8..=8192).step_by(8) {
+            for m in [17, 32, 33, 64, 65, 128, 200, 1000, 8192] {
+                if let Plan::Tile { rows, split: true } = Plan::new(m, n) {
+                    assert!(m.div_ceil(rows) * n.div_ceil(TILE_COLUMNS) <= SPLIT_TILES, "{m} x {n}");
+                }
+            }
+        }
+    }
+}

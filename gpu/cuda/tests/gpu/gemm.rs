@@ -1,0 +1,134 @@
+use cuda::{
+    Device, Library, View,
+    ops::{Gemm, GemmMode, GemmOutput},
+};
+use half::bf16;
+
+use crate::{
+    compare::{BF16_BOUND, F32_BOUND, bound, poisoned, relative_error, same_bits, wide},
+    harness::{Case, Context, Failure, Outcome},
+    host,
+    random::Random,
+};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case { name: "gemm agrees with f64 at odd sizes", run: agrees },
+        Case { name: "gemm outputs: add, gate, f32", run: outputs },
+        Case { name: "gemm rows do not depend on the batch", run: invariant },
+        Case { name: "gemm through cublaslt agrees with f64", run: library },
+    ]
+}
+
+fn run(
+    device: &Device,
+    x: View<'_, bf16>,
+    w: View<'_, bf16>,
+    [m, n, k]: [usize; 3],
+    mode: GemmMode,
+) -> Result<Vec<bf16>, Failure> {
+    let out = poisoned::<bf16>(device, m * n)?;
+    device.gemm(Gemm { output: GemmOutput::Bf16(out.view()), x, w, m, n, k, mode })?;
+    Ok(device.read(out.view())?)
+}
+
+fn agrees(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let mut worst: f64 = 0.0;
+    let shapes: &[(usize, usize)] = if context.light {
+        &[(136, 72), (200, 576)]
+    } else {
+        &[(8, 8), (136, 72), (200, 576), (576, 576), (1536, 1024), (8200, 264), (1024, 3072)]
+    };
+    for &(n, k) in shapes {
+        for m in [1, 3, 8, 9, 16, 17, 33, 64, 65, 130] {
+            let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 1.0));
+            let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
+            let out = run(device, dx.view(), dw.view(), [m, n, k], GemmMode::BatchInvariant)?;
+            let error = relative_error(wide(&out), &host::product(&x, &w, m, n, k));
+            bound(&format!("m {m} n {n} k {k}"), error, BF16_BOUND)?;
+            worst = worst.max(error);
+        }
+    }
+    Ok(format!("error {worst:.1e}"))
+}
+
+fn outputs(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let mut worst: f64 = 0.0;
+    for (m, n, k) in [(2, 264, 192), (12, 64, 320), (40, 264, 192), (100, 136, 320)] {
+        let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
+        let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
+        let product = host::product(&x, &w, m, n, k);
+        let gemm = |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchInvariant };
+
+        let out = poisoned::<f32>(device, m * n)?;
+        device.gemm(gemm(GemmOutput::F32(out.view())))?;
+        let error = relative_error(device.read(out.view())?.into_iter().map(f64::from), &product);
+        bound("f32", error, F32_BOUND)?;
+        worst = worst.max(error);
+
+        let base = random.floats(m * n, 1.0);
+        let sum = device.upload(&base)?;
+        device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
+        let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
+        bound("add", relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected), F32_BOUND)?;
+
+        let gated = poisoned::<bf16>(device, m * n / 2)?;
+        device.gemm(gemm(GemmOutput::Gate { out: gated.view(), spill: gated.slice(..0) }))?;
+        let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
+        bound("gate", relative_error(wide(&device.read(gated.view())?), &expected), BF16_BOUND)?;
+    }
+    Ok(format!("f32 error {worst:.1e}"))
+}
+
+fn invariant(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let shapes: &[(usize, usize, usize)] = if context.light {
+        &[(200, 576, 140)]
+    } else {
+        // the last number of rows is past every split: the kernel that folds segments
+        &[(576, 576, 300), (4096, 1024, 1100), (1024, 3072, 300), (6144, 4096, 500), (24_576, 1024, 300)]
+    };
+    let mut compared = 0;
+    for &(n, k, rows) in shapes {
+        let x = device.upload(&random.halves(rows * k, 1.0))?;
+        let w = device.upload(&random.halves(n * k, 1.0))?;
+        let all = run(device, x.view(), w.view(), [rows, n, k], GemmMode::BatchInvariant)?;
+        for m in [1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129] {
+            let first = random.below(rows - m + 1);
+            let part = run(device, x.slice(first * k..), w.view(), [m, n, k], GemmMode::BatchInvariant)?;
+            same_bits(&format!("rows {first}+{m} of n {n} k {k}"), &part, &all[first * n..][..m * n])?;
+            compared += 1;
+        }
+    }
+    Ok(format!("{compared} batches bit-equal"))
+}
+
+fn library(context: &Context, random: &mut Random) -> Outcome {
+    if Library::CublasLt.require().is_err() {
+        return Ok("not run: no libcublasLt".into());
+    }
+    let device = &context.device;
+    let mut worst: f64 = 0.0;
+    for (m, n, k) in [(65, 136, 72), (200, 576, 576), (129, 1024, 1024)] {
+        let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
+        let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
+        let product = host::product(&x, &w, m, n, k);
+        let out = run(device, dx.view(), dw.view(), [m, n, k], GemmMode::BatchVariant)?;
+        let error = relative_error(wide(&out), &product);
+        bound("bf16", error, BF16_BOUND)?;
+        worst = worst.max(error);
+        let gemm = |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchVariant };
+        let base = random.floats(m * n, 1.0);
+        let sum = device.upload(&base)?;
+        device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
+        let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
+        bound("add", relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected), F32_BOUND)?;
+        let (gated, spill) = (poisoned::<bf16>(device, m * n / 2)?, poisoned::<bf16>(device, m * n)?);
+        device.gemm(gemm(GemmOutput::Gate { out: gated.view(), spill: spill.view() }))?;
+        let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
+        bound("gate", relative_error(wide(&device.read(gated.view())?), &expected), 2.0 * BF16_BOUND)?;
+    }
+    Ok(format!("error {worst:.1e}"))
+}

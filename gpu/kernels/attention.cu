@@ -1,0 +1,453 @@
+// Attention over paged keys and values, grouped queries, bf16 with f32 accumulation.
+//
+// Canonical order, the same in both kernels, so that a position's bits depend neither on its neighbours in the batch
+// nor on chunking nor on who computes it: positions fall into absolute tiles of 128 keys. Within a tile scores are
+// exact dot products in ascending steps of 16, probabilities are relative to the tile's own maximum and rounded
+// to bf16, sums and values accumulate on the tensor cores in ascending steps of 16 keys from zero. Tiles are folded
+// in ascending order by `Fold`. A masked key has probability 0, a wholly masked tile folds as the identity.
+//
+// Pages are [page][key, value][kv head][page_size][D]; a sequence's page table lies at `table_starts[sequence]` in
+// `tables`. `window` is the number of latest positions that a query sees (INT_MAX: all).
+
+#define TILE_KEYS 128
+#define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// ---- the running result of a row -------------------------------------------------------------------------------
+
+// Weights of the running result and of the next tile when their maxima (in units of log2) are joined.
+struct Fold {
+    float old_weight, new_weight;
+    __device__ __forceinline__ Fold(float& maximum, float tile_maximum) {
+        float joined = fmaxf(maximum, tile_maximum);
+        float base = joined == NEGATIVE_INFINITY ? 0.0f : joined;
+        old_weight = exp2_fast(maximum - base);
+        new_weight = exp2_fast(tile_maximum - base);
+        maximum = joined;
+    }
+    __device__ __forceinline__ float operator()(float old_value, float new_value) const {
+        return __fmaf_rn(old_value, old_weight, __fmul_rn(new_value, new_weight));
+    }
+};
+
+// Probability of a score relative to its tile's maximum, `scaled_maximum` in units of log2.
+DEVICE float probability(float score, float scale, float scaled_maximum) {
+    return exp2_fast(__fmaf_rn(score, scale, -(scaled_maximum == NEGATIVE_INFINITY ? 0.0f : scaled_maximum)));
+}
+
+// ---- tiles in shared memory ------------------------------------------------------------------------------------
+
+// Address of a 16-byte chunk of a row; rows of WIDTH chunks, swizzled so that 8 rows of one chunk meet 32 banks.
+template <int WIDTH>
+DEVICE u32 chunk_address(u32 base, int row, int chunk) {
+    return base + (row * WIDTH + (chunk ^ (row & 7))) * 16;
+}
+
+// Where a layer's pages and a sequence's page table are.
+struct Pages {
+    const u16* pages;
+    const u32* table;
+    int shift, kv_heads, kv_head;
+
+    template <int D>
+    __device__ __forceinline__ const u16* row(int position, int is_value) const {
+        u64 block = ((u64)table[position >> shift] * 2 + is_value) * kv_heads + kv_head;
+        return pages + ((block << shift) + (position & ((1 << shift) - 1))) * D;
+    }
+};
+
+// Starts copying keys or values of positions `first ..` of a tile; those from `limit` on become zeros.
+template <int D, int THREADS>
+DEVICE void load_tile(u32 target, const Pages& pages, int is_value, int first, int limit) {
+    constexpr int CHUNKS = D / 8;
+    int chunk = threadIdx.x % CHUNKS;
+#pragma unroll 4
+    for (int row = threadIdx.x / CHUNKS; row < TILE_KEYS; row += THREADS / CHUNKS) {
+        bool valid = first + row < limit;
+        const u16* source = valid ? pages.row<D>(first + row, is_value) + chunk * 8 : pages.pages;
+        copy_async(chunk_address<CHUNKS>(target, row, chunk), source, valid);
+    }
+}
+
+// Scores of 16 query rows against 8 * N keys from `key0` on.
+template <int D, int N>
+DEVICE void scores(Fragment (&s)[N], u32 queries, int query0, u32 keys, int key0) {
+    constexpr int CHUNKS = D / 8;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < N; i++) s[i] = Fragment{};
+#pragma unroll
+    for (int step = 0; step < D / 16; step += 2) {
+        int query_row = query0 + lane % 16;
+        uint4 a0 = load_matrices(chunk_address<CHUNKS>(queries, query_row, 2 * step + lane / 16));
+        uint4 a1 = load_matrices(chunk_address<CHUNKS>(queries, query_row, 2 * step + 2 + lane / 16));
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            uint4 b = load_matrices(chunk_address<CHUNKS>(keys, key0 + 8 * i + lane % 8, 2 * step + lane / 8));
+            mma(s[i], a0.x, a0.y, a0.z, a0.w, b.x, b.y);
+            mma(s[i], a1.x, a1.y, a1.z, a1.w, b.z, b.w);
+        }
+    }
+}
+
+// Product of 16 rows of probabilities over 128 keys with 32 columns of values from `column0` on.
+template <int D>
+DEVICE void weigh_values(Fragment (&o)[4], const uint4 (&p)[8], u32 values, int column0) {
+    constexpr int CHUNKS = D / 8;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; i++) o[i] = Fragment{};
+#pragma unroll
+    for (int step = 0; step < 8; step++) {
+        int row = step * 16 + lane % 16;
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            uint4 b = load_matrices_transposed(chunk_address<CHUNKS>(values, row, column0 / 8 + i + lane / 16));
+            mma(o[i], p[step].x, p[step].y, p[step].z, p[step].w, b.x, b.y);
+            mma(o[i + 1], p[step].x, p[step].y, p[step].z, p[step].w, b.z, b.w);
+        }
+    }
+}
+
+// Sums of 16 rows of probabilities over 128 keys; c[0] is that of row g, c[2] that of row g + 8.
+DEVICE Fragment row_sums(const uint4 (&p)[8]) {
+    constexpr u32 ONES = 0x3f803f80u;
+    Fragment sums = {};
+#pragma unroll
+    for (int step = 0; step < 8; step++) mma(sums, p[step].x, p[step].y, p[step].z, p[step].w, ONES, ONES);
+    return sums;
+}
+
+// ---- decode: one query position a sequence -----------------------------------------------------------------------
+//
+// Work items are (tile of a sequence, kv head); blocks take them in strides, so the grid does not depend on the
+// lengths. `tile_starts[i]` is the number of tiles of sequences before i. Four warps share an item: they divide the
+// keys for the scores, then the columns of the values. A sequence of several tiles leaves its parts in `part_values`
+// and `part_stats`, and the last block to arrive folds them.
+
+#define DECODE_THREADS 128
+#define MAX_GROUP 16
+
+template <int D>
+DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,
+                   const u32* contexts, const u32* tile_starts, float* part_values, float2* part_stats, u32* tickets,
+                   int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {
+    constexpr int CHUNKS = D / 8;
+    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
+    extern __shared__ __align__(1024) u8 memory[];
+    __shared__ float maxima[4][16];
+    __shared__ bool is_last;
+    u32 keys = shared_address(memory), values = keys + TILE_BYTES, query_tile = values + TILE_BYTES;
+    u32 probabilities = query_tile + 16 * D * 2;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int group = heads / kv_heads;
+
+    struct Item {
+        int sequence, kv_head, context, tile, tiles, first_tile;
+        Pages pages;
+    };
+    auto find = [&](u32 item) {
+        Item it;
+        u32 unit = item / kv_heads;
+        it.kv_head = item % kv_heads;
+        int low = 0, high = sequences;  // the last sequence whose tiles start at or before `unit`
+        while (high - low > 1) {
+            int middle = (low + high) / 2;
+            if (tile_starts[middle] <= unit) low = middle;
+            else high = middle;
+        }
+        it.sequence = low;
+        it.context = contexts[low];
+        it.first_tile = (it.context > window ? it.context - window : 0) / TILE_KEYS;
+        it.tile = it.first_tile + (unit - tile_starts[low]);
+        it.tiles = tile_starts[low + 1] - tile_starts[low];
+        it.pages = Pages{kv, tables + table_starts[low], page_shift, kv_heads, it.kv_head};
+        return it;
+    };
+    auto load_keys = [&](const Item& it) {
+        load_tile<D, DECODE_THREADS>(keys, it.pages, 0, it.tile * TILE_KEYS, it.context);
+        for (int i = threadIdx.x; i < 16 * CHUNKS; i += DECODE_THREADS) {
+            int row = i / CHUNKS, chunk = i % CHUNKS;
+            bool valid = row < group;
+            u64 head = (u64)it.sequence * heads + it.kv_head * group + (valid ? row : 0);
+            copy_async(chunk_address<CHUNKS>(query_tile, row, chunk), queries + head * D + chunk * 8, valid);
+        }
+    };
+    auto load_values = [&](const Item& it) {
+        load_tile<D, DECODE_THREADS>(values, it.pages, 1, it.tile * TILE_KEYS, it.context);
+    };
+
+    wait_for_producer();
+    allow_consumer();
+    u32 items = tile_starts[sequences] * kv_heads;
+    u32 item = blockIdx.x;
+    if (item >= items) return;
+    Item it = find(item);
+    load_keys(it);
+    copy_commit();
+    load_values(it);
+    copy_commit();
+    while (true) {
+        u32 next_item = item + gridDim.x;
+        bool more = next_item < items;
+        copy_wait<1>();
+        __syncthreads();
+        Fragment s[4];
+        scores<D, 4>(s, query_tile, 0, keys, warp * 32);
+        int position = it.context - 1;
+        float low_max = NEGATIVE_INFINITY, high_max = NEGATIVE_INFINITY;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                int key = it.tile * TILE_KEYS + warp * 32 + i * 8 + 2 * t + j;
+                if (key > position || key <= position - window)
+                    s[i].c[j] = s[i].c[j + 2] = NEGATIVE_INFINITY;
+                low_max = fmaxf(low_max, s[i].c[j]);
+                high_max = fmaxf(high_max, s[i].c[j + 2]);
+            }
+        }
+        low_max = quad_max(low_max);
+        high_max = quad_max(high_max);
+        if (t == 0) {
+            maxima[warp][g] = low_max;
+            maxima[warp][g + 8] = high_max;
+        }
+        __syncthreads();
+        Item next = it;
+        if (more) {
+            next = find(next_item);
+            load_keys(next);
+        }
+        copy_commit();
+        low_max = fmaxf(fmaxf(maxima[0][g], maxima[1][g]), fmaxf(maxima[2][g], maxima[3][g])) * scale;
+        high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * scale;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int chunk = warp * 4 + i;
+            u32 low = pack_bf16(probability(s[i].c[0], scale, low_max), probability(s[i].c[1], scale, low_max));
+            u32 high = pack_bf16(probability(s[i].c[2], scale, high_max), probability(s[i].c[3], scale, high_max));
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(chunk_address<16>(probabilities, g, chunk) + 4 * t), "r"(low)
+                         : "memory");
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(chunk_address<16>(probabilities, g + 8, chunk) + 4 * t),
+                         "r"(high)
+                         : "memory");
+        }
+        copy_wait<1>();
+        __syncthreads();
+        uint4 p[8];
+#pragma unroll
+        for (int step = 0; step < 8; step++)
+            p[step] = load_matrices(chunk_address<16>(probabilities, lane % 16, 2 * step + lane / 16));
+        Fragment sums = row_sums(p);
+
+        bool single = it.tiles == 1;
+        u64 unit = (u64)item * group;  // row of the parts
+        constexpr int WARP_COLUMNS = D == 64 ? 32 : D / 4;
+        if (warp * WARP_COLUMNS < D) {
+            Fragment o[4];
+            weigh_values<D>(o, p, values, warp * WARP_COLUMNS);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int row = g + 8 * half;
+                if (row >= group) continue;
+                float maximum = NEGATIVE_INFINITY;
+                Fold fold(maximum, half ? high_max : low_max);
+                float inverse = 1.0f / fold(0.0f, sums.c[2 * half]);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int column = warp * WARP_COLUMNS + i * 8 + 2 * t;
+                    float v0 = o[i].c[2 * half], v1 = o[i].c[2 * half + 1];
+                    if (single) {
+                        u64 head = (u64)it.sequence * heads + it.kv_head * group + row;
+                        *(u32*)(out + head * D + column) =
+                            pack_bf16(fold(0.0f, v0) * inverse, fold(0.0f, v1) * inverse);
+                    } else {
+                        __stcg((float2*)(part_values + (unit + row) * D + column), make_float2(v0, v1));
+                    }
+                }
+                if (!single && warp == 0 && t == 0)
+                    __stcg(part_stats + unit + row, make_float2(half ? high_max : low_max, sums.c[2 * half]));
+            }
+        }
+        if (!single) {
+            __threadfence();
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                u32* ticket = tickets + it.sequence * kv_heads + it.kv_head;
+                is_last = atomicAdd(ticket, 1) == it.tiles - 1;
+                if (is_last) *ticket = 0;
+            }
+        }
+        __syncthreads();
+        if (more) load_values(next);
+        copy_commit();
+        if (!single && is_last) {
+            __threadfence();
+            u64 first_item = (u64)tile_starts[it.sequence] * kv_heads + it.kv_head;
+            for (int i = threadIdx.x; i < group * D; i += DECODE_THREADS) {
+                int row = i / D, column = i % D;
+                float maximum = NEGATIVE_INFINITY, sum = 0.0f, value = 0.0f;
+#pragma unroll 4
+                for (int part = 0; part < it.tiles; part++) {
+                    u64 at = (first_item + (u64)part * kv_heads) * group + row;
+                    float2 stats = __ldcg(part_stats + at);
+                    float v = __ldcg(part_values + at * D + column);
+                    Fold fold(maximum, stats.x);
+                    sum = fold(sum, stats.y);
+                    value = fold(value, v);
+                }
+                u64 head = (u64)it.sequence * heads + it.kv_head * group + row;
+                out[head * D + column] = to_bf16(value * (1.0f / sum));
+            }
+        }
+        if (!more) break;
+        item = next_item;
+        it = next;
+    }
+    copy_wait<0>();
+}
+
+#define DECODE(D)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3) attention_decode_##D(                           \
+        u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,                     \
+        const u32* contexts, const u32* tile_starts, float* part_values, float2* part_stats, u32* tickets,           \
+        int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {                           \
+        decode<D>(out, queries, kv, tables, table_starts, contexts, tile_starts, part_values, part_stats, tickets,   \
+                  sequences, heads, kv_heads, page_shift, window, scale);                                            \
+    }
+DECODE(64)
+DECODE(128)
+
+// ---- prefill: many query positions a sequence ---------------------------------------------------------------------
+//
+// A block takes 128 query positions of one head, a warp 16 of them. `works[blockIdx.x]` names the sequence and its
+// first query: x = sequence, y = offset of the first query in the sequence's share of the step. A sequence's
+// queries are rows `query_starts[s] ..` of `queries`, its first query has position contexts[s] - its query count.
+
+#define PREFILL_THREADS 256
+#define PREFILL_ROWS 128
+
+template <int D>
+DEVICE void prefill(u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,
+                    const u32* contexts, const u32* query_starts, const u32* query_counts, const uint2* works,
+                    int heads, int kv_heads, int page_shift, int window, float scale) {
+    constexpr int CHUNKS = D / 8;
+    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
+    extern __shared__ __align__(1024) u8 memory[];
+    u32 query_tile = shared_address(memory), tiles = query_tile + PREFILL_ROWS * D * 2;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    wait_for_producer();
+    allow_consumer();
+    uint2 work = works[blockIdx.x];
+    int head = blockIdx.y, sequence = work.x;
+    int count = query_counts[sequence] - work.y;
+    count = count < PREFILL_ROWS ? count : PREFILL_ROWS;
+    u64 row0 = (u64)query_starts[sequence] + work.y;
+    int context = contexts[sequence];
+    int position0 = context - query_counts[sequence] + work.y;
+    Pages pages{kv, tables + table_starts[sequence], page_shift, kv_heads, head / (heads / kv_heads)};
+    int limit = position0 + count;
+    int first_tile = (position0 + 1 > window ? position0 + 1 - window : 0) / TILE_KEYS;
+    int last_tile = (limit - 1) / TILE_KEYS;
+
+    auto load_pair = [&](int tile) {
+        u32 at = tiles + (tile & 1) * 2 * TILE_BYTES;
+        load_tile<D, PREFILL_THREADS>(at, pages, 0, tile * TILE_KEYS, limit);
+        load_tile<D, PREFILL_THREADS>(at + TILE_BYTES, pages, 1, tile * TILE_KEYS, limit);
+    };
+    for (int i = threadIdx.x; i < PREFILL_ROWS * CHUNKS; i += PREFILL_THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        bool valid = row < count;
+        copy_async(chunk_address<CHUNKS>(query_tile, row, chunk),
+                   queries + ((row0 + (valid ? row : 0)) * heads + head) * D + chunk * 8, valid);
+    }
+    load_pair(first_tile);
+    copy_commit();
+
+    Fragment total[D / 8] = {};
+    float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, sum[2] = {0.0f, 0.0f};
+    int warp_first = position0 + warp * 16, warp_last = warp_first + 15;
+    for (int tile = first_tile; tile <= last_tile; tile++) {
+        if (tile < last_tile) load_pair(tile + 1);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        u32 keys = tiles + (tile & 1) * 2 * TILE_BYTES;
+        int key0 = tile * TILE_KEYS;
+        // a tile that the whole warp does not see folds as the identity
+        if (key0 <= warp_last && key0 + TILE_KEYS > warp_first - (window - 1) && warp * 16 < count) {
+            Fragment s[16];
+            scores<D, 16>(s, query_tile, warp * 16, keys, 0);
+            if (key0 + TILE_KEYS - 1 > warp_first || key0 <= warp_last - window) {
+#pragma unroll
+                for (int i = 0; i < 16; i++) {
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        int key = key0 + i * 8 + 2 * t + j % 2;
+                        int position = warp_first + g + 8 * (j / 2);
+                        if (key > position || key <= position - window) s[i].c[j] = NEGATIVE_INFINITY;
+                    }
+                }
+            }
+            float tile_max[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                tile_max[0] = fmaxf(tile_max[0], fmaxf(s[i].c[0], s[i].c[1]));
+                tile_max[1] = fmaxf(tile_max[1], fmaxf(s[i].c[2], s[i].c[3]));
+            }
+            tile_max[0] = quad_max(tile_max[0]) * scale;
+            tile_max[1] = quad_max(tile_max[1]) * scale;
+            uint4 p[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                auto low = [&](const Fragment& f) {
+                    return pack_bf16(probability(f.c[0], scale, tile_max[0]), probability(f.c[1], scale, tile_max[0]));
+                };
+                auto high = [&](const Fragment& f) {
+                    return pack_bf16(probability(f.c[2], scale, tile_max[1]), probability(f.c[3], scale, tile_max[1]));
+                };
+                p[i] = make_uint4(low(s[2 * i]), high(s[2 * i]), low(s[2 * i + 1]), high(s[2 * i + 1]));
+            }
+            Fragment sums = row_sums(p);
+            Fold low_fold(maximum[0], tile_max[0]), high_fold(maximum[1], tile_max[1]);
+            sum[0] = low_fold(sum[0], sums.c[0]);
+            sum[1] = high_fold(sum[1], sums.c[2]);
+#pragma unroll
+            for (int part = 0; part < D / 32; part++) {
+                Fragment o[4];
+                weigh_values<D>(o, p, keys + TILE_BYTES, part * 32);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    Fragment& into = total[part * 4 + i];
+                    into.c[0] = low_fold(into.c[0], o[i].c[0]);
+                    into.c[1] = low_fold(into.c[1], o[i].c[1]);
+                    into.c[2] = high_fold(into.c[2], o[i].c[2]);
+                    into.c[3] = high_fold(into.c[3], o[i].c[3]);
+                }
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = warp * 16 + g + 8 * half;
+        if (row >= count) continue;
+        float inverse = 1.0f / sum[half];
+        u16* target = out + ((row0 + row) * heads + head) * D;
+#pragma unroll
+        for (int i = 0; i < D / 8; i++)
+            *(u32*)(target + i * 8 + 2 * t) =
+                pack_bf16(total[i].c[2 * half] * inverse, total[i].c[2 * half + 1] * inverse);
+    }
+}
+
+#define PREFILL(D)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1) attention_prefill_##D(                         \
+        u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,                     \
+        const u32* contexts, const u32* query_starts, const u32* query_counts, const uint2* works, int heads,        \
+        int kv_heads, int page_shift, int window, float scale) {                                                     \
+        prefill<D>(out, queries, kv, tables, table_starts, contexts, query_starts, query_counts, works, heads,       \
+                   kv_heads, page_shift, window, scale);                                                             \
+    }
+PREFILL(64)
+PREFILL(128)

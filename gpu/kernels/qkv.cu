@@ -1,0 +1,85 @@
+// What follows the QKV projection: bias, RMSNorm per head, rotary embedding, keys and values into their pages.
+//
+// `qkv` row: heads * D queries, then kv_heads * D keys, then kv_heads * D values. One warp takes one head of one
+// token. Pages are [page][key, value][kv head][page_size][D]; `places[token]` is page * page_size + offset, or
+// NO_SLOT for a padding token. Rotation is half-split: element i turns with element i + D/2 by angle
+// (position, i), given as tables cos, sin [position][D/2] in f32.
+
+template <int D>
+DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm,
+                     const float* k_norm, const float* cosines, const float* sines, const u32* positions,
+                     const u32* places, int tokens, int heads, int kv_heads, int page_shift, float eps) {
+    constexpr int PER = D / 64;  // elements of each half that a lane holds
+    wait_for_producer();
+    allow_consumer();
+    int lane = threadIdx.x % 32;
+    int all_heads = heads + 2 * kv_heads;
+    u64 unit = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    int token = unit / all_heads;
+    int head = unit % all_heads;
+    if (token >= tokens) return;
+    u64 width = (u64)all_heads * D;
+    const u16* in = qkv + token * width + (u64)head * D;
+    float low[PER], high[PER];
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+        int i = lane * PER + j;
+        low[j] = from_bf16(in[i]);
+        high[j] = from_bf16(in[i + D / 2]);
+        if (bias) {
+            low[j] += from_bf16(bias[head * D + i]);
+            high[j] += from_bf16(bias[head * D + i + D / 2]);
+        }
+    }
+    bool is_query = head < heads;
+    bool is_value = head >= heads + kv_heads;
+    const float* norm = is_query ? q_norm : k_norm;
+    if (!is_value) {
+        if (norm) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int j = 0; j < PER; j++) sum += low[j] * low[j] + high[j] * high[j];
+            float scale = rsqrtf(warp_sum(sum) / D + eps);
+#pragma unroll
+            for (int j = 0; j < PER; j++) {
+                low[j] *= scale * norm[lane * PER + j];
+                high[j] *= scale * norm[lane * PER + j + D / 2];
+            }
+        }
+        u64 angle = (u64)positions[token] * (D / 2) + lane * PER;
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            float c = cosines[angle + j], s = sines[angle + j];
+            float l = low[j], h = high[j];
+            low[j] = l * c - h * s;
+            high[j] = h * c + l * s;
+        }
+    }
+    u16* out;
+    if (is_query) {
+        out = queries + ((u64)token * heads + head) * D;
+    } else {
+        u32 place = places[token];
+        if (place == NO_SLOT) return;
+        int kv_head = head - heads - (is_value ? kv_heads : 0);
+        u32 page_size = 1u << page_shift;
+        u64 block = ((u64)(place >> page_shift) * 2 + is_value) * kv_heads + kv_head;
+        out = pages + (block * page_size + (place & (page_size - 1))) * D;
+    }
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+        out[lane * PER + j] = to_bf16(low[j]);
+        out[lane * PER + j + D / 2] = to_bf16(high[j]);
+    }
+}
+
+#define QKV_HEAD(D)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) qkv_head_##D(                                               \
+        u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm, const float* k_norm,      \
+        const float* cosines, const float* sines, const u32* positions, const u32* places, int tokens, int heads, \
+        int kv_heads, int page_shift, float eps) {                                                                \
+        qkv_head<D>(queries, pages, qkv, bias, q_norm, k_norm, cosines, sines, positions, places, tokens, heads,  \
+                    kv_heads, page_shift, eps);                                                                   \
+    }
+QKV_HEAD(64)
+QKV_HEAD(128)
