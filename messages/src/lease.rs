@@ -79,5 +79,4 @@ pub struct GenerationDefaults {
     pub top_k: Option<u32>,
     pub min_p: Option<f32>,
     pub repetition_penalty: Option<f32>,
-    pub max_new_tokens: Option<u32>,
 }

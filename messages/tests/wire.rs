@@ -11,9 +11,18 @@ use serde::Serialize;
 fn batch(ids: &[u32]) -> TokenBatch {
     let delta = TokenDelta { choice: 0, at: 3, ids: ids.into(), logprobs: Vec::new(), end: None };
     let body = Body::Delta(delta);
-    let frame = Frame { request: RequestId::mint(), attempt: Attempt::FIRST, run: Some(RunId(u64::MAX)), body };
+    let frame =
+        Frame { request: RequestId::mint(), attempt: Attempt::FIRST, run: Some(RunId(u64::MAX)), body };
     let from: InstanceId = "decode-1".parse().unwrap();
-    Batch { from, role: Role::Decode, number: 1, sampled_us: 1, frames: vec![frame], alive: Vec::new(), pulse: None }
+    Batch {
+        from,
+        role: Role::Decode,
+        number: 1,
+        sampled_us: 1,
+        frames: vec![frame],
+        alive: Vec::new(),
+        pulse: None,
+    }
 }
 
 #[test]
@@ -36,7 +45,8 @@ fn a_reader_ignores_fields_it_does_not_know_and_fills_in_those_it_misses() {
         temperature: f32,
         invented_later: &'a str,
     }
-    let read: Sampling = codec::decode(&codec::encode(&Newer { temperature: 0.5, invented_later: "x" })).unwrap();
+    let read: Sampling =
+        codec::decode(&codec::encode(&Newer { temperature: 0.5, invented_later: "x" })).unwrap();
     assert_eq!(read, Sampling { temperature: 0.5, ..Sampling::default() });
 }
 
@@ -47,7 +57,8 @@ fn a_fault_of_a_newer_version_is_still_a_fault() {
         code: &'static str,
         message: &'static str,
     }
-    let fault: Fault = codec::decode(&codec::encode(&Newer { code: "invented_later", message: "m" })).unwrap();
+    let fault: Fault =
+        codec::decode(&codec::encode(&Newer { code: "invented_later", message: "m" })).unwrap();
     assert_eq!(fault, Fault::new(FaultCode::Unknown, "m"));
 }
 

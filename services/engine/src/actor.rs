@@ -183,7 +183,8 @@ impl EngineActor {
 
     /// Takes a submission in, or says why not.
     fn admit(&self, envelope: &Envelope, submit: Submit) -> Result<(), Fault> {
-        let run = submit.run.ok_or_else(|| Fault::invalid("run", "a submission to an engine names its run"))?;
+        let run =
+            submit.run.ok_or_else(|| Fault::invalid("run", "a submission to an engine names its run"))?;
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
         }
@@ -224,8 +225,10 @@ impl EngineActor {
             seed: sampling.seed,
             logprobs: sampling.logprobs.map_or(Logprobs::Off, Logprobs::Top),
         };
-        let choices =
-            submit.choices.iter().map(|choice| Choice { index: choice.index, output: choice.output.to_vec() });
+        let choices = submit
+            .choices
+            .iter()
+            .map(|choice| Choice { index: choice.index, output: choice.output.to_vec() });
         Request {
             run: RunKey(run.0),
             prompt: submit.prompt.iter().collect(),
@@ -316,7 +319,12 @@ impl Service for EngineActor {
             Control::Ping { run, .. } => {
                 let knows_run = run.is_some_and(|run| self.runs.lock().knows(run));
                 let instance = self.context.me.instance.clone();
-                reply.send(&Pong { instance, state: self.state(), pulse: self.device.clock.pulse(), knows_run });
+                reply.send(&Pong {
+                    instance,
+                    state: self.state(),
+                    pulse: self.device.clock.pulse(),
+                    knows_run,
+                });
             }
             Control::Drain { now } => self.context.life.drain(now),
         }

@@ -98,7 +98,9 @@ impl Device {
                 std::process::exit(DEVICE_LOST);
             }
         })?;
-        let spec = spec.await.map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
+        let spec = spec
+            .await
+            .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
         Ok((Self { commands, spec, clock, load }, reported))
     }
 
@@ -185,8 +187,7 @@ impl Thread {
         let elapsed = outputs.elapsed;
         metrics::histogram!("stator_engine_step_seconds").record(elapsed.as_secs_f64());
         metrics::histogram!("stator_engine_batch_size").record(outputs.sampled.len() as f64);
-        let now = self.now();
-        self.scheduler.complete(outputs, now, &mut self.events);
+        self.scheduler.complete(outputs, &mut self.events);
         self.report(sampled_us)
     }
 
@@ -213,8 +214,12 @@ impl Thread {
         match command {
             Command::Admit(request) => {
                 let (run, now) = (request.run, self.now());
-                let request = Request { arrived: now, deadline: request.deadline.map(|d| Micros(now.0 + d.0)), ..*request };
-                if let Err(why) = self.scheduler.admit(request, now) {
+                let request = Request {
+                    arrived: now,
+                    deadline: request.deadline.map(|d| Micros(now.0 + d.0)),
+                    ..*request
+                };
+                if let Err(why) = self.scheduler.admit(request) {
                     self.reports.blocking_send(Report::Refused { run, why }).map_err(|_| Ended::Orphaned)?;
                 }
             }

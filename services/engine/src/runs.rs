@@ -95,7 +95,9 @@ impl Runs {
     pub fn meant_by(&self, cancel: &Cancel) -> Vec<RunId> {
         let runs = self.by_request.get(&cancel.request).map(Vec::as_slice).unwrap_or_default();
         let meant = |log: &&RunLog| {
-            log.ended.is_none() && log.attempt <= cancel.attempt && cancel.run.is_none_or(|run| run == log.run)
+            log.ended.is_none()
+                && log.attempt <= cancel.attempt
+                && cancel.run.is_none_or(|run| run == log.run)
         };
         runs.iter().filter_map(|run| self.by_run.get(run)).filter(meant).map(|log| log.run).collect()
     }

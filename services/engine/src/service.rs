@@ -6,16 +6,18 @@ use actors::{
     lane,
     process::{self, ProcessSettings, Running, Spec},
 };
-use messages::{Role, block::ClusterKey};
+use anyhow::Context as _;
+use catalog::Naming;
+use messages::{Role, block::ClusterKey, lease::ModelCard};
 
-use crate::{actor::EngineActor, card, device::Device, executor, settings::EngineSettings};
+use crate::{actor::EngineActor, device::Device, executor, settings::EngineSettings};
 
 /// How often a drain looks whether any run is left.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Serves `role` (prefill or decode) until the process is told to stop.
 pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> ExitCode {
-    let card = match card::read(&settings) {
+    let card = match card(&settings) {
         Ok(card) => card,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -28,7 +30,8 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
         let scheduler = settings.scheduler(key.clone())?;
         let revision = card.revision.clone();
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
-        let (device, reports) = Device::start(move || executor::build(&settings, &card), scheduler, floor).await?;
+        let (device, reports) =
+            Device::start(move || executor::build(&settings, &card), scheduler, floor).await?;
         let engine = device.spec.clone();
         let actor = EngineActor::new(context.clone(), device, revision, key);
         tokio::spawn(actor.clone().publish(reports));
@@ -43,6 +46,16 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
             .await;
         Ok(Engine { actor })
     })
+}
+
+fn card(settings: &EngineSettings) -> anyhow::Result<ModelCard> {
+    let path = settings
+        .model_path
+        .as_deref()
+        .context("--model-path is needed: a Hugging Face folder or GGUF file")?;
+    let naming =
+        Naming { served_name: settings.served_model_name.clone(), context_length: settings.context_length };
+    Ok(catalog::open(path, &naming)?.1)
 }
 
 struct Engine {

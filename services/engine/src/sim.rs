@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use models::{Batch, Executor, ExecutorError, ExecutorSpec, Outputs, Sampled, Scored, SlotId, Ticket, TokenLogprob};
+use models::{
+    Batch, Executor, ExecutorError, ExecutorSpec, Outputs, Sampled, Scored, SlotId, Ticket, TokenLogprob,
+};
 
 /// Ids below this are left out of what is sampled: special tokens and lone bytes live there.
 const FIRST_ID: u32 = 1000;
@@ -46,7 +48,8 @@ impl SimExecutor {
 
     fn due(&self, batch: &Batch, now: Instant) -> Instant {
         let prompt_tokens = batch.tokens.len().saturating_sub(batch.sequences.len());
-        let takes = self.timing.step + self.timing.prefill_token * u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
+        let takes =
+            self.timing.step + self.timing.prefill_token * u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
         let begins = if now.duration_since(self.last_due) < self.timing.step { self.last_due } else { now };
         begins + takes
     }

@@ -62,7 +62,11 @@ impl RunLog {
             terminal: None,
             ended: None,
             last_frame: Instant::now(),
-            prompt_ids: if submit.score_prompt_from.is_some() { submit.prompt.clone() } else { TokenIds::default() },
+            prompt_ids: if submit.score_prompt_from.is_some() {
+                submit.prompt.clone()
+            } else {
+                TokenIds::default()
+            },
         }
     }
 
@@ -134,8 +138,12 @@ impl RunLog {
     /// Everything from these positions on; choices not named from their first token here.
     pub(super) fn replay(&mut self, from: &[(u32, u32)]) -> Vec<Addressed> {
         let mut bodies = Vec::new();
-        bodies.extend(self.started.map(|(cached_tokens, queued_us)| Body::Started { cached_tokens, queued_us }));
-        bodies.extend(self.scores.iter().map(|(first, tokens)| Body::Prompt { first: *first, tokens: tokens.clone() }));
+        bodies.extend(
+            self.started.map(|(cached_tokens, queued_us)| Body::Started { cached_tokens, queued_us }),
+        );
+        bodies.extend(
+            self.scores.iter().map(|(first, tokens)| Body::Prompt { first: *first, tokens: tokens.clone() }),
+        );
         for (choice, log) in &self.choices {
             let wanted = from.iter().find(|(named, _)| named == choice).map_or(log.first, |(_, at)| *at);
             let at = wanted.clamp(log.first, log.reached());
@@ -160,7 +168,10 @@ impl RunLog {
 
     fn address(&mut self, body: Body<TokenDelta>) -> Addressed {
         self.last_frame = Instant::now();
-        (self.inbox.clone(), Frame { request: self.request, attempt: self.attempt, run: Some(self.run), body })
+        (
+            self.inbox.clone(),
+            Frame { request: self.request, attempt: self.attempt, run: Some(self.run), body },
+        )
     }
 }
 

@@ -10,7 +10,10 @@ fn submit(choices: &[(u32, &[u32])]) -> Submit {
         run: Some(RunId(1)),
         pool: messages::Pool::of_model("m", "00"),
         prompt: [1, 2, 3].as_slice().into(),
-        choices: choices.iter().map(|(index, output)| ChoiceStart { index: *index, output: (*output).into() }).collect(),
+        choices: choices
+            .iter()
+            .map(|(index, output)| ChoiceStart { index: *index, output: (*output).into() })
+            .collect(),
         sampling: Sampling::default(),
         max_tokens: 8,
         score_prompt_from: None,
@@ -90,8 +93,12 @@ fn a_choice_that_failed_fails_the_run_once() {
     let (mut runs, _) = runs_with(&[(0, &[]), (1, &[])]);
     let mut frames = Vec::new();
     let close = Event::RunClosed { run: RunKey(1), usage: Usage::default() };
-    let events =
-        vec![ended(0, EndReason::DeadlineExceeded), ended(1, EndReason::DeadlineExceeded), close.clone(), close];
+    let events = vec![
+        ended(0, EndReason::DeadlineExceeded),
+        ended(1, EndReason::DeadlineExceeded),
+        close.clone(),
+        close,
+    ];
     runs.step(events, &mut frames);
     let failures: Vec<_> = frames.iter().filter(|f| matches!(&f.1.body, Body::Failed(_))).collect();
     assert_eq!((failures.len(), frames.len()), (1, 1));
