@@ -7,6 +7,8 @@
 
 mod activation;
 mod attention;
+mod config;
+mod executor;
 mod isa;
 mod kv_pool;
 mod linear;
@@ -15,6 +17,12 @@ mod norm;
 mod rope;
 mod simd;
 mod team;
+mod weights;
 
+pub use config::{CpuConfig, CpuError, KvBudget};
+pub use executor::{CpuExecutor, PhaseKind, Profile};
 pub use isa::Isa;
+pub use kv_pool::KvDtype;
 pub use linear::{Acts, ActsFormat, Linear, OutPtr, PackError, Precision, TILE_ROWS};
+pub use memory::MemoryReport;
+pub use weights::LoadProgress;

@@ -37,6 +37,10 @@ impl<T> Shared<T> {
         Self((0..len).map(make).map(UnsafeCell::new).collect())
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn bytes(&self) -> u64 {
         size_of_val(&*self.0) as u64
     }

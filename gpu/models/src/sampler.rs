@@ -39,6 +39,12 @@ impl Scratch {
             edits: Edits::default(),
         }
     }
+
+    /// Bytes that [`Self::for_vocab`] allocates.
+    pub fn bytes_for_vocab(vocab: usize) -> u64 {
+        let blocks = vocab.div_ceil(BLOCK);
+        (3 * blocks * size_of::<f32>() + vocab * size_of::<Candidate>()) as u64
+    }
 }
 
 /// A token drawn from a row of logits.

@@ -1,0 +1,191 @@
+//! Whether a batch keeps the executor's contract. Nothing is changed before all of it has been checked.
+
+use models::{Batch, ExecutorSpec, OpenSlot, PLACEHOLDER, SequenceStep, SlotId, TokenId};
+
+use super::slots::Slots;
+
+/// Checks batches; remembers only what it needs to do so without allocating.
+#[derive(Debug)]
+pub(super) struct Checker {
+    /// For each page, which sequence of the batch writes it.
+    writers: Vec<Mark>,
+    /// For each slot, what the batch has done with it.
+    slots: Vec<SlotMark>,
+    /// Number of the batch; marks of others do not count.
+    batch: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Mark {
+    batch: u64,
+    sequence: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct SlotMark {
+    closed: u64,
+    opened: u64,
+    stepped: u64,
+}
+
+type Verdict = Result<(), String>;
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+impl Checker {
+    pub fn new(spec: &ExecutorSpec) -> Self {
+        Self {
+            writers: vec![Mark::default(); spec.pages as usize],
+            slots: vec![SlotMark::default(); spec.slots as usize],
+            batch: 0,
+        }
+    }
+
+    pub fn check(&mut self, batch: &Batch, spec: &ExecutorSpec, slots: &Slots) -> Verdict {
+        self.batch += 1;
+        for &slot in &batch.closes {
+            self.check_close(slot, slots)?;
+        }
+        for copy in &batch.copies {
+            for page in [copy.from, copy.to] {
+                ensure(page < spec.pages, || format!("copy names page {page} of {}", spec.pages))?;
+            }
+        }
+        for open in &batch.opens {
+            self.check_open(open, spec, slots)?;
+        }
+        let mut tokens = 0u64;
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            self.check_sequence(index as u32, sequence, batch, spec, slots)?;
+            tokens += u64::from(sequence.tokens.end - sequence.tokens.start);
+        }
+        ensure(tokens <= spec.max_batch_tokens.into(), || {
+            format!("{tokens} input tokens are more than {}", spec.max_batch_tokens)
+        })?;
+        self.check_shared_pages(batch, spec)
+    }
+
+    fn check_close(&mut self, slot: SlotId, slots: &Slots) -> Verdict {
+        ensure(slots.get(slot).is_some(), || format!("closes slot {}, which is not open", slot.0))?;
+        let mark = &mut self.slots[slot.0 as usize];
+        ensure(mark.closed != self.batch, || format!("closes slot {} twice", slot.0))?;
+        mark.closed = self.batch;
+        Ok(())
+    }
+
+    fn check_open(&mut self, open: &OpenSlot, spec: &ExecutorSpec, slots: &Slots) -> Verdict {
+        let slot = open.slot.0;
+        ensure((slot as usize) < slots.len(), || format!("opens slot {slot} of {}", slots.len()))?;
+        let mark = &mut self.slots[slot as usize];
+        let free = (slots.get(open.slot).is_none() || mark.closed == self.batch) && mark.opened != self.batch;
+        ensure(free, || format!("opens slot {slot}, which is open"))?;
+        mark.opened = self.batch;
+        let params = &open.params;
+        let numbers = [
+            params.temperature,
+            params.top_p,
+            params.min_p,
+            params.presence_penalty,
+            params.frequency_penalty,
+            params.repetition_penalty,
+        ];
+        ensure(numbers.iter().all(|number| number.is_finite()), || {
+            format!("slot {slot} has a sampling parameter that is not a number")
+        })?;
+        ensure(params.repetition_penalty > 0.0, || {
+            format!("slot {slot} has a repetition penalty of 0 or less")
+        })?;
+        ensure(params.logit_bias.iter().all(|(_, bias)| !bias.is_nan()), || {
+            format!("slot {slot} has a logit bias that is not a number")
+        })?;
+        let mut ids = open.prompt.iter().chain(&open.output);
+        ensure(ids.all(|&token| token < spec.vocab_size), || {
+            format!("slot {slot} has a token beyond the vocabulary of {}", spec.vocab_size)
+        })
+    }
+
+    fn check_sequence(
+        &mut self,
+        index: u32,
+        sequence: &SequenceStep,
+        batch: &Batch,
+        spec: &ExecutorSpec,
+        slots: &Slots,
+    ) -> Verdict {
+        let slot = sequence.slot.0;
+        ensure((slot as usize) < slots.len(), || format!("steps slot {slot} of {}", slots.len()))?;
+        let mark = &mut self.slots[slot as usize];
+        let kept = slots.get(sequence.slot).filter(|_| mark.closed != self.batch);
+        ensure(kept.is_some() || mark.opened == self.batch, || {
+            format!("steps slot {slot}, which is not open")
+        })?;
+        ensure(mark.stepped != self.batch, || format!("steps slot {slot} twice"))?;
+        mark.stepped = self.batch;
+        let tokens = batch
+            .tokens
+            .get(sequence.tokens.start as usize..sequence.tokens.end as usize)
+            .filter(|tokens| !tokens.is_empty())
+            .ok_or_else(|| format!("slot {slot} has no tokens in the batch"))?;
+        let last = kept.and_then(|slot| slot.last);
+        check_tokens(slot, tokens, last, spec)?;
+        let end = u64::from(sequence.start) + tokens.len() as u64;
+        ensure(end <= spec.context_length.into(), || {
+            format!("slot {slot} reaches {end} tokens, more than {}", spec.context_length)
+        })?;
+        let pages = batch
+            .pages
+            .get(sequence.pages.start as usize..sequence.pages.end as usize)
+            .filter(|pages| pages.len() as u64 * u64::from(spec.page_size) >= end)
+            .ok_or_else(|| format!("slot {slot} has no page table for {end} positions"))?;
+        let used = &pages[..end.div_ceil(spec.page_size.into()) as usize];
+        if let Some(page) = used.iter().find(|&&page| page >= spec.pages) {
+            return Err(format!("slot {slot} uses page {page} of {}", spec.pages));
+        }
+        for &page in &used[(sequence.start / spec.page_size) as usize..] {
+            let writer = &mut self.writers[page as usize];
+            ensure(writer.batch != self.batch, || format!("page {page} is written twice"))?;
+            *writer = Mark { batch: self.batch, sequence: index };
+        }
+        if let Some(score) = sequence.score {
+            ensure(score.from as usize <= tokens.len(), || {
+                format!("slot {slot} is scored from {} of {}", score.from, tokens.len())
+            })?;
+            ensure(score.next.is_none_or(|next| next < spec.vocab_size), || {
+                format!("slot {slot} is scored for a token beyond the vocabulary of {}", spec.vocab_size)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A page that one sequence writes is used by no other.
+    fn check_shared_pages(&self, batch: &Batch, spec: &ExecutorSpec) -> Verdict {
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let read = sequence.start.div_ceil(spec.page_size) as usize;
+            let pages = &batch.pages[sequence.pages.start as usize..sequence.pages.end as usize];
+            for &page in &pages[..read] {
+                let writer = self.writers[page as usize];
+                ensure(writer.batch != self.batch || writer.sequence == index as u32, || {
+                    format!("page {page} of slot {} is written by another", sequence.slot.0)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_tokens(slot: u32, tokens: &[TokenId], last: Option<TokenId>, spec: &ExecutorSpec) -> Verdict {
+    if tokens == [PLACEHOLDER] {
+        return ensure(last.is_some(), || {
+            format!("slot {slot} has sampled nothing that a placeholder stands for")
+        });
+    }
+    match tokens.iter().find(|&&token| token >= spec.vocab_size) {
+        Some(&PLACEHOLDER) => Err(format!("slot {slot} has a placeholder among several tokens")),
+        Some(token) => {
+            Err(format!("slot {slot} has token {token}, beyond the vocabulary of {}", spec.vocab_size))
+        }
+        None => Ok(()),
+    }
+}
