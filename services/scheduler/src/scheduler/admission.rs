@@ -34,10 +34,13 @@ enum Verdict {
 impl Scheduler {
     /// Lets waiting sequences enter the batch as far as slots, blocks and the step's token budget go.
     pub(super) fn admit_waiting(&mut self, now: Micros, events: &mut Vec<Event>) {
-        if self.waiting.is_empty() {
+        if !self.may_any_enter() {
             return;
         }
         let mut room = self.room();
+        if room.prefill_tokens == 0 {
+            return;
+        }
         let mut candidates = std::mem::take(&mut self.scratch.sequences);
         candidates.clear();
         candidates.extend(self.waiting.values().take(LPM_WINDOW));
@@ -59,6 +62,12 @@ impl Scheduler {
             }
         }
         self.scratch.sequences = candidates;
+    }
+
+    /// Is there a slot for the first in rank, or a sequence that it may push out?
+    fn may_any_enter(&self) -> bool {
+        let Some((_, &first)) = self.waiting.first_key_value() else { return false };
+        !self.free_slots.is_empty() || self.lower_priority(first).is_some()
     }
 
     fn room(&self) -> Room {
@@ -129,21 +138,17 @@ impl Scheduler {
                 room.prefill_tokens = room.prefill_tokens.saturating_sub(self.missing(sequence));
                 return Verdict::Entered;
             }
-            if !self.push_out_lower_priority(key) {
-                return Verdict::NoRoom;
-            }
+            let Some(lower) = self.lower_priority(key) else { return Verdict::NoRoom };
+            self.preempt(lower);
             *room = self.room();
         }
     }
 
-    /// Preempts the last of the running sequences if its priority is below that of a waiting one.
-    fn push_out_lower_priority(&mut self, waiting: Key<Sequence>) -> bool {
-        let Some(&last) = self.running.last() else { return false };
+    /// The last of the running sequences, if its priority is so low that a waiting one may take its place.
+    fn lower_priority(&self, waiting: Key<Sequence>) -> Option<Key<Sequence>> {
+        let last = *self.running.last()?;
         let lower = self.sequences[last].rank.priority > self.sequences[waiting].rank.priority;
-        if self.config.priority_preemption && lower {
-            self.preempt(last);
-        }
-        self.config.priority_preemption && lower
+        (lower && self.config.priority_preemption).then_some(last)
     }
 
     /// Requests that must run alone keep others out, and wait until others have left.
@@ -193,14 +198,32 @@ impl Scheduler {
     }
 
     /// How many leading blocks of the sequence the cache holds, and how many of these are idle.
+    ///
+    /// Who holds a block holds all before it, so the cached blocks are the first ones, and the held among them too.
     fn cached_blocks(&self, key: Key<Sequence>) -> (u32, u32) {
         let sequence = &self.sequences[key];
         let run = &self.runs[sequence.run];
         let hashed = (run.hashes.len() + sequence.tail_hashes.len()) as u32;
         let blocks = (shareable(sequence, run) / self.limits.page_size).min(hashed);
-        let found = (0..blocks).map_while(|index| self.blocks.find(sequence.hash(run, index)));
-        found.fold((0, 0), |(cached, idle), (_, is_idle)| (cached + 1, idle + u32::from(is_idle)))
+        let find = |index| self.blocks.find(sequence.hash(run, index));
+        let cached = count_leading(blocks, |index| find(index).is_some());
+        let held = count_leading(cached, |index| find(index).is_some_and(|(_, idle)| !idle));
+        (cached, cached - held)
     }
+}
+
+/// How many of `0..count` satisfy the predicate, which holds up to some index and not from there on.
+fn count_leading(count: u32, holds: impl Fn(u32) -> bool) -> u32 {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if holds(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Leading tokens whose KV may come from elsewhere: not the last one, since its logits are wanted, and none that
