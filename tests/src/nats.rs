@@ -11,6 +11,7 @@ use crate::{Child, free_port};
 pub struct NatsServer {
     child: Option<Child>,
     port: u16,
+    config: String,
     dir: tempfile::TempDir,
 }
 
@@ -20,8 +21,18 @@ impl NatsServer {
     /// # Panics
     /// If there is no nats-server to be had.
     pub fn start() -> Self {
+        Self::start_with("max_payload: 8MB\njetstream {}\n")
+    }
+
+    /// Starts a server with this configuration beside its address and folder.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        let mut server = Self { child: None, port: free_port(), dir };
+        let store = format!("jetstream {{ store_dir: {:?} }}", dir.path().join("store"));
+        let config = config.replace("jetstream {}", &store);
+        let mut server = Self { child: None, port: free_port(), config, dir };
         server.resume();
         server
     }
@@ -32,11 +43,7 @@ impl NatsServer {
     /// If it does not come up.
     pub fn resume(&mut self) {
         let config = self.dir.path().join("nats.conf");
-        let text = format!(
-            "listen: 127.0.0.1:{}\nmax_payload: 8MB\njetstream {{ store_dir: {:?} }}\n",
-            self.port,
-            self.dir.path().join("store"),
-        );
+        let text = format!("listen: 127.0.0.1:{}\n{}", self.port, self.config);
         std::fs::write(&config, text).expect("the configuration can be written");
         let mut command = Command::new(binary());
         command.arg("-c").arg(&config);

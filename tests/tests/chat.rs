@@ -3,12 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use stator_tests::{
-    Cluster, Service,
-    cluster::Plan,
-    http::assemble,
-    model::toy,
-};
+use stator_tests::{Cluster, Service, cluster::Plan, http::assemble, model::toy};
 
 fn chat(text: &str) -> serde_json::Value {
     json!({
@@ -86,7 +81,8 @@ async fn a_second_identical_prompt_is_served_from_the_prefix_cache() {
     let request = chat(&"the same long prompt again ".repeat(8));
     let ask = async || cluster.http().post("/v1/chat/completions", &request).await.unwrap().json();
     let (first, second) = (ask().await, ask().await);
-    let cached = |reply: &serde_json::Value| reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let cached =
+        |reply: &serde_json::Value| reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
     assert_eq!(cached(&first), Some(0));
     assert!(cached(&second).unwrap() >= 16, "{second}");
     assert_eq!(first["choices"][0]["message"], second["choices"][0]["message"]);

@@ -46,7 +46,11 @@ async fn undisturbed(http: &Http, streams: usize) -> Vec<Texts> {
 }
 
 /// Starts all streams at once; `started` counts those that have shown their fifth event.
-fn start_streams(http: &Http, streams: usize, started: &Arc<AtomicUsize>) -> JoinSet<(usize, anyhow::Result<Texts>)> {
+fn start_streams(
+    http: &Http,
+    streams: usize,
+    started: &Arc<AtomicUsize>,
+) -> JoinSet<(usize, anyhow::Result<Texts>)> {
     let mut running = JoinSet::new();
     for i in 0..streams {
         let (http, started) = (http.clone(), started.clone());

@@ -1,0 +1,143 @@
+//! Leases, the directory and start-up errors against a real nats-server.
+
+use std::time::{Duration, Instant};
+
+use actors::{
+    bus::{Bus, BusError, BusOptions},
+    directory::Directory,
+    lease,
+};
+use messages::{
+    InstanceId, Pool, Role,
+    lease::{Lease, State},
+};
+use stator_tests::{NatsServer, eventually, free_port};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn options(url: String) -> BusOptions {
+    BusOptions {
+        urls: vec![url],
+        namespace: "test".parse().unwrap(),
+        credentials: None,
+        name: "test".to_owned(),
+    }
+}
+
+fn a_lease() -> Lease {
+    Lease {
+        role: Role::Decode,
+        pool: Pool::of_model("m", "00"),
+        instance: InstanceId::draw(Role::Decode),
+        state: State::Ready,
+        version: "0".to_owned(),
+        host: "h".to_owned(),
+        pid: 1,
+        started_ms: 1,
+        admin: None,
+        card: None,
+        numerics_class: None,
+        kv_tokens: None,
+    }
+}
+
+struct Holder {
+    lease: watch::Sender<Lease>,
+    give_back: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn hold(bus: &Bus, lease: Lease) -> Holder {
+    let (lease, view) = watch::channel(lease);
+    let give_back = CancellationToken::new();
+    let task = tokio::spawn(lease::keep(bus.clone(), 1, view, give_back.clone()));
+    Holder { lease, give_back, task }
+}
+
+async fn sees(directory: &Directory, instance: &InstanceId, state: Option<State>, within: Duration) {
+    let what = format!("{instance} seen as {state:?}");
+    eventually(&what, within, async || {
+        (directory.lease(instance).map(|lease| lease.state) == state).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_is_seen_changes_and_goes_when_given_back() {
+    let nats = NatsServer::start();
+    let bus = Bus::connect(&options(nats.url())).await.unwrap();
+    let directory = Directory::watch(bus.clone(), 1);
+    let lease = a_lease();
+    let instance = lease.instance.clone();
+    let holder = hold(&bus, lease);
+    sees(&directory, &instance, Some(State::Ready), Duration::from_secs(2)).await;
+    holder.lease.send_modify(|lease| lease.state = State::Draining);
+    sees(&directory, &instance, Some(State::Draining), Duration::from_millis(500)).await;
+    assert!(
+        directory.instances(Role::Decode, &Pool::of_model("m", "00")).is_empty(),
+        "draining takes no work"
+    );
+    holder.give_back.cancel();
+    sees(&directory, &instance, None, Duration::from_millis(500)).await;
+}
+
+#[tokio::test]
+async fn an_expired_lease_is_an_event() {
+    let nats = NatsServer::start();
+    let bus = Bus::connect(&options(nats.url())).await.unwrap();
+    let directory = Directory::watch(bus.clone(), 1);
+    let (kept, lost) = (a_lease(), a_lease());
+    let (kept_id, lost_id) = (kept.instance.clone(), lost.instance.clone());
+    let _kept = hold(&bus, kept);
+    let holder = hold(&bus, lost);
+    sees(&directory, &lost_id, Some(State::Ready), Duration::from_secs(2)).await;
+    // Past the distrust that follows the start of a watch.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut departures = directory.departures();
+    holder.task.abort();
+    let died = Instant::now();
+    let gone = tokio::time::timeout(Duration::from_secs(6), departures.recv()).await.unwrap().unwrap();
+    assert_eq!(gone.instance, lost_id);
+    assert!(died.elapsed() < Duration::from_millis(4500), "{:?}", died.elapsed());
+    assert!(directory.lease(&kept_id).is_some());
+}
+
+#[tokio::test]
+async fn a_restarted_server_without_memory_loses_nobody() {
+    let mut nats = NatsServer::start();
+    let bus = Bus::connect(&options(nats.url())).await.unwrap();
+    let directory = Directory::watch(bus.clone(), 1);
+    let lease = a_lease();
+    let instance = lease.instance.clone();
+    let holder = hold(&bus, lease);
+    sees(&directory, &instance, Some(State::Ready), Duration::from_secs(2)).await;
+    nats.kill();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(bus.cut_off().is_some());
+    nats.resume();
+    eventually("reconnected", Duration::from_secs(5), async || bus.cut_off().is_none().then_some(())).await;
+    // The lease is in the new bucket and its changes are seen again; meanwhile nobody was declared dead.
+    assert!(directory.lease(&instance).is_some());
+    holder.lease.send_modify(|lease| lease.state = State::Draining);
+    sees(&directory, &instance, Some(State::Draining), Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_bus_is_said_at_start() {
+    let Err(nobody) = Bus::connect(&options(format!("nats://user:secret@127.0.0.1:{}", free_port()))).await
+    else {
+        panic!("connected to nobody");
+    };
+    assert!(matches!(nobody, BusError::Unreachable { .. }), "{nobody}");
+    assert!(!nobody.to_string().contains("secret"));
+
+    let small = NatsServer::start_with("max_payload: 64KB\njetstream {}\n");
+    let error = Bus::connect(&options(small.url())).await.err().unwrap();
+    assert!(error.to_string().contains("max_payload"), "{error}");
+
+    let plain = NatsServer::start_with("max_payload: 8MB\n");
+    let bus = Bus::connect(&options(plain.url())).await.unwrap();
+    let error = lease::open(&bus, 1).await.err().unwrap();
+    assert!(matches!(&error, BusError::JetStream(_)), "{error}");
+    assert!(error.to_string().contains("-js"), "{error}");
+}
