@@ -17,3 +17,18 @@ pub fn toy() -> &'static Path {
     });
     path
 }
+
+/// SmolLM2-135M-Instruct: `STATOR_TEST_MODEL`, else what `scripts/model` fetches.
+///
+/// # Panics
+/// If it cannot be fetched.
+pub fn smollm2() -> PathBuf {
+    if let Some(path) = std::env::var_os("STATOR_TEST_MODEL") {
+        return path.into();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/model");
+    let output = std::process::Command::new(&script).output().expect("scripts/model runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    PathBuf::from(text.lines().last().map(str::trim).unwrap_or_default())
+}

@@ -74,10 +74,13 @@ impl NatsServer {
     }
 }
 
-/// The nats-server to use, as `scripts/nats-server` finds or installs it.
+/// The nats-server to use: `STATOR_TEST_NATS`, else what `scripts/nats-server` finds or installs.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("STATOR_TEST_NATS") {
+            return path.into();
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/nats-server");
         let output = Command::new(&script).output().expect("scripts/nats-server runs");
         let text = String::from_utf8_lossy(&output.stdout);

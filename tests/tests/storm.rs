@@ -1,0 +1,154 @@
+//! Clients that misbehave or come in crowds; afterwards nothing is leaked.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stator_tests::{Cluster, Service, cluster::Plan, http::assemble, model::toy};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+fn chat(i: usize, max_tokens: u32, stream: bool) -> Value {
+    json!({
+        "model": "toy", "stream": stream, "max_tokens": max_tokens, "ignore_eos": true, "seed": i,
+        "messages": [{"role": "user", "content": format!("question {i}")}],
+    })
+}
+
+/// Sends a request by hand and returns the open socket.
+async fn open(port: u16, body: &Value) -> TcpStream {
+    let body = body.to_string();
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(body.as_bytes()).await.unwrap();
+    socket
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_vanish_free_their_blocks_streaming_or_not() {
+    let plan =
+        Plan::of(toy()).with(Service::Decode, &["--step-floor-ms", "20", "--max-running-requests", "4"]);
+    let mut cluster = Cluster::start(plan).await;
+    // More than run at once: some vanish while queued, some while they decode.
+    let mut sockets = Vec::new();
+    for i in 0..12 {
+        sockets.push(open(cluster.port, &chat(i, 2000, i % 2 == 0)).await);
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    drop(sockets);
+    // 2000 tokens at 20 ms would take 40 s: only a cancel can end them by then.
+    cluster.settled(Duration::from_secs(4)).await;
+    let reply = cluster.http().post("/v1/chat/completions", &chat(0, 4, false)).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_and_half_requests_harm_nobody() {
+    let mut cluster = Cluster::start(Plan::of(toy())).await;
+    let http = cluster.http();
+    let json = [("content-type", "application/json")];
+    let garbage: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let reply = http.send("POST", "/v1/chat/completions", &json, garbage.into()).await.unwrap();
+    assert!(matches!(reply.status, 400 | 413), "{}", reply.status);
+    assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
+
+    let mut raw = TcpStream::connect(("127.0.0.1", cluster.port)).await.unwrap();
+    raw.write_all(&[0xff; 4096]).await.unwrap();
+    let mut half = TcpStream::connect(("127.0.0.1", cluster.port)).await.unwrap();
+    half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 5000\r\n\r\n{\"model\": ")
+        .await
+        .unwrap();
+
+    for body in [
+        "",
+        "null",
+        "[]",
+        "{}",
+        "{\"model\": 3}",
+        "{\"messages\": []}",
+        "{\"model\": \"toy\", \"messages\": [{}]}",
+    ] {
+        let reply = http.send("POST", "/v1/chat/completions", &json, body.into()).await.unwrap();
+        assert_eq!(reply.status, 400, "{body}: {}", reply.body);
+        assert!(reply.json()["error"]["message"].is_string(), "{body}: {}", reply.body);
+    }
+    assert_eq!(http.get("/v1/nothing").await.unwrap().status, 404);
+    assert_eq!(http.get("/v1/chat/completions").await.unwrap().status, 405);
+    drop(half);
+    let reply = http.post("/v1/chat/completions", &chat(0, 4, false)).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    cluster.settled(Duration::from_secs(4)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_streams_at_once_all_end_well() {
+    let plan = Plan::of(toy())
+        .with(Service::Decode, &["--max-queued-requests", "600", "--max-running-requests", "128"]);
+    let mut cluster = Cluster::start(plan).await;
+    let mut streams = JoinSet::new();
+    for i in 0..500 {
+        let http = cluster.http();
+        streams.spawn(async move {
+            let events = http.stream("/v1/chat/completions", &chat(i, 16, true), |_| {}).await?;
+            assemble(&events)
+        });
+    }
+    let mut ended = 0;
+    while let Some(stream) = streams.join_next().await {
+        let choices = stream.unwrap().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+        assert_eq!(choices[0].1.as_deref(), Some("length"));
+        ended += 1;
+    }
+    assert_eq!(ended, 500);
+    cluster.settled(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_beyond_the_queue_is_refused_with_a_time_to_come_back() {
+    let flags = ["--step-floor-ms", "20", "--max-running-requests", "2", "--max-queued-requests", "2"];
+    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &flags)).await;
+    let mut requests = JoinSet::new();
+    for i in 0..40 {
+        let http = cluster.http();
+        requests.spawn(async move { http.post("/v1/chat/completions", &chat(i, 40, false)).await });
+    }
+    let mut statuses = Vec::new();
+    while let Some(reply) = requests.join_next().await {
+        let reply = reply.unwrap().unwrap();
+        if reply.status != 200 {
+            assert!(reply.headers.contains_key("retry-after"), "{}: {}", reply.status, reply.body);
+        }
+        statuses.push(reply.status);
+    }
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429 | 503)), "{statuses:?}");
+    assert!(statuses.iter().filter(|status| **status == 200).count() >= 4, "{statuses:?}");
+    assert!(statuses.iter().any(|status| *status != 200), "{statuses:?}");
+    cluster.settled(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_gets_everything_and_slows_nobody() {
+    let mut cluster = Cluster::start(Plan::of(toy())).await;
+    let mut slow = open(cluster.port, &chat(1, 400, true)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for i in 0..4 {
+        let reply = cluster.http().post("/v1/chat/completions", &chat(i, 16, false)).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let mut text = String::new();
+    let mut piece = [0; 512];
+    while !text.contains("data: [DONE]") {
+        let read = slow.read(&mut piece).await.unwrap();
+        assert!(read > 0, "the stream broke off: {text}");
+        text.push_str(&String::from_utf8_lossy(&piece[..read]));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(text.contains("\"finish_reason\":\"length\""), "{}", &text[text.len().saturating_sub(400)..]);
+    cluster.settled(Duration::from_secs(5)).await;
+}
