@@ -9,7 +9,7 @@ use crate::TokenId;
 
 mod smollm2;
 
-pub use smollm2::{Position, TeacherForced, smollm2};
+pub use smollm2::{Position, TeacherForced, smollm2, smollm2_file};
 
 /// Tiny checkpoints: a folder each, with config.json and f32 weights.
 pub const CHECKPOINTS: [&str; 7] =
