@@ -244,6 +244,19 @@ impl CpuExecutor {
     }
 }
 
+#[cfg(test)]
+impl CpuExecutor {
+    /// A row of logits of the last step, in batch order, as sampling has left it; the step had no more rows than are
+    /// held at once.
+    fn logits(&mut self, index: usize) -> &[f32] {
+        assert!(index < self.state().step.logits.len());
+        let engine = self.team.work();
+        let vocab = engine.dimensions.vocab;
+        // SAFETY: no step is running, and the executor is borrowed exclusively.
+        unsafe { engine.buffers.logits.read(index * vocab..(index + 1) * vocab) }
+    }
+}
+
 /// Checks what can be checked before anything is loaded and chooses the instruction set.
 fn check_config(model: &Model, config: &CpuConfig) -> Result<Isa, CpuError> {
     let positive = |field, value: u64| {

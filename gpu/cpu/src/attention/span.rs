@@ -80,12 +80,6 @@ impl<E: Element> Span<'_, E> {
         start..self.position(self.tokens.end)
     }
 
-    /// Segments that some row of the span sees.
-    pub fn segments(&self) -> Range<usize> {
-        let visible = self.visible();
-        visible.start / SEGMENT..visible.end.div_ceil(SEGMENT)
-    }
-
     /// Rows of the block that begins at `row`: whole tokens, or some heads of one token where a group is too large.
     fn block_rows(&self, row: usize) -> usize {
         match self.inputs.group() {

@@ -1,1 +1,6 @@
-
+mod contract;
+mod fixtures;
+mod invariance;
+mod mutations;
+mod rig;
+mod smollm2;
