@@ -1,0 +1,117 @@
+//! What the routes share, and how the listener is put together.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_cors::Cors;
+use actix_web::{
+    App, HttpServer,
+    body::MessageBody,
+    dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse},
+    middleware::{Condition, from_fn},
+    web::Data,
+};
+use anyhow::Context;
+use rustls::ServerConfig;
+
+use crate::{
+    edge::{
+        departure::{ClientSocket, Sentry},
+        gate::Gate,
+        keys::Keys,
+        observe::observe,
+        tls,
+    },
+    figures::Figures,
+    road::Road,
+    routes,
+    settings::IngressSettings,
+};
+
+/// How long a client may take to send the head of a request.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// Idle connections are closed after this.
+const KEEP_CONNECTION: Duration = Duration::from_secs(75);
+/// How long connections may take to end once no request is left.
+const CLOSE_WITHIN: u64 = 1;
+const MAX_AGE_OF_PREFLIGHT: usize = 3600;
+
+/// What the routes need.
+pub struct Front {
+    pub road: Arc<dyn Road>,
+    pub keys: Keys,
+    pub gate: Arc<Gate>,
+    pub sentry: Arc<Sentry>,
+    pub figures: Arc<Figures>,
+    pub settings: IngressSettings,
+    /// Largest body that also fits the bus.
+    pub max_body_bytes: usize,
+}
+
+impl Front {
+    /// # Errors
+    /// If the keys cannot be read.
+    pub fn new(settings: IngressSettings, road: Arc<dyn Road>, bus_limit: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            road,
+            keys: Keys::load(&settings.api_key, settings.api_key_file.as_deref())?,
+            gate: Gate::new(settings.max_concurrent_requests),
+            sentry: Arc::default(),
+            figures: Figures::new(),
+            max_body_bytes: settings.max_body_bytes.min(bus_limit),
+            settings,
+        })
+    }
+}
+
+/// The application as every worker runs it.
+pub fn app(
+    front: Data<Front>,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    let origins = &front.settings.cors_origin;
+    let cross_origin = Condition::new(!origins.is_empty(), cors(origins));
+    App::new().app_data(front).configure(routes::configure).wrap(from_fn(observe)).wrap(cross_origin)
+}
+
+fn cors(origins: &[String]) -> Cors {
+    let cors = Cors::default().allow_any_method().allow_any_header().max_age(MAX_AGE_OF_PREFLIGHT);
+    if origins.iter().any(|origin| origin == "*") {
+        return cors.allow_any_origin().send_wildcard();
+    }
+    origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
+}
+
+/// Binds the listener; the returned server runs until it is stopped.
+///
+/// # Errors
+/// If the address cannot be bound or the TLS files cannot be used.
+pub fn listen(front: Data<Front>) -> anyhow::Result<(Server, std::net::SocketAddr, bool)> {
+    let settings = &front.settings;
+    let config: Option<ServerConfig> = tls::load(settings.tls_cert.as_deref(), settings.tls_key.as_deref())?;
+    let secure = config.is_some();
+    let (address, workers) = ((settings.host.clone(), settings.port), settings.http_workers.max(1));
+    let server = HttpServer::new(move || app(front.clone()))
+        .workers(workers)
+        .on_connect(ClientSocket::keep)
+        .tcp_nodelay(true)
+        .h1_allow_half_closed(false)
+        .client_request_timeout(HEAD_WITHIN)
+        .keep_alive(KEEP_CONNECTION)
+        .shutdown_timeout(CLOSE_WITHIN)
+        .disable_signals();
+    let server = match config {
+        Some(config) => server.bind_rustls_0_23(address.clone(), config),
+        None => server.bind(address.clone()),
+    };
+    let (host, port) = address;
+    let server = server.with_context(|| format!("cannot listen on {host}:{port}; choose another --host or --port"))?;
+    let bound = server.addrs().first().copied().context("the listener has no address")?;
+    Ok((server.run(), bound, secure))
+}

@@ -1,0 +1,141 @@
+//! Handing a request to a tokenizer, and asking holders whether they live.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actors::{
+    bus::AskError,
+    custody::{hand_over, prefer},
+};
+use messages::{
+    Fault, FaultCode, InstanceId, Role, codec,
+    control::{Control, Pong},
+    generate::{RunAt, ToTokenizer},
+    subject,
+};
+
+use super::{
+    cancel::pool_of,
+    desk::Desk,
+    passage::{Answer, Question},
+    repair::Record,
+    trip::Trip,
+};
+
+/// How long the tokenizers alive now are offered a request before the directory is read anew.
+const OFFER_FOR: Duration = Duration::from_millis(600);
+/// Pause where there is no tokenizer at all.
+const EMPTY_PAUSE: Duration = Duration::from_millis(100);
+/// A ping that is not answered by then finds a hung instance.
+const PING_WITHIN: Duration = Duration::from_secs(2);
+/// Nobody listening this often, this far apart, is dead.
+const DEAD_AFTER: u32 = 2;
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+impl Desk {
+    /// Hands the trip's current attempt to a tokenizer, waiting for one to appear for as long as requests are held.
+    pub(super) async fn send(
+        &self,
+        trip: &Trip,
+        record: &Record,
+        attach: Option<RunAt>,
+    ) -> Result<(), Fault> {
+        let message = ToTokenizer::Generate(Box::new(trip.compose(record, attach)));
+        let body = codec::encode(&message);
+        drop(message);
+        loop {
+            let fault = match self.offer(trip, &body).await {
+                Ok(tokenizer) => {
+                    trip.passage().handed_to(&tokenizer, Instant::now());
+                    return Ok(());
+                }
+                Err(fault) => fault,
+            };
+            let (begun, over) = {
+                let passage = trip.passage();
+                (passage.has_begun(), passage.is_over())
+            };
+            match fault.code {
+                _ if over => return Ok(()),
+                // An earlier offer that seemed to fail was taken.
+                FaultCode::Cancelled => return Ok(()),
+                FaultCode::Overloaded if !begun => return Err(fault),
+                _ if fault.retryable() && Instant::now() < record.hold_until() => {
+                    tokio::time::sleep(EMPTY_PAUSE).await;
+                }
+                _ => return Err(fault),
+            }
+        }
+    }
+
+    async fn offer(&self, trip: &Trip, body: &bytes::Bytes) -> Result<InstanceId, Fault> {
+        let (bus, pool) = (&self.context.bus, &trip.passenger.pool);
+        let now = Instant::now();
+        let tokenizers = self.tokenizers(pool);
+        let mut offers = 0;
+        let choose = |tried: &[InstanceId]| prefer(&tokenizers, tried, &self.suspects);
+        let message = |tokenizer: &InstanceId| {
+            offers += 1;
+            if offers > 1 {
+                trip.scatter();
+            }
+            let subject = subject::instance_requests(bus.namespace(), Role::Tokenizer, pool, tokenizer);
+            (subject, body.clone())
+        };
+        hand_over(bus, &self.suspects, &trip.envelope(now), now + OFFER_FOR, choose, message).await
+    }
+
+    /// The tokenizers of a pool, beginning with another one each time.
+    pub(super) fn tokenizers(&self, pool: &messages::Pool) -> Vec<InstanceId> {
+        let ready = self.context.directory.instances(Role::Tokenizer, pool);
+        let mut tokenizers: Vec<InstanceId> = ready.iter().map(|lease| lease.instance.clone()).collect();
+        if !tokenizers.is_empty() {
+            let turn = self.turn() % tokenizers.len();
+            tokenizers.rotate_left(turn);
+        }
+        tokenizers
+    }
+
+    /// Asks a holder whether it lives and still has the request.
+    pub(super) async fn ask(self: Arc<Self>, trip: Arc<Trip>, question: Question) {
+        let bus = &self.context.bus;
+        let epoch = bus.link().borrow().epoch;
+        let answer = self.ping(&trip, &question).await;
+        let judged = bus.cut_off().is_none() && bus.link().borrow().epoch == epoch;
+        let answer = if judged { answer } else { Answer::Unknown };
+        if matches!(answer, Answer::Dead) {
+            tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
+            self.departed(&question.instance);
+        }
+        if trip.passage().answered(&question, &answer, Instant::now()) {
+            trip.wake();
+        }
+    }
+
+    async fn ping(&self, trip: &Trip, question: &Question) -> Answer {
+        let bus = &self.context.bus;
+        let pool = pool_of(question.role, &trip.passenger.pool);
+        let subject = subject::instance_control(bus.namespace(), question.role, &pool, &question.instance);
+        let ping = Control::Ping { request: Some(question.request), run: question.run };
+        let mut nobody = 0;
+        loop {
+            match bus.ask::<_, Pong>(subject.clone(), None, &ping, PING_WITHIN).await {
+                Ok(pong) => return Answer::Pong(pong),
+                Err(AskError::TimedOut(_)) => return Answer::Dead,
+                Err(AskError::NoResponders(_)) => {
+                    nobody += 1;
+                    if nobody == DEAD_AFTER {
+                        return Answer::Dead;
+                    }
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+                Err(error) => {
+                    tracing::debug!(instance = %question.instance, %error, "ping");
+                    return Answer::Unknown;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The task that looks after one request: hands it over, watches its holders, repairs, and cancels it in the end.
+
+use std::{sync::Arc, time::Instant};
+
+use messages::{Fault, FaultCode};
+use tokio::time::sleep_until;
+
+use super::{
+    desk::Desk,
+    passage::{Check, Trouble},
+    repair::{self, Record, Remedy},
+    trip::Trip,
+};
+
+/// Drives a trip until it has ended one way or the other.
+pub async fn drive(desk: Arc<Desk>, trip: Arc<Trip>) {
+    let deadline = trip.passenger.deadline;
+    let outcome = tokio::select! {
+        biased;
+        outcome = travel(&desk, &trip) => outcome,
+        () = trip.outlet.done().cancelled() => Err(Fault::new(FaultCode::Cancelled, "nobody waits for it any more")),
+        () = until(deadline) => Err(Fault::new(FaultCode::DeadlineExceeded, "the request's deadline has passed")),
+    };
+    if let Err(fault) = outcome
+        && !trip.passage().is_over()
+    {
+        tracing::debug!(request = %trip.request, label = trip.passenger.label, %fault, "cancelled");
+        desk.cancel(&trip);
+        trip.passage().end();
+        trip.fail(fault);
+    }
+    desk.leave(trip.request);
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
+    let mut record = Record::new(Instant::now(), desk.hold);
+    let link = desk.context.bus.link();
+    let mut epoch = link.borrow().epoch;
+    desk.send(trip, &record, None).await?;
+    loop {
+        let now = Instant::now();
+        let seen = *link.borrow();
+        let check = {
+            let mut passage = trip.passage();
+            if passage.is_over() {
+                drop(passage);
+                if trip.is_scattered() {
+                    // Another tokenizer may have taken the request and be at work for nobody.
+                    desk.cancel(trip);
+                }
+                return Ok(());
+            }
+            if seen.cut_off.is_some() || seen.epoch != epoch {
+                epoch = seen.epoch;
+                passage.give_time(now);
+            }
+            passage.check(now)
+        };
+        match check {
+            Check::At(when) => tokio::select! {
+                () = trip.woken() => {}
+                () = sleep_until(when.into()) => {}
+            },
+            Check::Ask(questions) => {
+                for question in questions {
+                    tokio::spawn(desk.clone().ask(trip.clone(), question));
+                }
+            }
+            Check::Trouble => repair(desk, trip, &mut record).await?,
+        }
+    }
+}
+
+async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fault> {
+    let (trouble, remedy, attempt) = {
+        let mut passage = trip.passage();
+        let Some(trouble) = passage.take_trouble() else { return Ok(()) };
+        let remedy = record.remedy(&trouble, &passage, Instant::now());
+        (trouble, remedy, passage.attempt())
+    };
+    if let Trouble::Dead { instance, .. } = &trouble {
+        desk.suspects.mark(instance);
+    }
+    let cause = repair::cause(&trouble);
+    let attach = match remedy {
+        Remedy::GiveUp(fault) => return Err(fault),
+        Remedy::Replay(run_at) => {
+            trip.passage().mend(Instant::now());
+            Some(run_at)
+        }
+        Remedy::Again { wait } => {
+            desk.cancel(trip);
+            trip.passage().next_attempt(Instant::now());
+            tokio::time::sleep(wait).await;
+            None
+        }
+    };
+    let way = if attach.is_some() { "replay" } else { "again" };
+    metrics::counter!("stator_ingress_repairs_total", "cause" => cause, "way" => way).increment(1);
+    tracing::info!(request = %trip.request, label = trip.passenger.label, %attempt, cause, way, "repair");
+    let _paced = desk.repairs.acquire().await;
+    desk.send(trip, record, attach).await
+}

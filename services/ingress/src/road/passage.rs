@@ -1,0 +1,377 @@
+//! The way of one request through the cluster, as ingress sees it: a pure state machine. Frames, heartbeats,
+//! answers to pings and clock readings go in; what is new for the client, and what is wrong, comes out.
+
+mod watch;
+
+use std::time::Instant;
+
+use messages::{
+    Attempt, Fault, FaultCode, InstanceId, RequestId, Role, RunId, TokenIds,
+    frame::{Alive, Body, End, Frame, TextDelta, TokenLogprobs, Usage},
+    generate::{Journal, RunAt},
+};
+
+use super::{
+    holders::Holders,
+    strand::{Piece, Strand, Taken},
+};
+
+pub use watch::{Answer, Check, Question};
+
+/// Runs that were turned away, remembered so that each is cancelled once.
+const STRAYS: usize = 16;
+
+/// What the shell has to do about a frame.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    Nothing,
+    /// New text or tokens of a choice.
+    Piece {
+        choice: u32,
+        piece: Piece,
+    },
+    /// The log probabilities of the prompt, all of them.
+    Scored(Vec<TokenLogprobs>),
+    /// Every choice has ended and all of it is here.
+    Closed(Usage),
+    /// A second run of this attempt: to be cancelled.
+    Stray(RunId),
+    /// See [`Passage::take_trouble`].
+    Trouble,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Trouble {
+    /// Frames are missing; their sender may be in good health.
+    Lost,
+    /// A holder is alive and knows nothing of the request.
+    Forgotten,
+    /// A holder died or hangs.
+    Dead { role: Role, instance: InstanceId },
+    /// Some hop ended the attempt.
+    Failed(Fault),
+}
+
+#[derive(Debug)]
+pub struct Passage {
+    pub request: RequestId,
+    attempt: Attempt,
+    prompt: Option<TokenIds>,
+    strands: Vec<Strand>,
+    scores: Scores,
+    /// Prompt tokens that the first engine's cache held.
+    cached: Option<u32>,
+    /// The one run of this attempt that is listened to.
+    lock: Option<RunId>,
+    strays: Vec<RunId>,
+    holders: Holders,
+    /// Router or engine has taken the request over.
+    in_custody: bool,
+    over: bool,
+    trouble: Option<Trouble>,
+    /// A repair by attach is under way: gaps are its business.
+    mending: Option<Instant>,
+    /// A batch of the tokenizer was lost, perhaps with frames of this request.
+    doubt: Option<Instant>,
+    progress: Instant,
+    run_heard: Instant,
+}
+
+/// Log probabilities of the prompt as they come in.
+#[derive(Debug, Default)]
+struct Scores {
+    from: Option<u32>,
+    have: Vec<TokenLogprobs>,
+    done: bool,
+}
+
+impl Passage {
+    /// A request for `n` choices that wants the prompt scored from `score_from` on.
+    pub fn new(request: RequestId, n: u32, score_from: Option<u32>, now: Instant) -> Self {
+        Self {
+            request,
+            attempt: Attempt::FIRST,
+            prompt: None,
+            strands: (0..n).map(|_| Strand::default()).collect(),
+            scores: Scores { from: score_from, have: Vec::new(), done: score_from.is_none() },
+            cached: None,
+            lock: None,
+            strays: Vec::new(),
+            holders: Holders::default(),
+            in_custody: false,
+            over: false,
+            trouble: None,
+            mending: None,
+            doubt: None,
+            progress: now,
+            run_heard: now,
+        }
+    }
+
+    pub fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
+    pub fn holders(&self) -> &Holders {
+        &self.holders
+    }
+
+    pub fn run(&self) -> Option<RunId> {
+        self.lock
+    }
+
+    pub fn strand(&self, choice: u32) -> Option<&Strand> {
+        self.strands.get(choice as usize)
+    }
+
+    /// The prompt is understood and router or engine has the request: the client may be told 200.
+    pub fn is_open(&self) -> bool {
+        self.in_custody && self.prompt.is_some()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Some output is here.
+    pub fn has_begun(&self) -> bool {
+        self.strands.iter().any(|strand| !strand.ids().is_empty())
+    }
+
+    /// Output tokens here, over all choices.
+    pub fn output_tokens(&self) -> u32 {
+        self.strands.iter().map(Strand::output_tokens).sum()
+    }
+
+    /// Tokens of the prompt, and those of them that a cache held; what is not known yet is 0.
+    pub fn prompt_tokens(&self) -> (u32, u32) {
+        let prompt = self.prompt.as_ref().map_or(0, TokenIds::len);
+        (u32::try_from(prompt).unwrap_or(u32::MAX), self.cached.unwrap_or(0))
+    }
+
+    /// Nothing that comes later counts.
+    pub fn end(&mut self) {
+        self.over = true;
+    }
+
+    pub fn take_trouble(&mut self) -> Option<Trouble> {
+        self.trouble.take()
+    }
+
+    /// Where the run is that an attach could follow.
+    pub fn run_at(&self) -> Option<RunAt> {
+        let engine = self.holders.engine.as_ref()?.instance.clone();
+        self.prompt.as_ref()?;
+        let replayable = self.scores.done;
+        self.lock.filter(|_| replayable).map(|run| RunAt { engine, run })
+    }
+
+    /// What another tokenizer or engine needs to go on; `None` if there is nothing to go on with.
+    pub fn journal(&self) -> Option<Journal> {
+        let prompt = self.prompt.clone()?;
+        let choices = (0..).zip(&self.strands).filter(|(_, strand)| !strand.ended());
+        Some(Journal { prompt, choices: choices.map(|(index, strand)| strand.journal(index)).collect() })
+    }
+
+    /// Begins the next attempt: what the last one may still say is dropped.
+    pub fn next_attempt(&mut self, now: Instant) {
+        self.attempt = self.attempt.next();
+        self.lock = None;
+        self.strays.clear();
+        self.holders = Holders::default();
+        self.in_custody = self.is_open();
+        self.trouble = None;
+        self.mending = None;
+        self.doubt = None;
+        self.progress = now;
+        if !self.scores.done {
+            self.scores.have.clear();
+        }
+    }
+
+    /// A tokenizer was asked to take over this run's frames.
+    pub fn mend(&mut self, now: Instant) {
+        self.mending = Some(now);
+        self.trouble = None;
+        self.doubt = None;
+        self.holders.give_time(now);
+    }
+
+    /// An attach is under way and nothing has come of it yet.
+    pub fn is_mending(&self) -> bool {
+        self.mending.is_some()
+    }
+
+    /// A tokenizer has accepted the request.
+    pub fn handed_to(&mut self, tokenizer: &InstanceId, now: Instant) {
+        self.holders.set(Role::Tokenizer, tokenizer, now);
+    }
+
+    /// Takes a frame in. `from` and `role` name its sender.
+    pub fn frame(
+        &mut self,
+        from: &InstanceId,
+        role: Role,
+        frame: Frame<TextDelta>,
+        now: Instant,
+    ) -> Effect {
+        if self.over || frame.attempt != self.attempt {
+            return Effect::Nothing;
+        }
+        if let Some(stray) = self.listen(frame.run) {
+            return stray;
+        }
+        self.note(from, role, frame.run.is_some(), now);
+        match frame.body {
+            Body::Accepted { instance, role } => {
+                self.in_custody |= matches!(role, Role::Router | Role::Decode);
+                self.holders.set(role, &instance, now);
+                Effect::Nothing
+            }
+            Body::Rendered { prompt } => {
+                self.prompt.get_or_insert(prompt);
+                Effect::Nothing
+            }
+            Body::Started { cached_tokens, .. } => {
+                self.cached.get_or_insert(cached_tokens);
+                self.progress = now;
+                Effect::Nothing
+            }
+            Body::Prompt { first, tokens } => self.scored(first, tokens),
+            Body::Delta(delta) => self.delta(delta, now),
+            Body::Closed { usage } => self.closed(usage),
+            Body::Failed(fault) => self.raise(Trouble::Failed(fault)),
+        }
+    }
+
+    /// Takes a heartbeat in.
+    pub fn alive(&mut self, from: &InstanceId, role: Role, alive: &Alive, now: Instant) -> Effect {
+        if self.over || alive.attempt != self.attempt {
+            return Effect::Nothing;
+        }
+        if let Some(stray) = self.listen(alive.run) {
+            return stray;
+        }
+        self.note(from, role, alive.run.is_some(), now);
+        if role == Role::Tokenizer && alive.run.is_some() {
+            let quiet = std::time::Duration::from_millis(alive.quiet_ms.into());
+            if let Some(heard) = now.checked_sub(quiet) {
+                self.run_heard = self.run_heard.max(heard);
+                if let Some(engine) = &mut self.holders.engine {
+                    engine.heard = engine.heard.max(heard);
+                }
+            }
+        }
+        let lags = |(choice, at): &(u32, u32)| self.strand(*choice).is_some_and(|s| s.lags(*at));
+        if self.doubt.is_some() && !alive.reached.is_empty() && !alive.reached.iter().any(lags) {
+            self.doubt = None;
+        }
+        Effect::Nothing
+    }
+
+    /// A batch from this sender was lost.
+    pub fn lost(&mut self, from: &InstanceId, now: Instant) {
+        if self.holders.tokenizer.as_ref().is_some_and(|holder| holder.instance == *from) {
+            self.doubt.get_or_insert(now);
+        }
+    }
+
+    /// Locks onto the first run; any other is a stray.
+    fn listen(&mut self, run: Option<RunId>) -> Option<Effect> {
+        let run = run?;
+        if *self.lock.get_or_insert(run) == run {
+            return None;
+        }
+        if self.strays.contains(&run) || self.strays.len() >= STRAYS {
+            return Some(Effect::Nothing);
+        }
+        self.strays.push(run);
+        Some(Effect::Stray(run))
+    }
+
+    fn note(&mut self, from: &InstanceId, role: Role, of_run: bool, now: Instant) {
+        let first = role == Role::Tokenizer && self.holders.tokenizer.is_none();
+        // The tokenizer that brings the locked run's frames is the one to watch.
+        if first || (role == Role::Tokenizer && of_run) {
+            self.holders.set(role, from, now);
+        } else {
+            self.holders.note(role, from, now);
+        }
+        if of_run {
+            self.in_custody = true;
+        }
+    }
+
+    fn delta(&mut self, delta: TextDelta, now: Instant) -> Effect {
+        self.progress = now;
+        self.run_heard = now;
+        if let Some(engine) = &mut self.holders.engine {
+            engine.heard = now;
+        }
+        if delta.end == Some(End::Cancelled) {
+            let fault = Fault::new(FaultCode::Cancelled, "the engine ended the run");
+            return self.raise(Trouble::Failed(fault));
+        }
+        let choice = delta.choice;
+        if self.prompt.is_none() {
+            return self.gap();
+        }
+        let Some(strand) = self.strands.get_mut(choice as usize) else { return Effect::Nothing };
+        match strand.take(delta) {
+            Taken::New(piece) => {
+                self.mending = None;
+                self.doubt = None;
+                Effect::Piece { choice, piece }
+            }
+            Taken::Known => Effect::Nothing,
+            Taken::Gap => self.gap(),
+        }
+    }
+
+    fn scored(&mut self, first: u32, tokens: Vec<TokenLogprobs>) -> Effect {
+        let Some(from) = self.scores.from.filter(|_| !self.scores.done) else { return Effect::Nothing };
+        let Some(prompt) = &self.prompt else { return self.gap() };
+        let have = from as usize + self.scores.have.len();
+        if first as usize > have {
+            return self.gap();
+        }
+        self.scores.have.extend(tokens.into_iter().skip(have - first as usize));
+        if from as usize + self.scores.have.len() < prompt.len() {
+            return Effect::Nothing;
+        }
+        self.scores.done = true;
+        Effect::Scored(std::mem::take(&mut self.scores.have))
+    }
+
+    fn closed(&mut self, usage: Usage) -> Effect {
+        let prompt_tokens = self.prompt.as_ref().map_or(0, TokenIds::len);
+        // A start beyond the prompt leaves nothing to score.
+        let scored = self.scores.done || self.scores.from.is_some_and(|from| from as usize >= prompt_tokens);
+        if !scored || self.prompt.is_none() || !self.strands.iter().all(Strand::ended) {
+            return self.gap();
+        }
+        self.over = true;
+        Effect::Closed(Usage {
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            cached_tokens: self.cached.unwrap_or(usage.cached_tokens),
+            output_tokens: self.output_tokens(),
+        })
+    }
+
+    fn gap(&mut self) -> Effect {
+        if self.mending.is_some() { Effect::Nothing } else { self.raise(Trouble::Lost) }
+    }
+
+    /// Keeps the worst that is known until it is taken up.
+    fn raise(&mut self, trouble: Trouble) -> Effect {
+        match (&self.trouble, &trouble) {
+            (Some(_), Trouble::Lost | Trouble::Forgotten) | (Some(Trouble::Dead { .. }), _) => {}
+            _ => self.trouble = Some(trouble),
+        }
+        Effect::Trouble
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! Watching over the holders of a request: when to ask one, and what its answer means.
+
+use std::time::{Duration, Instant};
+
+use messages::{InstanceId, RequestId, Role, RunId, control::Pong};
+
+use super::{Passage, Trouble};
+
+/// How long a tokenizer may answer pings and yet bring nothing through the inbox.
+const DEAF: Duration = Duration::from_millis(1500);
+/// How long a run may make no progress before its engine is asked how old the running step is.
+const STALL: Duration = Duration::from_secs(2);
+/// How much longer than announced a step may take before its engine counts as hung.
+const STEP_MARGIN: Duration = Duration::from_secs(2);
+/// How long a lost batch is given to turn out to be somebody else's.
+const DOUBT: Duration = Duration::from_millis(350);
+/// How long an attach may take to bring the first frame.
+const MEND: Duration = Duration::from_millis(1500);
+/// How long a request may go without anyone known to hold it, or its run without a known engine.
+const ORPHAN: Duration = Duration::from_secs(3);
+/// No check is further away than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(600);
+
+/// What to do now.
+#[derive(Debug, PartialEq)]
+pub enum Check {
+    /// Nothing before then.
+    At(Instant),
+    /// Ask these holders.
+    Ask(Vec<Question>),
+    /// See [`Passage::take_trouble`].
+    Trouble,
+}
+
+/// A ping to be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    pub role: Role,
+    pub instance: InstanceId,
+    pub request: RequestId,
+    pub run: Option<RunId>,
+    pub asked: Instant,
+}
+
+/// What became of a ping.
+#[derive(Debug)]
+pub enum Answer {
+    Pong(Pong),
+    /// Nobody listens any more, or no answer came in time.
+    Dead,
+    /// This process could not ask.
+    Unknown,
+}
+
+impl Passage {
+    /// Looks at the clock.
+    pub fn check(&mut self, now: Instant) -> Check {
+        if self.over {
+            return Check::At(now + LOOK_AGAIN);
+        }
+        if self.trouble.is_some() {
+            return Check::Trouble;
+        }
+        let passed = |since: Option<Instant>, limit| since.is_some_and(|t| now.duration_since(t) >= limit);
+        if passed(self.doubt, DOUBT) || passed(self.mending, MEND) || self.is_deaf(now) {
+            self.doubt = None;
+            self.mending = None;
+            self.raise(Trouble::Lost);
+            return Check::Trouble;
+        }
+        let holders = &self.holders;
+        let orphaned_since = match self.lock {
+            Some(_) => holders.engine.is_none().then_some(self.run_heard),
+            None => (holders.tokenizer.is_none() && holders.router.is_none()).then_some(self.progress),
+        };
+        if passed(orphaned_since, ORPHAN) {
+            self.raise(Trouble::Forgotten);
+            return Check::Trouble;
+        }
+        let questions = self.questions(now);
+        if !questions.is_empty() {
+            return Check::Ask(questions);
+        }
+        let dues = [
+            self.holders.tokenizer.as_ref().and_then(|holder| holder.due()),
+            self.doubt.map(|since| since + DOUBT),
+            self.mending.map(|since| since + MEND),
+        ];
+        let soonest = dues.into_iter().flatten().min().unwrap_or(now + LOOK_AGAIN);
+        Check::At(soonest.clamp(now + Duration::from_millis(10), now + LOOK_AGAIN))
+    }
+
+    /// Frames no longer reach us though their sender answers.
+    fn is_deaf(&self, now: Instant) -> bool {
+        self.lock.is_some()
+            && self.holders.tokenizer.as_ref().is_some_and(|holder| {
+                holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF
+            })
+    }
+
+    fn questions(&mut self, now: Instant) -> Vec<Question> {
+        let locked = self.lock;
+        let stalled = locked.is_some() && now.duration_since(self.progress) >= STALL;
+        let mut questions = Vec::new();
+        for role in [Role::Tokenizer, Role::Router, Role::Decode] {
+            if role == Role::Router && locked.is_some() {
+                continue;
+            }
+            let Some(Some(holder)) = self.holders.slot(role) else { continue };
+            let silent = holder.due().is_some_and(|due| due <= now);
+            let doubtful = role == Role::Decode && stalled && holder.asked.is_none();
+            if !silent && !doubtful {
+                continue;
+            }
+            holder.asked = Some(now);
+            let run = if role == Role::Router { None } else { locked };
+            let instance = holder.instance.clone();
+            questions.push(Question { role, instance, request: self.request, run, asked: now });
+        }
+        if stalled {
+            self.progress = now;
+        }
+        questions
+    }
+
+    /// Takes the answer to a question; true if there is trouble.
+    pub fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) -> bool {
+        let lock = self.lock;
+        let Some(Some(holder)) = self.holders.slot(question.role) else { return false };
+        if self.over || holder.instance != question.instance || holder.asked != Some(question.asked) {
+            return false;
+        }
+        holder.asked = None;
+        let silent_since = holder.spoke <= question.asked;
+        match answer {
+            Answer::Unknown => {
+                holder.note(now);
+                return false;
+            }
+            Answer::Dead => {
+                let (role, instance) = (question.role, question.instance.clone());
+                self.raise(Trouble::Dead { role, instance });
+                return true;
+            }
+            Answer::Pong(pong) => {
+                holder.heard = now;
+                let age = Duration::from_millis(pong.pulse.age_ms.into());
+                let bound = Duration::from_millis(pong.pulse.bound_ms.into());
+                if question.role == Role::Decode && age > bound + STEP_MARGIN {
+                    let (role, instance) = (question.role, question.instance.clone());
+                    self.raise(Trouble::Dead { role, instance });
+                    return true;
+                }
+                if pong.knows_run || !silent_since || lock != question.run {
+                    return false;
+                }
+            }
+        }
+        // It lives and does not know the request, and nothing has happened since it was asked.
+        match (question.role, lock) {
+            // A tokenizer has nothing to know before there is a run.
+            (Role::Tokenizer, None) => return false,
+            (Role::Tokenizer, Some(_)) => self.raise(Trouble::Lost),
+            _ => self.raise(Trouble::Forgotten),
+        };
+        true
+    }
+
+    /// An instance is gone; true if that is trouble for this request.
+    pub fn departed(&mut self, instance: &InstanceId) -> bool {
+        let locked = self.lock.is_some();
+        let Some((role, _)) = self.holders.find(instance) else { return false };
+        if self.over || (role == Role::Router && locked) {
+            return false;
+        }
+        self.raise(Trouble::Dead { role, instance: instance.clone() });
+        true
+    }
+
+    /// This process could not hear: nobody is judged by that silence.
+    pub fn give_time(&mut self, now: Instant) {
+        self.holders.give_time(now);
+        self.progress = now;
+        self.run_heard = now;
+        if self.mending.is_some() {
+            self.mending = Some(now);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What to do about trouble: bounds and preferences, no I/O.
+
+use std::time::{Duration, Instant};
+
+use messages::{Fault, FaultCode, InstanceId, Role, generate::RunAt};
+
+use super::passage::{Passage, Trouble};
+
+/// Attempts at one request, the first included.
+pub const ATTEMPTS: u32 = 5;
+/// A request that was aboard this many engines when they died fails.
+const DEATHS: usize = 3;
+/// From this many deaths on it runs alone.
+const ALONE_AFTER: usize = 2;
+/// Replays in a row that may bring no new output.
+const REPLAYS: u32 = 3;
+/// Pause before an attempt that follows a refusal; doubles with each.
+const BACK_OFF: Duration = Duration::from_millis(50);
+const BACK_OFF_AT_MOST: Duration = Duration::from_secs(1);
+
+#[derive(Debug, PartialEq)]
+pub enum Remedy {
+    /// The run lives: have its frames sent again, by way of a tokenizer.
+    Replay(RunAt),
+    /// Send the journal as a new attempt.
+    Again { wait: Duration },
+    GiveUp(Fault),
+}
+
+/// What has been done for one request so far.
+#[derive(Debug)]
+pub struct Record {
+    attempts: u32,
+    /// Engines that died with the request aboard.
+    graves: Vec<InstanceId>,
+    /// Instances to be avoided.
+    avoid: Vec<InstanceId>,
+    replays: u32,
+    output: u32,
+    /// Nobody is asked to take the request after this.
+    hold_until: Instant,
+    hold: Duration,
+}
+
+impl Record {
+    pub fn new(now: Instant, hold: Duration) -> Self {
+        Self {
+            attempts: 1,
+            graves: Vec::new(),
+            avoid: Vec::new(),
+            replays: 0,
+            output: 0,
+            hold_until: now + hold,
+            hold,
+        }
+    }
+
+    pub fn avoid(&self) -> &[InstanceId] {
+        &self.avoid
+    }
+
+    /// Engines died with it: no other request should share its fate.
+    pub fn alone(&self) -> bool {
+        self.graves.len() >= ALONE_AFTER
+    }
+
+    pub fn hold_until(&self) -> Instant {
+        self.hold_until
+    }
+
+    /// Decides, and counts what it decided.
+    pub fn remedy(&mut self, trouble: &Trouble, passage: &Passage, now: Instant) -> Remedy {
+        if passage.output_tokens() > self.output {
+            self.output = passage.output_tokens();
+            self.replays = 0;
+            self.hold_until = now + self.hold;
+        }
+        match trouble {
+            Trouble::Lost => self.replay(passage),
+            Trouble::Forgotten => self.again(Duration::ZERO, "the request was lost on the way"),
+            Trouble::Dead { role: Role::Tokenizer, instance } => {
+                self.shun(instance);
+                self.replay(passage)
+            }
+            Trouble::Dead { role: Role::Decode, instance } => self.death(instance),
+            Trouble::Dead { instance, .. } => {
+                self.shun(instance);
+                self.again(Duration::ZERO, "the router that held the request died")
+            }
+            Trouble::Failed(fault) => self.failed(fault, passage, now),
+        }
+    }
+
+    fn replay(&mut self, passage: &Passage) -> Remedy {
+        match passage.run_at().filter(|_| self.replays < REPLAYS && !passage.is_mending()) {
+            Some(run_at) => {
+                self.replays += 1;
+                Remedy::Replay(run_at)
+            }
+            None => self.again(Duration::ZERO, "frames were lost"),
+        }
+    }
+
+    fn death(&mut self, engine: &InstanceId) -> Remedy {
+        self.shun(engine);
+        if !self.graves.contains(engine) {
+            self.graves.push(engine.clone());
+        }
+        if self.graves.len() >= DEATHS {
+            let text = format!("{DEATHS} engines died with this request aboard");
+            return Remedy::GiveUp(Fault::new(FaultCode::EngineFault, text));
+        }
+        self.again(Duration::ZERO, "the engine died")
+    }
+
+    fn failed(&mut self, fault: &Fault, passage: &Passage, now: Instant) -> Remedy {
+        if passage.is_mending() && fault.code != FaultCode::InvalidRequest {
+            return self.again(Duration::ZERO, "the run could not be followed");
+        }
+        match fault.code {
+            FaultCode::EngineFault => {
+                let engine = passage.holders().engine.as_ref().map(|holder| holder.instance.clone());
+                match engine {
+                    Some(engine) => self.death(&engine),
+                    None => self.again(BACK_OFF, &fault.message),
+                }
+            }
+            // What has not begun is refused rather than tried again: a retry would add to the load.
+            FaultCode::Overloaded if !passage.has_begun() => Remedy::GiveUp(fault.clone()),
+            FaultCode::Overloaded => {
+                let wait = fault.retry_after_ms.map_or(BACK_OFF, |ms| Duration::from_millis(ms.into()));
+                self.again(wait.min(BACK_OFF_AT_MOST), &fault.message)
+            }
+            FaultCode::NoInstance if now < self.hold_until => Remedy::Again { wait: BACK_OFF_AT_MOST },
+            FaultCode::Draining | FaultCode::Cancelled => {
+                let doubled = BACK_OFF * 2u32.pow(self.attempts - 1);
+                self.again(doubled.min(BACK_OFF_AT_MOST), &fault.message)
+            }
+            _ => Remedy::GiveUp(fault.clone()),
+        }
+    }
+
+    fn again(&mut self, wait: Duration, why: &str) -> Remedy {
+        if self.attempts >= ATTEMPTS {
+            let text = format!("the request failed {ATTEMPTS} times, at last because {why}");
+            return Remedy::GiveUp(Fault::new(FaultCode::EngineFault, text));
+        }
+        self.attempts += 1;
+        self.replays = 0;
+        Remedy::Again { wait }
+    }
+
+    fn shun(&mut self, instance: &InstanceId) {
+        if !self.avoid.contains(instance) {
+            self.avoid.push(instance.clone());
+        }
+    }
+}
+
+/// The name of a trouble in metrics and logs.
+pub fn cause(trouble: &Trouble) -> &'static str {
+    match trouble {
+        Trouble::Lost => "frames_lost",
+        Trouble::Forgotten => "forgotten",
+        Trouble::Dead { role: Role::Tokenizer, .. } => "tokenizer_died",
+        Trouble::Dead { role: Role::Router, .. } => "router_died",
+        Trouble::Dead { .. } => "engine_died",
+        Trouble::Failed(fault) => match fault.code {
+            FaultCode::Overloaded => "overloaded",
+            FaultCode::Draining => "draining",
+            FaultCode::NoInstance => "no_instance",
+            FaultCode::EngineFault => "engine_fault",
+            FaultCode::Cancelled => "cancelled",
+            _ => "failed",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;
