@@ -88,10 +88,10 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
         let mut group = from;
         while group < to {
             let left = to - group;
-            if V::SUMS >= 4 * ROWS && left >= 4 {
+            if const { V::SUMS >= 4 * ROWS } && left >= 4 {
                 score::<V, E, ROWS, 4>(tile, block.queries, group, &mut scores);
                 group += 4;
-            } else if V::SUMS >= 2 * ROWS && left >= 2 {
+            } else if const { V::SUMS >= 2 * ROWS } && left >= 2 {
                 score::<V, E, ROWS, 2>(tile, block.queries, group, &mut scores);
                 group += 2;
             } else {
@@ -106,22 +106,24 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
                 rescale[row] = weigh::<V>(&mut scores[row], start, end, state);
             }
         }
-        if first_end == TILE && last_start == 0 {
-            add_values::<V, E, ROWS>(tile, &scores, &rescale, (0, TILE), block.out);
+        if tokens == 1 || (first_end == TILE && last_start == 0) {
+            let keys = block.visible(0, tile.first);
+            add_values::<V, E, ROWS>(tile, &scores, &rescale, keys, block.out);
         } else {
-            for token in 0..tokens {
-                let (start, end) = block.visible(token, tile.first);
+            // Some rows see more keys than others: each takes its own, lest values that it must not see slip in as
+            // `0 * value`, which is not 0 for all.
+            for row in 0..ROWS {
+                let (start, end) = block.visible(row / block.heads, tile.first);
                 if start < end {
-                    let row = token * block.heads;
                     let out = block.out.add(row * tile.value_stride);
-                    add_some::<V, E>(tile, &scores[row..], &rescale[row..], block.heads, (start, end), out);
+                    add_values::<V, E, 1>(tile, &scores[row..], &rescale[row..], (start, end), out);
                 }
             }
         }
     }
 }
 
-/// Scores of the groups `group..group + GROUPS_AT_ONCE`: for each key one sum over elements in ascending order.
+/// Scores of the groups `group..group + AT_ONCE`: for each key one sum over elements in ascending order.
 #[inline(always)]
 unsafe fn score<V: Simd, E: Element, const ROWS: usize, const AT_ONCE: usize>(
     tile: &Tile<E>,
@@ -211,30 +213,6 @@ pub(super) unsafe fn fma_of<V: Simd>(a: f32, b: f32, c: f32) -> f32 {
     lanes[0]
 }
 
-#[inline(always)]
-unsafe fn add_some<V: Simd, E: Element>(
-    tile: &Tile<E>,
-    weights: &[[f32; TILE]],
-    rescale: &[f32],
-    rows: usize,
-    keys: (usize, usize),
-    out: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match rows {
-            1 => add_values::<V, E, 1>(tile, weights, rescale, keys, out),
-            2 => add_values::<V, E, 2>(tile, weights, rescale, keys, out),
-            3 => add_values::<V, E, 3>(tile, weights, rescale, keys, out),
-            4 => add_values::<V, E, 4>(tile, weights, rescale, keys, out),
-            5 => add_values::<V, E, 5>(tile, weights, rescale, keys, out),
-            6 => add_values::<V, E, 6>(tile, weights, rescale, keys, out),
-            7 => add_values::<V, E, 7>(tile, weights, rescale, keys, out),
-            _ => add_values::<V, E, 8>(tile, weights, rescale, keys, out),
-        }
-    }
-}
-
 /// `out = out * rescale + weights · values` over the keys `from..to`, in ascending order.
 #[inline(always)]
 unsafe fn add_values<V: Simd, E: Element, const ROWS: usize>(
@@ -249,10 +227,10 @@ unsafe fn add_values<V: Simd, E: Element, const ROWS: usize>(
         let left = (tile.value_stride - column) / LANES;
         // SAFETY: the caller's promise; columns stay below `value_stride`.
         unsafe {
-            if V::SUMS >= 4 * ROWS && left >= 4 {
+            if const { V::SUMS >= 4 * ROWS } && left >= 4 {
                 add_columns::<V, E, ROWS, 4>(tile, weights, rescale, keys, out, column);
                 column += 4 * LANES;
-            } else if V::SUMS >= 2 * ROWS && left >= 2 {
+            } else if const { V::SUMS >= 2 * ROWS } && left >= 2 {
                 add_columns::<V, E, ROWS, 2>(tile, weights, rescale, keys, out, column);
                 column += 2 * LANES;
             } else {

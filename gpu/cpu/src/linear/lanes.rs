@@ -17,8 +17,8 @@ use crate::simd::Simd;
 /// features of the function around it, and then each operation in it becomes a call.
 ///
 /// # Safety
-/// Of all functions: the machine has the instructions, and pointers are good for what is read (16 values unless said
-/// otherwise); no alignment is asked for.
+/// Of all functions: the machine has the instructions, and pointers are good for what is read or written (16 values unless
+/// said otherwise); no alignment is asked for.
 pub(super) trait Lanes: Simd {
     /// 64 bytes: four columns of each row.
     type B: Copy;
@@ -31,6 +31,11 @@ pub(super) trait Lanes: Simd {
     /// Runs the kernel in a function compiled for these instructions and this number of `part.rows`, in
     /// `1..=Self::ROWS`.
     unsafe fn enter<K: TileKernel>(job: &Job<'_>, part: &Part);
+
+    /// Largest magnitude of both; NaN if there is one.
+    unsafe fn largest_magnitude(a: Self::F, b: Self::F) -> f32;
+    /// The low byte of each lane's bits.
+    unsafe fn store_low_bytes(a: Self::F, to: *mut i8);
 
     /// 16 integers as f32.
     unsafe fn load_u8(from: *const u8) -> Self::F;

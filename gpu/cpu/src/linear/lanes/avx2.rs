@@ -25,6 +25,35 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn largest_magnitude(a: Self::F, b: Self::F) -> f32 {
+        // SAFETY: the caller's promise. Magnitudes order like their bits, NaN above all.
+        unsafe {
+            let a = _mm256_max_epu32(magnitude(a[0]), magnitude(a[1]));
+            let b = _mm256_max_epu32(magnitude(b[0]), magnitude(b[1]));
+            let eight = _mm256_max_epu32(a, b);
+            let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b1110>(four));
+            let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b01>(two));
+            f32::from_bits(_mm_cvtsi128_si32(one).cast_unsigned())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(a: Self::F, to: *mut i8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mask = _mm256_set1_epi32(255);
+            let low = _mm256_and_si256(_mm256_castps_si256(a[0]), mask);
+            let high = _mm256_and_si256(_mm256_castps_si256(a[1]), mask);
+            // Packing works within halves of 128 bits; the permutation puts the groups of four in order.
+            let words = _mm256_packus_epi32(low, high);
+            let bytes = _mm256_packus_epi16(words, words);
+            let ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(ordered));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Self::F {
         // SAFETY: the caller's promise.
         unsafe {
@@ -106,6 +135,12 @@ impl Lanes for Avx2 {
             [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])]
         }
     }
+}
+
+#[inline(always)]
+unsafe fn magnitude(a: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(i32::MAX)) }
 }
 
 #[inline(always)]

@@ -31,6 +31,23 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn largest_magnitude(a: __m512, b: __m512) -> f32 {
+        // SAFETY: the caller's promise. Magnitudes order like their bits, NaN above all.
+        unsafe {
+            let mask = _mm512_set1_epi32(i32::MAX);
+            let a = _mm512_and_si512(_mm512_castps_si512(a), mask);
+            let b = _mm512_and_si512(_mm512_castps_si512(b), mask);
+            f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(a: __m512, to: *mut i8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(a))) }
+    }
+
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }

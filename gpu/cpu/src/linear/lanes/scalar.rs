@@ -29,6 +29,16 @@ impl Lanes for Scalar {
         unsafe { K::run::<Self, 1>(job, part) }
     }
 
+    unsafe fn largest_magnitude(a: Words, b: Words) -> f32 {
+        // Magnitudes order like their bits, NaN above all.
+        f32::from_bits(a.iter().chain(&b).map(|x| x.abs().to_bits()).fold(0, u32::max))
+    }
+
+    unsafe fn store_low_bytes(a: Words, to: *mut i8) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u8; TILE_ROWS]>().write(a.map(|x| x.to_bits() as u8)) }
+    }
+
     unsafe fn load_u8(from: *const u8) -> Words {
         // SAFETY: the caller's promise.
         unsafe { read::<[u8; TILE_ROWS]>(from) }.map(f32::from)
