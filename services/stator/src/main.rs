@@ -1,1 +1,27 @@
-fn main() {}
+//! The one binary of stator: every service, the local cluster, and the tools to look at it.
+
+mod bench;
+mod bus;
+mod chat;
+mod child;
+mod cli;
+mod drain;
+mod http;
+mod model;
+mod service;
+mod tap;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,83 @@
+use actors::settings::Layer;
+use clap::{Args, Command, FromArgMatches};
+
+use super::*;
+use crate::up::UpFlags;
+
+fn intent(line: &[&str]) -> Intent {
+    let command = UpFlags::augment_args(Command::new("up").no_binary_name(true));
+    let matches = ServiceFlags::augment_args(command).try_get_matches_from(line).unwrap();
+    Intent {
+        settings: UpFlags::from_arg_matches(&matches).unwrap().resolve(),
+        process: ProcessSettings::default(),
+        ingress: IngressSettings::default(),
+        flags: ServiceFlags::from_arg_matches(&matches).unwrap(),
+        config: None,
+    }
+}
+
+fn plan(line: &[&str]) -> Vec<Job> {
+    let intent = intent(line);
+    jobs(&intent, &intent.settings.model, &["nats://u:secret@127.0.0.1:1".to_owned()]).unwrap()
+}
+
+fn names(jobs: &[Job]) -> Vec<&str> {
+    jobs.iter().map(|job| job.name.as_str()).collect()
+}
+
+#[test]
+fn one_process_a_service_by_default() {
+    assert_eq!(names(&plan(&["--model", "a"])), ["ingress-0", "tokenizer-0", "router-0", "decode-0"]);
+}
+
+#[test]
+fn replicas_and_models_multiply() {
+    let jobs = plan(&["--model", "a", "--model", "b=bee", "--replicas", "decode=2,tokenizer=1"]);
+    let expected = [
+        "ingress-0",
+        "tokenizer-m0-0",
+        "tokenizer-m1-0",
+        "router-0",
+        "decode-m0-0",
+        "decode-m0-1",
+        "decode-m1-0",
+        "decode-m1-1",
+    ];
+    assert_eq!(names(&jobs), expected);
+    let line = |job: &Job| job.arguments.iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let last = line(&jobs[7]);
+    assert_eq!(last[..5], ["decode", "--model-path", "b", "--served-model-name", "bee"]);
+    assert!(last[5].starts_with("--threads="), "engines share the cores: {last:?}");
+}
+
+#[test]
+fn no_password_is_on_a_command_line() {
+    for job in plan(&["--model", "a"]) {
+        assert!(job.arguments.iter().all(|argument| !argument.to_str().unwrap().contains("secret")));
+        assert!(job.environment.iter().any(|(_, value)| value.contains("secret")));
+    }
+}
+
+#[test]
+fn choices_are_read_from_text() {
+    let choice = |text: &str| ModelChoice::from_str(text);
+    assert_eq!(choice("a=b").unwrap(), ModelChoice { path: "a".into(), name: Some("b".to_owned()) });
+    assert!(choice("=b").is_err() && choice("a=").is_err());
+    assert_eq!(Replicas::from_str("decode=2").unwrap(), Replicas { role: Role::Decode, count: 2 });
+    for wrong in ["decode", "decode=0", "planner=1", "decode=x"] {
+        assert!(Replicas::from_str(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn the_door_closes_first_and_the_bus_last() {
+    let jobs = plan(&["--model", "a"]);
+    assert_eq!(jobs[0].stage(), Stage::Door);
+    assert!(Stage::Door < Stage::House && Stage::House < Stage::Bus);
+}
+
+#[test]
+fn a_missing_model_says_how_to_get_one() {
+    let error = models(&intent(&["--model", "/no/such.gguf"]).settings).unwrap_err().to_string();
+    assert!(error.contains("/no/such.gguf") && error.contains("scripts/model"), "{error}");
+}
