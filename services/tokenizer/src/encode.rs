@@ -13,6 +13,8 @@ mod segments;
 mod split;
 mod words;
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 use tokenizers::Tokenizer;
 
@@ -38,7 +40,7 @@ pub struct Encoded {
 }
 
 pub struct Encoder {
-    oracle: Tokenizer,
+    oracle: Arc<Tokenizer>,
     /// None if cutting at added tokens is not exact for this tokenizer.
     splitter: Option<Splitter>,
     fast: Option<ByteLevel>,
@@ -55,7 +57,7 @@ struct Around {
 
 impl Encoder {
     /// `cache_bytes` bounds the segment cache.
-    pub fn new(oracle: Tokenizer, cache_bytes: usize) -> Self {
+    pub fn new(oracle: Arc<Tokenizer>, cache_bytes: usize) -> Self {
         let splitter = Splitter::of(&oracle);
         let fast = splitter.as_ref().and_then(|_| ByteLevel::of(&oracle));
         let around = Around::of(&oracle);

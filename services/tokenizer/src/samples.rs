@@ -1,5 +1,7 @@
 //! Tokenizers and texts for tests.
 
+use std::sync::{Arc, LazyLock};
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::{
@@ -9,6 +11,18 @@ use tokenizers::{
         bpe::{BPE, BpeTrainer},
     },
 };
+
+use crate::decode::Pieces;
+
+/// The vocabulary of a byte-level tokenizer.
+pub static BYTE_LEVEL: LazyLock<Pieces> =
+    LazyLock::new(|| Pieces::new(Arc::new(byte_level(&gpt2(), &Value::Null))));
+
+/// A token for each byte of the text.
+pub fn bytes_of(text: &str) -> Vec<u32> {
+    let id = |byte: u8| (0..BYTE_LEVEL.len() as u32).find(|id| BYTE_LEVEL.bytes(*id) == [byte]).unwrap();
+    text.bytes().map(id).collect()
+}
 
 pub const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";

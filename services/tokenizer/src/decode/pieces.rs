@@ -1,5 +1,7 @@
 //! The bytes of every token.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -11,7 +13,7 @@ const SPACE_MARK: &str = "▁";
 
 /// What tokens stand for, from a tokenizer's vocabulary and decoder.
 pub struct Pieces {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     scheme: Scheme,
     /// All bytes in one place; token `id` has those from `ends[id - 1]` to `ends[id]`.
     bytes: Box<[u8]>,
@@ -29,7 +31,7 @@ pub enum Scheme {
 }
 
 impl Pieces {
-    pub fn new(tokenizer: Tokenizer) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_value(decoder).ok());
         let scheme = scheme(&decoder.unwrap_or_default());
         let added = tokenizer.get_added_vocabulary();

@@ -1,4 +1,4 @@
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use messages::{
     TokenIds,
@@ -6,20 +6,18 @@ use messages::{
     generate::TextOptions,
 };
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
-use crate::samples;
+use crate::samples::{self, BYTE_LEVEL, bytes_of};
 
-static BYTE_LEVEL: LazyLock<Pieces> =
-    LazyLock::new(|| Pieces::new(samples::byte_level(&samples::gpt2(), &Value::Null)));
-static SENTENCE_PIECE: LazyLock<Pieces> = LazyLock::new(|| Pieces::new(samples::sentence_piece()));
+static SENTENCE_PIECE: LazyLock<Pieces> = LazyLock::new(|| Pieces::new(Arc::new(samples::sentence_piece())));
 static OPAQUE: LazyLock<Pieces> = LazyLock::new(|| {
     let mut json = serde_json::to_value(samples::sentence_piece()).unwrap();
     json["decoder"] =
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true});
-    Pieces::new(Tokenizer::from_bytes(json.to_string()).unwrap())
+    Pieces::new(Arc::new(Tokenizer::from_bytes(json.to_string()).unwrap()))
 });
 
 fn stream(pieces: &Pieces, ids: &[u32], skip_special: bool) -> String {
@@ -198,12 +196,6 @@ fn deliver(choice: &mut Choice, ids: &[u32], (at, end): (usize, usize), read: &m
         Outcome::Text(delta) | Outcome::Stopped(delta) => read.take(delta),
         Outcome::Known | Outcome::Gap => {}
     }
-}
-
-/// A token for each byte of the text.
-fn bytes_of(text: &str) -> Vec<u32> {
-    let id = |byte: u8| (0..BYTE_LEVEL.len() as u32).find(|id| BYTE_LEVEL.bytes(*id) == [byte]).unwrap();
-    text.bytes().map(id).collect()
 }
 
 #[test]

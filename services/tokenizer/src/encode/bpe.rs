@@ -79,8 +79,8 @@ impl Bpe {
         }
         let merge_at =
             |symbols: &[u32; SHORT], at: usize| self.find(symbols[at], symbols[at + 1]).unwrap_or(NONE);
-        for at in 0..len.saturating_sub(1) {
-            merges[at] = merge_at(&symbols, at);
+        for (at, merge) in merges.iter_mut().enumerate().take(len.saturating_sub(1)) {
+            *merge = merge_at(&symbols, at);
         }
         while len > 1 {
             let mut best = 0;

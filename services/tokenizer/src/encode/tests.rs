@@ -1,4 +1,4 @@
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -14,7 +14,8 @@ struct Case {
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let nfc = json!({"type": "NFC"});
-    let case = |name, tokenizer, fast| Case { name, encoder: Encoder::new(tokenizer, 1 << 20), fast };
+    let case =
+        |name, tokenizer, fast| Case { name, encoder: Encoder::new(Arc::new(tokenizer), 1 << 20), fast };
     let mut whole: Value =
         serde_json::to_value(samples::byte_level(&samples::split(samples::LLAMA3), &Value::Null)).unwrap();
     whole["model"]["ignore_merges"] = true.into();
@@ -76,12 +77,12 @@ fn the_known_tokenizers_take_the_fast_path() {
     let with_prefix_space = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
         "use_regex": true});
     let tokenizer = samples::byte_level(&with_prefix_space, &Value::Null);
-    assert!(!Encoder::new(tokenizer, 0).is_fast());
+    assert!(!Encoder::new(Arc::new(tokenizer), 0).is_fast());
 }
 
 #[test]
 fn a_second_turn_takes_the_first_from_the_cache() {
-    let encoder = Encoder::new(samples::byte_level(&samples::smollm(), &Value::Null), 1 << 20);
+    let encoder = Encoder::new(Arc::new(samples::byte_level(&samples::smollm(), &Value::Null)), 1 << 20);
     let mut words = Words::default();
     let first = format!("<|im_start|>user\n{}<|im_end|>\n", "The lazy dog sleeps. ".repeat(20));
     let alone = encoder.encode(&first, false, &mut words).unwrap();
@@ -97,7 +98,7 @@ fn a_second_turn_takes_the_first_from_the_cache() {
 
 #[test]
 fn a_word_of_a_megabyte_is_no_attack() {
-    let encoder = Encoder::new(samples::byte_level(&samples::gpt2(), &Value::Null), 1 << 20);
+    let encoder = Encoder::new(Arc::new(samples::byte_level(&samples::gpt2(), &Value::Null)), 1 << 20);
     let text = "aab".repeat(1 << 18);
     let ids = encoder.encode(&text, false, &mut Words::default()).unwrap().ids;
     assert_eq!(ids, encoder.oracle(&text, false).unwrap());

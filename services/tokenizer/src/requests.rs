@@ -1,0 +1,290 @@
+//! The requests that this tokenizer holds, as a state machine: frames and controls in, frames and controls out.
+
+mod live;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use messages::{
+    Attempt, Fault, FaultCode, InstanceId, RequestId, Role, RunId,
+    control::{Attach, Cancel},
+    frame::{Alive, Batch, Body, Frame, TextDelta, TokenDelta},
+};
+
+use crate::decode::Pieces;
+pub use live::{Engine, Prepared};
+use live::{Live, Verdict};
+
+/// How long an attach has to bring what is missing before it is asked for again.
+const ATTACH_AGAIN: Duration = Duration::from_millis(400);
+/// How long the engine of a run may be silent before the request is dropped: engines say something each 250 ms.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
+/// The same for a request of which no engine was heard yet: routers hold requests.
+const UNHEARD_AFTER: Duration = Duration::from_secs(600);
+/// Ended requests that are remembered, so that what an engine still sends of them is known for what it is.
+const REMEMBERED: usize = 4096;
+
+/// What the actor is to do.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    Say { to: InstanceId, frame: Frame<TextDelta> },
+    Cancel { at: Engine, cancel: Cancel },
+    Attach { at: Engine, attach: Attach },
+}
+
+/// Names one stay of a request here: a later one of the same request is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub request: RequestId,
+    number: u64,
+}
+
+pub struct Requests {
+    me: InstanceId,
+    by_request: HashMap<RequestId, Live>,
+    tickets: u64,
+    ended: Ended,
+}
+
+impl Requests {
+    pub fn new(me: InstanceId) -> Self {
+        Self { me, by_request: HashMap::new(), tickets: 0, ended: Ended::default() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_request.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_request.is_empty()
+    }
+
+    /// Takes a request in, from now on a cancel finds it. `None` if this attempt is here already; a request to take
+    /// over a run (`attaches`) replaces whatever is.
+    pub fn admit(
+        &mut self,
+        request: RequestId,
+        attempt: Attempt,
+        ingress: &InstanceId,
+        attaches: bool,
+        now: Instant,
+    ) -> Option<Ticket> {
+        let held = self.by_request.get(&request).map(|live| live.attempt);
+        if held.is_some_and(|held| held > attempt || (held == attempt && !attaches)) {
+            return None;
+        }
+        self.tickets += 1;
+        self.by_request.insert(request, Live::new(self.tickets, request, attempt, ingress.clone(), now));
+        Some(Ticket { request, number: self.tickets })
+    }
+
+    /// Whether the stay goes on: neither cancelled, ended nor replaced.
+    pub fn holds(&self, ticket: Ticket) -> bool {
+        self.by_request.get(&ticket.request).is_some_and(|live| live.number == ticket.number)
+    }
+
+    /// What ingress asks before it sends a journal elsewhere.
+    pub fn knows(&self, request: Option<RequestId>, run: Option<RunId>) -> bool {
+        let live = request.and_then(|request| self.by_request.get(&request));
+        live.is_some_and(|live| run.is_none_or(|run| live.run().is_none_or(|held| held == run)))
+    }
+
+    /// The prompt is encoded and the choices are made: says so, and whether tokens are to be had from an engine.
+    pub fn prepared(&mut self, ticket: Ticket, prepared: Prepared, out: &mut Vec<Action>) -> bool {
+        if !self.holds(ticket) {
+            return false;
+        }
+        let Some(live) = self.by_request.get_mut(&ticket.request) else { return false };
+        live.begin(prepared, out);
+        if !live.all_ended() {
+            live.follow(&self.me, out);
+            return true;
+        }
+        live.close(0, out);
+        self.forget(ticket.request);
+        false
+    }
+
+    /// The request ends with a fault.
+    pub fn fail(&mut self, ticket: Ticket, fault: Fault, out: &mut Vec<Action>) {
+        if self.holds(ticket)
+            && let Some(live) = self.by_request.get(&ticket.request)
+        {
+            out.push(live.say(None, Body::Failed(fault)));
+            self.forget(ticket.request);
+        }
+    }
+
+    /// An engine answered an attach, or did not answer.
+    pub fn attached(&mut self, attach: &Attach, known: Option<bool>, out: &mut Vec<Action>) {
+        let Some(live) = self.by_request.get_mut(&attach.request) else { return };
+        if live.run() != Some(attach.run) || known != Some(false) {
+            return;
+        }
+        let fault = Fault::new(FaultCode::NoInstance, "the engine no longer knows the run");
+        out.push(live.say(live.run(), Body::Failed(fault)));
+        self.forget(attach.request);
+    }
+
+    pub fn cancel(&mut self, cancel: &Cancel) -> bool {
+        let meant = self.by_request.get(&cancel.request).is_some_and(|live| {
+            live.attempt <= cancel.attempt
+                && cancel.choice.is_none()
+                && cancel.run.is_none_or(|run| live.run() == Some(run))
+        });
+        if meant {
+            self.forget(cancel.request);
+        }
+        meant
+    }
+
+    /// An ingress is gone, and with it whoever wanted these answers.
+    pub fn ingress_departed(&mut self, ingress: &InstanceId) -> usize {
+        let before = self.by_request.len();
+        self.by_request.retain(|_, live| live.ingress != *ingress);
+        before - self.by_request.len()
+    }
+
+    /// Takes a batch of an engine in.
+    pub fn batch(&mut self, pieces: &Pieces, batch: Batch<TokenDelta>, now: Instant, out: &mut Vec<Action>) {
+        let from = Sender { instance: &batch.from, role: batch.role };
+        for frame in batch.frames {
+            self.frame(pieces, from, frame, now, out);
+        }
+        for alive in batch.alive {
+            self.alive(from, &alive, now, out);
+        }
+    }
+
+    /// Batches of an engine were lost: what they held must be said again.
+    pub fn lost(&mut self, engine: &InstanceId, now: Instant, out: &mut Vec<Action>) {
+        for live in self.by_request.values_mut().filter(|live| live.is_at(engine)) {
+            live.missing = true;
+            live.ask_again(&self.me, now, out);
+        }
+    }
+
+    /// Heartbeats by ingress, of requests that had no frame since `silent_since`; what is still missing is asked for
+    /// again.
+    pub fn beat(
+        &mut self,
+        silent_since: Instant,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> HashMap<InstanceId, Vec<Alive>> {
+        let mut alive: HashMap<InstanceId, Vec<Alive>> = HashMap::new();
+        self.by_request.retain(|_, live| !live.is_forsaken(now));
+        for live in self.by_request.values_mut() {
+            if live.missing {
+                live.ask_again(&self.me, now, out);
+            }
+            if live.spoke <= silent_since {
+                alive.entry(live.ingress.clone()).or_default().push(live.alive(now));
+            }
+        }
+        alive
+    }
+
+    fn frame(
+        &mut self,
+        pieces: &Pieces,
+        from: Sender<'_>,
+        frame: Frame<TokenDelta>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(live) = self.by_request.get_mut(&frame.request) else {
+            return self.stranger(from, &frame, out);
+        };
+        if !live.prepared || frame.attempt != live.attempt || !live.listens(from, frame.run, now, out) {
+            return;
+        }
+        match live.take(pieces, frame.body, now, out) {
+            Verdict::On => {}
+            Verdict::Missing => live.ask_again(&self.me, now, out),
+            Verdict::Over => self.forget(frame.request),
+        }
+    }
+
+    fn alive(&mut self, from: Sender<'_>, alive: &Alive, now: Instant, out: &mut Vec<Action>) {
+        let Some(live) = self.by_request.get_mut(&alive.request) else {
+            // Its cancel was lost: a run that reports here is wanted by nobody else.
+            if let Some(run) = alive.run {
+                out.push(Action::Cancel {
+                    at: from.engine(),
+                    cancel: whole(alive.request, alive.attempt, run),
+                });
+            }
+            return;
+        };
+        if !live.prepared || alive.attempt != live.attempt || !live.listens(from, alive.run, now, out) {
+            return;
+        }
+        if live.lags(&alive.reached) {
+            live.missing = true;
+            live.ask_again(&self.me, now, out);
+        }
+    }
+
+    /// A frame of a request that is not here (any more).
+    fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, out: &mut Vec<Action>) {
+        let Body::Delta(delta) = &frame.body else { return };
+        if self.ended.contains(frame.request) {
+            metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(delta.ids.len() as u64);
+        } else if let Some(run) = frame.run {
+            self.ended.remember(frame.request);
+            out.push(Action::Cancel { at: from.engine(), cancel: whole(frame.request, frame.attempt, run) });
+        }
+    }
+
+    fn forget(&mut self, request: RequestId) {
+        self.by_request.remove(&request);
+        self.ended.remember(request);
+    }
+}
+
+/// Who sent a batch.
+#[derive(Debug, Clone, Copy)]
+struct Sender<'a> {
+    instance: &'a InstanceId,
+    role: Role,
+}
+
+impl Sender<'_> {
+    fn engine(self) -> Engine {
+        Engine { instance: self.instance.clone(), role: self.role }
+    }
+}
+
+fn whole(request: RequestId, attempt: Attempt, run: RunId) -> Cancel {
+    Cancel { request, attempt, run: Some(run), choice: None }
+}
+
+/// The last requests that ended.
+#[derive(Debug, Default)]
+struct Ended {
+    order: VecDeque<RequestId>,
+    known: HashSet<RequestId>,
+}
+
+impl Ended {
+    fn remember(&mut self, request: RequestId) {
+        if self.known.insert(request) {
+            self.order.push_back(request);
+        }
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn contains(&self, request: RequestId) -> bool {
+        self.known.contains(&request)
+    }
+}
+
+#[cfg(test)]
+mod tests;

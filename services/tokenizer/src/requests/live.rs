@@ -1,0 +1,283 @@
+use std::time::Instant;
+
+use messages::{
+    Attempt, InstanceId, RequestId, Role, RunId, TokenIds,
+    control::{Attach, Cancel},
+    frame::{Alive, Body, Frame, TextDelta, TokenDelta, Usage},
+    generate::RunAt,
+};
+
+use super::{ATTACH_AGAIN, Action, GIVEN_UP_AFTER, Sender, UNHEARD_AFTER, whole};
+use crate::decode::{Choice, Outcome, Pieces};
+
+/// Runs that were turned away, remembered so that each is cancelled once.
+const STRAYS: usize = 16;
+
+/// An instance that holds a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    pub instance: InstanceId,
+    pub role: Role,
+}
+
+/// What a request has become once its prompt is known.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The prompt, if ingress does not have it yet.
+    pub rendered: Option<TokenIds>,
+    pub prompt_tokens: u32,
+    pub choices: Vec<Choice>,
+    /// What the replay of a journal brought to light.
+    pub replayed: Vec<TextDelta>,
+    /// The run to follow, if there is one already.
+    pub attach: Option<RunAt>,
+}
+
+/// A request that is here.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub number: u64,
+    pub request: RequestId,
+    pub attempt: Attempt,
+    pub ingress: InstanceId,
+    /// When a frame last went to ingress.
+    pub spoke: Instant,
+    /// Frames are known to be missing.
+    pub missing: bool,
+    /// The prompt is known and the choices are made; frames before that are not for this stay.
+    pub prepared: bool,
+    run: Option<(RunId, Engine)>,
+    strays: Vec<RunId>,
+    choices: Vec<Choice>,
+    prompt_tokens: u32,
+    cached_tokens: u32,
+    /// When the run's engine was last heard of.
+    heard: Instant,
+    asked: Option<Instant>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Verdict {
+    On,
+    /// Frames before this one are missing.
+    Missing,
+    /// The terminal frame has been said.
+    Over,
+}
+
+impl Live {
+    pub fn new(number: u64, request: RequestId, attempt: Attempt, ingress: InstanceId, now: Instant) -> Self {
+        Self {
+            number,
+            request,
+            attempt,
+            ingress,
+            spoke: now,
+            missing: false,
+            prepared: false,
+            run: None,
+            strays: Vec::new(),
+            choices: Vec::new(),
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            heard: now,
+            asked: None,
+        }
+    }
+
+    pub fn run(&self) -> Option<RunId> {
+        self.run.as_ref().map(|(run, _)| *run)
+    }
+
+    pub fn is_at(&self, engine: &InstanceId) -> bool {
+        self.run.as_ref().is_some_and(|(_, at)| at.instance == *engine)
+    }
+
+    pub fn all_ended(&self) -> bool {
+        self.choices.iter().all(Choice::ended)
+    }
+
+    pub fn say(&self, run: Option<RunId>, body: Body<TextDelta>) -> Action {
+        let frame = Frame { request: self.request, attempt: self.attempt, run, body };
+        Action::Say { to: self.ingress.clone(), frame }
+    }
+
+    fn tell(&mut self, body: Body<TextDelta>, now: Instant, out: &mut Vec<Action>) {
+        self.spoke = now;
+        out.push(self.say(self.run(), body));
+    }
+
+    /// The prompt is known and the choices stand where the journal left them.
+    pub fn begin(&mut self, prepared: Prepared, out: &mut Vec<Action>) {
+        self.prepared = true;
+        self.prompt_tokens = prepared.prompt_tokens;
+        self.choices = prepared.choices;
+        if let Some(RunAt { engine, run }) = prepared.attach {
+            self.run = Some((run, Engine { instance: engine, role: Role::Decode }));
+        }
+        if let Some(prompt) = prepared.rendered {
+            out.push(self.say(None, Body::Rendered { prompt }));
+        }
+        for delta in prepared.replayed {
+            out.push(self.say(self.run(), Body::Delta(delta)));
+        }
+    }
+
+    /// Has the frames of a run that is there already sent here.
+    pub fn follow(&mut self, me: &InstanceId, out: &mut Vec<Action>) {
+        if self.run.is_some() {
+            self.missing = true;
+            self.ask_again(me, self.heard, out);
+        }
+    }
+
+    /// Locks onto the first run; others are cancelled.
+    pub fn listens(
+        &mut self,
+        from: Sender<'_>,
+        run: Option<RunId>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(run) = run else { return true };
+        match &self.run {
+            None => self.run = Some((run, from.engine())),
+            Some((locked, _)) if *locked == run => {}
+            Some(_) => {
+                if !self.strays.contains(&run) && self.strays.len() < STRAYS {
+                    self.strays.push(run);
+                    let cancel = whole(self.request, self.attempt, run);
+                    out.push(Action::Cancel { at: from.engine(), cancel });
+                }
+                return false;
+            }
+        }
+        self.heard = now;
+        true
+    }
+
+    /// Takes a frame of the run in.
+    pub fn take(
+        &mut self,
+        pieces: &Pieces,
+        body: Body<TokenDelta>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Verdict {
+        match body {
+            // The engine tells ingress itself.
+            Body::Accepted { .. } | Body::Rendered { .. } => {}
+            Body::Started { cached_tokens, queued_us } => {
+                self.cached_tokens = cached_tokens;
+                self.tell(Body::Started { cached_tokens, queued_us }, now, out);
+            }
+            Body::Prompt { first, tokens } => self.tell(Body::Prompt { first, tokens }, now, out),
+            Body::Delta(delta) => return self.delta(pieces, delta, now, out),
+            Body::Closed { usage } => {
+                if !self.all_ended() {
+                    self.missing = true;
+                    return Verdict::Missing;
+                }
+                self.close(usage.cached_tokens, out);
+                return Verdict::Over;
+            }
+            Body::Failed(fault) => {
+                self.tell(Body::Failed(fault), now, out);
+                return Verdict::Over;
+            }
+        }
+        Verdict::On
+    }
+
+    fn delta(&mut self, pieces: &Pieces, delta: TokenDelta, now: Instant, out: &mut Vec<Action>) -> Verdict {
+        let index = delta.choice;
+        let Some(choice) = self.choices.iter_mut().find(|choice| choice.index == index) else {
+            return Verdict::On;
+        };
+        if choice.ended() {
+            let end = u64::from(delta.at) + delta.ids.len() as u64;
+            let overrun = end.saturating_sub(u64::from(choice.at()));
+            metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(overrun);
+            return Verdict::On;
+        }
+        match choice.accept(pieces, delta) {
+            Outcome::Known => Verdict::On,
+            Outcome::Gap => {
+                self.missing = true;
+                Verdict::Missing
+            }
+            Outcome::Text(text) => {
+                self.tell(Body::Delta(text), now, out);
+                self.caught_up();
+                Verdict::On
+            }
+            Outcome::Stopped(text) => {
+                self.tell(Body::Delta(text), now, out);
+                self.caught_up();
+                metrics::counter!("stator_tokenizer_stop_strings_total").increment(1);
+                if let Some((run, engine)) = &self.run {
+                    let cancel = Cancel { choice: Some(index), ..whole(self.request, self.attempt, *run) };
+                    out.push(Action::Cancel { at: engine.clone(), cancel });
+                }
+                // The engine's own terminal frame would come a step later and say no more.
+                if self.all_ended() {
+                    self.close(self.cached_tokens, out);
+                    return Verdict::Over;
+                }
+                Verdict::On
+            }
+        }
+    }
+
+    /// Says that all choices have ended, with the tokens that the client got.
+    pub fn close(&self, cached_tokens: u32, out: &mut Vec<Action>) {
+        let output_tokens = self.choices.iter().map(Choice::at).sum();
+        let cached_tokens = self.cached_tokens.max(cached_tokens);
+        let usage = Usage { prompt_tokens: self.prompt_tokens, cached_tokens, output_tokens };
+        out.push(self.say(self.run(), Body::Closed { usage }));
+    }
+
+    /// New tokens came in order: if an attach was asked for, it has brought them.
+    fn caught_up(&mut self) {
+        self.missing = false;
+        self.asked = None;
+    }
+
+    /// Whether the engine has got further than its frames here.
+    pub fn lags(&self, reached: &[(u32, u32)]) -> bool {
+        reached.iter().any(|(index, at)| {
+            self.choices.iter().any(|choice| choice.index == *index && !choice.ended() && choice.at() < *at)
+        })
+    }
+
+    /// Asks the engine for everything from here on, unless it was asked just now.
+    pub fn ask_again(&mut self, me: &InstanceId, now: Instant, out: &mut Vec<Action>) {
+        let Some((run, engine)) = &self.run else { return };
+        if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) < ATTACH_AGAIN) {
+            return;
+        }
+        self.asked = Some(now);
+        let from = self.choices.iter().map(|choice| (choice.index, choice.at())).collect();
+        let attach = Attach { request: self.request, run: *run, inbox: me.clone(), from };
+        metrics::counter!("stator_tokenizer_attaches_total").increment(1);
+        out.push(Action::Attach { at: engine.clone(), attach });
+    }
+
+    /// Nobody brings anything for this request any more: its run reports elsewhere or its engine is gone, which is for
+    /// ingress to repair.
+    pub fn is_forsaken(&self, now: Instant) -> bool {
+        let limit = if self.run.is_some() { GIVEN_UP_AFTER } else { UNHEARD_AFTER };
+        self.prepared && now.saturating_duration_since(self.heard) >= limit
+    }
+
+    pub fn alive(&self, now: Instant) -> Alive {
+        let quiet = now.saturating_duration_since(self.heard).as_millis();
+        Alive {
+            request: self.request,
+            attempt: self.attempt,
+            run: self.run(),
+            reached: self.choices.iter().map(|choice| (choice.index, choice.at())).collect(),
+            quiet_ms: u32::try_from(quiet).unwrap_or(u32::MAX),
+        }
+    }
+}
