@@ -60,8 +60,7 @@ impl Hasher {
                 self.part(data);
             } else {
                 let last = data.len() - CHUNK_BYTES;
-                (0..CHUNKS).for_each(|i| self.part(&data[last / (CHUNKS - 1) * i..][..CHUNK_BYTES]));
-                self.part(&data[last..]);
+                (0..CHUNKS).for_each(|i| self.part(&data[chunk_start(last, i)..][..CHUNK_BYTES]));
             }
         }
     }
@@ -70,3 +69,11 @@ impl Hasher {
         Revision(self.0.finalize().to_hex().to_string())
     }
 }
+
+/// Chunk `i` starts here; the last one ends with the tensor.
+fn chunk_start(last: usize, i: usize) -> usize {
+    (last as u128 * i as u128 / (CHUNKS - 1) as u128) as usize
+}
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ const ALLOCATED_PER_BYTE: usize = 64;
 const ALLOCATED_ALWAYS: usize = 256 << 10;
 
 fn setting(name: &str, default: u64) -> u64 {
-    env::var(name).map_or(default, |value| value.parse().unwrap())
+    env::var(name).map_or(default, |value| value.parse().expect("a number"))
 }
 
 /// Runs `check` on mutations of the corpus for half of the time (there are two tests).
@@ -100,10 +100,11 @@ fn gguf_files_and_what_is_made_of_their_metadata() {
         let Ok(header) = bounded(file, || gguf::Header::parse(file)) else { return false };
         let tensors = header.tensors.values();
         assert_sound(file, tensors.map(|info| (Some(info.dtype), info.shape.as_slice(), &info.bytes)));
-        fs::write(&path, file).unwrap();
-        match ModelFiles::open(&path) {
-            Ok(files) => files.tokenizer().is_ok(),
-            Err(_) => false,
+        // The rest goes through a file and is slow.
+        if file.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).is_multiple_of(32) {
+            fs::write(&path, file).unwrap();
+            let _ = ModelFiles::open(&path).and_then(|files| files.tokenizer());
         }
+        true
     });
 }

@@ -21,7 +21,7 @@ impl Folder {
             json!({
                 "version": "1.0",
                 "added_tokens": [added(5, "<end>"), added(6, "<begin>"), added(7, "<stop>")],
-                "model": { "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": [["a", "b"]] },
+                "model": { "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2, "c": 3, "d": 4 }, "merges": [["a", "b"]] },
             }),
         );
         folder.json(
