@@ -277,11 +277,20 @@ async fn dial(
         })?;
         servers.push(server);
     }
+    connect = log_in(connect, &servers);
     let unreachable = |reason: String| BusError::Unreachable { urls: redact(&options.urls), reason };
     match tokio::time::timeout(CONNECT_WITHIN * 2, connect.connect(servers)).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("timed out".to_owned())),
+    }
+}
+
+/// Uses the user and password that a url holds; the client library itself passes them over.
+pub fn log_in(options: ConnectOptions, servers: &[async_nats::ServerAddr]) -> ConnectOptions {
+    match servers.iter().find_map(|server| Some((server.username()?, server.password()?))) {
+        Some((user, password)) => options.user_and_password(user.to_owned(), password.to_owned()),
+        None => options,
     }
 }
 
