@@ -110,7 +110,8 @@ impl Stopwatch {
             return;
         }
         let (route, seconds) = (self.route, self.started.elapsed().as_secs_f64());
-        counter!("stator_ingress_requests_total", "route" => route, "status" => status.to_string()).increment(1);
+        counter!("stator_ingress_requests_total", "route" => route, "status" => status.to_string())
+            .increment(1);
         histogram!("stator_ingress_request_seconds", "route" => route).record(seconds);
         self.figures.in_flight.decrement(1.0);
         let Usage { prompt_tokens, cached_tokens, output_tokens } = self.usage;

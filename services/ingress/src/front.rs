@@ -111,7 +111,8 @@ pub fn listen(front: Data<Front>) -> anyhow::Result<(Server, std::net::SocketAdd
         None => server.bind(address.clone()),
     };
     let (host, port) = address;
-    let server = server.with_context(|| format!("cannot listen on {host}:{port}; choose another --host or --port"))?;
+    let server =
+        server.with_context(|| format!("cannot listen on {host}:{port}; choose another --host or --port"))?;
     let bound = server.addrs().first().copied().context("the listener has no address")?;
     Ok((server.run(), bound, secure))
 }

@@ -39,7 +39,8 @@ pub trait Road: Send + Sync + 'static {
     fn set_out(&self, prompts: Vec<Generate>, passenger: Passenger, manner: Manner) -> Journey;
 
     /// Asks a tokenizer of the pool.
-    fn ask(&self, pool: &Pool, question: ToTokenizer) -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>>;
+    fn ask(&self, pool: &Pool, question: ToTokenizer)
+    -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>>;
 
     /// The served model of that name.
     fn model(&self, name: &str) -> Option<Arc<ModelCard>>;

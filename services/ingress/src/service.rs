@@ -31,7 +31,7 @@ async fn start(context: Context, settings: IngressSettings) -> anyhow::Result<Se
     let backlog = Backlog::new(settings.stream_backlog_bytes, settings.total_backlog_bytes);
     let desk = Desk::new(context.clone(), Duration::from_secs(settings.hold_when_empty), backlog);
     read_frames::<TextDelta, _>(&context.bus, &context.me.instance, desk.clone()).await?;
-    tokio::spawn(desk.clone().watch_departures());
+    tokio::spawn(desk.clone().keep());
 
     let bus_limit = context.bus.max_payload().saturating_sub(BUS_MARGIN);
     let front = Data::new(Front::new(settings, Arc::new(desk.clone()), bus_limit)?);
@@ -60,6 +60,9 @@ impl Running for Service {
     }
 
     fn abort(&self) {
-        self.desk.fail_all(&Fault::new(FaultCode::Draining, "the server shut down before the answer was complete"));
+        self.desk.fail_all(&Fault::new(
+            FaultCode::Draining,
+            "the server shut down before the answer was complete",
+        ));
     }
 }

@@ -101,7 +101,8 @@ fn object(form: &NativeForm, heading: &Heading, prelude: &Prelude, delta: &Delta
             meta["output_top_logprobs"] = shown.iter().map(|scored| top_triples(form, scored)).collect();
         }
     }
-    let (text, ids) = if form.no_output { ("", &[][..]) } else { (delta.text.as_str(), delta.ids.as_slice()) };
+    let (text, ids) =
+        if form.no_output { ("", &[][..]) } else { (delta.text.as_str(), delta.ids.as_slice()) };
     json!({"text": text, "output_ids": ids, "meta_info": meta})
 }
 
@@ -120,7 +121,8 @@ fn triple(form: &NativeForm, scored: &TextLogprobs) -> Value {
 }
 
 fn top_triples(form: &NativeForm, scored: &TextLogprobs) -> Value {
-    let triples = scored.top.iter().map(|top| json!([write::float(top.logprob), top.id, text(form, &top.token)]));
+    let triples =
+        scored.top.iter().map(|top| json!([write::float(top.logprob), top.id, text(form, &top.token)]));
     triples.collect()
 }
 

@@ -22,9 +22,10 @@ impl Scored {
 
     /// Every token named, once.
     pub fn ids(&self) -> TokenIds {
-        let named = self.tokens.iter().flat_map(|scored| {
-            std::iter::once(scored.id).chain(scored.top.iter().map(|(id, _)| *id))
-        });
+        let named = self
+            .tokens
+            .iter()
+            .flat_map(|scored| std::iter::once(scored.id).chain(scored.top.iter().map(|(id, _)| *id)));
         let mut ids: Vec<u32> = named.collect();
         ids.sort_unstable();
         ids.dedup();

@@ -51,7 +51,8 @@ pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
 pub fn at_least(min_tokens: u32, max_tokens: Option<u32>) -> Result<(), ApiError> {
     match max_tokens {
         Some(max) if min_tokens > max => {
-            let message = format!("Invalid 'min_tokens': {min_tokens} is more than the {max} tokens asked for.");
+            let message =
+                format!("Invalid 'min_tokens': {min_tokens} is more than the {max} tokens asked for.");
             Err(ApiError::invalid("min_tokens", "integer_above_max_value", message))
         }
         _ => Ok(()),
@@ -133,7 +134,8 @@ fn check_part(name: &str, part: &Value) -> Result<(), ApiError> {
             Some(other) => Err(wrong_type(&format!("{name}.text"), "a string", other)),
         },
         Some(Value::String(kind)) => {
-            let message = format!("Invalid '{name}': content of type '{kind}' is not supported, only 'text' is.");
+            let message =
+                format!("Invalid '{name}': content of type '{kind}' is not supported, only 'text' is.");
             Err(ApiError::unsupported(format!("{name}.type"), message))
         }
         None => Err(ApiError::missing(&format!("{name}.type"))),
@@ -144,8 +146,11 @@ fn check_part(name: &str, part: &Value) -> Result<(), ApiError> {
 /// Tools are shown to the template; no call is parsed out of the answer yet.
 fn tools(fields: &mut Fields) -> Result<Option<Json>, ApiError> {
     let tools = fields.array("tools")?;
-    if let Some((index, wrong)) =
-        tools.iter().flatten().enumerate().find(|(_, tool)| !tool.get("function").is_some_and(Value::is_object))
+    if let Some((index, wrong)) = tools
+        .iter()
+        .flatten()
+        .enumerate()
+        .find(|(_, tool)| !tool.get("function").is_some_and(Value::is_object))
     {
         let place = format!("tools[{index}]");
         return Err(match wrong {
@@ -184,7 +189,8 @@ fn only_text(fields: &mut Fields) -> Result<(), ApiError> {
             Some("text") => {}
             None => return Err(ApiError::missing("response_format.type")),
             Some(kind) => {
-                let message = format!("Invalid 'response_format': type '{kind}' is not supported, only 'text' is.");
+                let message =
+                    format!("Invalid 'response_format': type '{kind}' is not supported, only 'text' is.");
                 return Err(ApiError::unsupported("response_format", message));
             }
         }
@@ -196,7 +202,9 @@ fn only_text(fields: &mut Fields) -> Result<(), ApiError> {
     match fields.value("function_call") {
         None => Ok(()),
         Some(Value::String(choice)) if choice == "none" => Ok(()),
-        Some(_) => Err(ApiError::unsupported("function_call", "'function_call' is not supported: use 'tools'.")),
+        Some(_) => {
+            Err(ApiError::unsupported("function_call", "'function_call' is not supported: use 'tools'."))
+        }
     }
 }
 

@@ -27,8 +27,7 @@ pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
         let message = "Invalid 'best_of': choosing among more answers than 'n' is not supported.";
         return Err(ApiError::unsupported("best_of", message));
     }
-    let logprobs =
-        fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?.and_then(|k| u8::try_from(k).ok());
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?.and_then(|k| u8::try_from(k).ok());
     sampling.logprobs = logprobs;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let wanted = small(&mut fields, "max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS);
@@ -58,7 +57,11 @@ fn inputs(fields: &mut Fields, card: &ModelCard) -> Result<Vec<Input>, ApiError>
         Some(Value::String(text)) => return Ok(vec![Input::Text(text)]),
         Some(Value::Array(items)) => items,
         Some(other) => {
-            return Err(fields.wrong("prompt", "a string, an array of strings or arrays of token ids", &other));
+            return Err(fields.wrong(
+                "prompt",
+                "a string, an array of strings or arrays of token ids",
+                &other,
+            ));
         }
     };
     let inputs = match items.first() {
@@ -80,7 +83,8 @@ fn inputs(fields: &mut Fields, card: &ModelCard) -> Result<Vec<Input>, ApiError>
         }
     };
     if inputs.len() > MAX_PROMPTS {
-        let message = format!("Invalid 'prompt': expected at most {MAX_PROMPTS} prompts, but got {}.", inputs.len());
+        let message =
+            format!("Invalid 'prompt': expected at most {MAX_PROMPTS} prompts, but got {}.", inputs.len());
         return Err(ApiError::invalid("prompt", "array_above_max_length", message));
     }
     Ok(inputs)

@@ -80,7 +80,12 @@ impl ApiError {
     }
 
     pub fn unknown_route(method: &str, path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, INVALID, "unknown_url", format!("Unknown request URL: {method} {path}."))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            INVALID,
+            "unknown_url",
+            format!("Unknown request URL: {method} {path}."),
+        )
     }
 
     pub fn wrong_method(method: &str, path: &str) -> Self {
@@ -89,7 +94,8 @@ impl ApiError {
     }
 
     pub fn no_key() -> Self {
-        let message = "You didn't provide an API key. Send it in the Authorization header: 'Bearer YOUR_KEY'.";
+        let message =
+            "You didn't provide an API key. Send it in the Authorization header: 'Bearer YOUR_KEY'.";
         Self::new(StatusCode::UNAUTHORIZED, INVALID, "missing_api_key", message)
     }
 

@@ -145,7 +145,8 @@ impl Fields {
         } else {
             return Ok(number);
         };
-        let message = format!("Invalid '{name}': {what} {bound}. Expected a value {limit}, but got {number} instead.");
+        let message =
+            format!("Invalid '{name}': {what} {bound}. Expected a value {limit}, but got {number} instead.");
         let code = match (what, code) {
             ("integer", "below_min_value") => "integer_below_min_value",
             ("integer", _) => "integer_above_max_value",
@@ -162,7 +163,8 @@ pub fn token_ids(items: &[Value], name: &str, vocab_size: u32) -> Result<Vec<u32
         Some(id) if id < vocab_size => Ok(id),
         Some(id) => {
             let place = format!("{name}[{index}]");
-            let message = format!("Invalid '{place}': the vocabulary has {vocab_size} tokens, {id} is none of them.");
+            let message =
+                format!("Invalid '{place}': the vocabulary has {vocab_size} tokens, {id} is none of them.");
             Err(ApiError::invalid(place, "invalid_value", message))
         }
         None => Err(wrong_type(&format!("{name}[{index}]"), "a token id", item)),

@@ -39,7 +39,8 @@ pub fn only(road: &dyn Road) -> Result<Arc<ModelCard>, ApiError> {
         [] => Err(ApiError::not_ready(&["no model is served".to_owned()])),
         _ => {
             let names: Vec<&str> = models.iter().map(|card| card.name.as_str()).collect();
-            let message = format!("Several models are served, name one in 'model': '{}'.", names.join("', '"));
+            let message =
+                format!("Several models are served, name one in 'model': '{}'.", names.join("', '"));
             Err(ApiError::invalid("model", "missing_required_parameter", message))
         }
     }

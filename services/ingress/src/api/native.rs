@@ -135,7 +135,8 @@ fn inputs(fields: &mut Fields, card: &ModelCard) -> Result<(Vec<Input>, bool), A
         (None, None) => return Err(ApiError::missing("text")),
     };
     if inputs.is_empty() || inputs.len() > MAX_PROMPTS {
-        let message = format!("Invalid '{name}': expected 1 to {MAX_PROMPTS} prompts, but got {}.", inputs.len());
+        let message =
+            format!("Invalid '{name}': expected 1 to {MAX_PROMPTS} prompts, but got {}.", inputs.len());
         return Err(ApiError::invalid(name, "invalid_value", message));
     }
     Ok((inputs, batch))

@@ -7,10 +7,8 @@ use std::sync::OnceLock;
 use utoipa::{
     OpenApi,
     openapi::{
-        Content, HttpMethod, PathItem, Ref, Required,
-        path::OperationBuilder,
-        request_body::RequestBodyBuilder,
-        response::ResponseBuilder,
+        Content, HttpMethod, PathItem, Ref, Required, path::OperationBuilder,
+        request_body::RequestBodyBuilder, response::ResponseBuilder,
     },
 };
 

@@ -126,11 +126,7 @@ pub fn tuned(fields: &mut Fields, card: &ModelCard, max_temperature: f64) -> Res
             .or(defaults.temperature)
             .unwrap_or(1.0),
         // Nothing is as narrow as the most likely token alone.
-        top_p: fields
-            .decimal("top_p", 0.0..=1.0)?
-            .or(defaults.top_p)
-            .unwrap_or(1.0)
-            .max(f32::MIN_POSITIVE),
+        top_p: fields.decimal("top_p", 0.0..=1.0)?.or(defaults.top_p).unwrap_or(1.0).max(f32::MIN_POSITIVE),
         top_k,
         min_p: fields.decimal("min_p", 0.0..=1.0)?.or(defaults.min_p).unwrap_or(0.0),
         presence_penalty: fields.decimal("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
@@ -155,7 +151,8 @@ fn logit_bias(fields: &mut Fields, card: &ModelCard) -> Result<Vec<(u32, f32)>, 
         Some(other) => return Err(fields.wrong("logit_bias", "an object", &other)),
     };
     if map.len() > MAX_BIASES {
-        let message = format!("Invalid '{name}': expected at most {MAX_BIASES} tokens, but got {}.", map.len());
+        let message =
+            format!("Invalid '{name}': expected at most {MAX_BIASES} tokens, but got {}.", map.len());
         return Err(ApiError::invalid(name, "object_above_max_properties", message));
     }
     let bad = |message: String| Err(ApiError::invalid(name.clone(), "invalid_value", message));
@@ -179,7 +176,8 @@ fn stop_ids(fields: &mut Fields, card: &ModelCard) -> Result<Vec<u32>, ApiError>
     let own = fields.token_ids("stop_token_ids", card.vocab_size)?.unwrap_or_default();
     if own.len() > MAX_STOP_IDS {
         let name = fields.name("stop_token_ids");
-        let message = format!("Invalid '{name}': expected at most {MAX_STOP_IDS} ids, but got {}.", own.len());
+        let message =
+            format!("Invalid '{name}': expected at most {MAX_STOP_IDS} ids, but got {}.", own.len());
         return Err(ApiError::invalid(name, "array_above_max_length", message));
     }
     for id in own {

@@ -32,7 +32,8 @@ impl ClientSocket {
     /// Keeps a duplicate with the connection's data; for `HttpServer::on_connect`.
     pub fn keep(connection: &dyn Any, data: &mut Extensions) {
         let plain = connection.downcast_ref::<ServerStream>();
-        let stream = plain.or_else(|| connection.downcast_ref::<TlsStream<ServerStream>>().map(|tls| tls.get_ref().0));
+        let stream =
+            plain.or_else(|| connection.downcast_ref::<TlsStream<ServerStream>>().map(|tls| tls.get_ref().0));
         match stream.map(|stream| stream.as_fd().try_clone_to_owned()) {
             Some(Ok(socket)) => {
                 data.insert(Self(Arc::new(TcpStream::from(socket))));

@@ -22,8 +22,11 @@ impl Keys {
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("--api-key-file {} cannot be read", path.display()))?;
-            let listed: Vec<&str> =
-                text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+            let listed: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .collect();
             anyhow::ensure!(!listed.is_empty(), "--api-key-file {} holds no key", path.display());
             all.extend(listed.into_iter().map(str::to_owned));
         }

@@ -23,7 +23,8 @@ pub async fn observe<B: MessageBody>(
     let refusal = front.and_then(|front| front.keys.check(request.path(), key).err());
     let mut response = match refusal {
         Some(error) => {
-            metrics::counter!("stator_ingress_refusals_total", "code" => error.code.unwrap_or("")).increment(1);
+            metrics::counter!("stator_ingress_refusals_total", "code" => error.code.unwrap_or(""))
+                .increment(1);
             request.into_response(error.error_response()).map_into_right_body()
         }
         None => next.call(request).await?.map_into_left_body(),

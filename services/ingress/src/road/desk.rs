@@ -28,6 +28,7 @@ use super::{
 
 /// Repairs that are sent at once, so that one death does not become a storm.
 const REPAIRS_AT_ONCE: usize = 32;
+const TELL_BACKLOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that requests on their way share.
 pub struct Desk {
@@ -95,11 +96,20 @@ impl Desk {
         }
     }
 
-    /// Follows the ends of leases.
-    pub async fn watch_departures(self: Arc<Self>) {
+    /// Follows the ends of leases, and tells how much waits for slow clients.
+    pub async fn keep(self: Arc<Self>) {
         let mut departures = self.context.directory.departures();
+        let backlog = metrics::gauge!("stator_ingress_backlog_bytes");
+        let mut tick = tokio::time::interval(TELL_BACKLOG_EVERY);
         loop {
-            match departures.recv().await {
+            let departure = tokio::select! {
+                departure = departures.recv() => departure,
+                _ = tick.tick() => {
+                    backlog.set(self.backlog.held() as f64);
+                    continue;
+                }
+            };
+            match departure {
                 Ok(lease) if lease.role != Role::Ingress => self.departed(&lease.instance),
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,

@@ -146,7 +146,13 @@ impl Outlet {
             running: prompts,
             fault: None,
         };
-        Self { manner, state: Mutex::new(state), waker: AtomicWaker::new(), backlog, done: CancellationToken::new() }
+        Self {
+            manner,
+            state: Mutex::new(state),
+            waker: AtomicWaker::new(),
+            backlog,
+            done: CancellationToken::new(),
+        }
     }
 
     pub fn manner(&self) -> Manner {
@@ -198,10 +204,12 @@ impl Outlet {
     ) -> Fill {
         let joins = !self.manner.stream || state.events.len() >= BEHIND;
         let place = state.places.get(delta.index as usize).copied().flatten().filter(|_| joins);
-        let added = delta.bytes();
-        let index = delta.index as usize;
+        let (index, mut added) = (delta.index as usize, delta.bytes());
         match place.and_then(|at| state.events.get_mut(at)) {
-            Some(Event::Delta(waiting)) => waiting.join(delta),
+            Some(Event::Delta(waiting)) => {
+                added -= EVENT_BYTES;
+                waiting.join(delta);
+            }
             _ => {
                 let at = state.events.len();
                 if let Some(place) = state.places.get_mut(index) {

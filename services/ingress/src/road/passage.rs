@@ -209,13 +209,7 @@ impl Passage {
     }
 
     /// Takes a frame in. `from` and `role` name its sender.
-    pub fn frame(
-        &mut self,
-        from: &InstanceId,
-        role: Role,
-        frame: Frame<TextDelta>,
-        now: Instant,
-    ) -> Effect {
+    pub fn frame(&mut self, from: &InstanceId, role: Role, frame: Frame<TextDelta>, now: Instant) -> Effect {
         if self.over || frame.attempt != self.attempt {
             return Effect::Nothing;
         }

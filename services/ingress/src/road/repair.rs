@@ -23,7 +23,9 @@ pub enum Remedy {
     /// The run lives: have its frames sent again, by way of a tokenizer.
     Replay(RunAt),
     /// Send the journal as a new attempt.
-    Again { wait: Duration },
+    Again {
+        wait: Duration,
+    },
     GiveUp(Fault),
 }
 

@@ -81,7 +81,11 @@ impl Road for Arc<Desk> {
         Journey::new(outlet)
     }
 
-    fn ask(&self, pool: &Pool, question: ToTokenizer) -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>> {
+    fn ask(
+        &self,
+        pool: &Pool,
+        question: ToTokenizer,
+    ) -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>> {
         let (desk, pool) = (self.clone(), pool.clone());
         Box::pin(async move { desk.ask_tokenizer(&pool, question).await })
     }
@@ -100,8 +104,11 @@ impl Road for Arc<Desk> {
             let pool = card.pool();
             let lacks = |role: Role, pool: &Pool| directory.instances(role, pool).is_empty();
             let needs = [(Role::Tokenizer, &pool), (Role::Router, &Pool::routers()), (Role::Decode, &pool)];
-            let missing: Vec<_> =
-                needs.into_iter().filter(|(role, pool)| lacks(*role, pool)).map(|(r, _)| r.as_str()).collect();
+            let missing: Vec<_> = needs
+                .into_iter()
+                .filter(|(role, pool)| lacks(*role, pool))
+                .map(|(r, _)| r.as_str())
+                .collect();
             ModelState { model: card.name.clone(), ready: missing.is_empty(), missing }
         });
         let models = models.collect();
@@ -130,7 +137,8 @@ impl Road for Arc<Desk> {
 impl Desk {
     async fn ask_tokenizer(&self, pool: &Pool, question: ToTokenizer) -> Result<Answer, Fault> {
         let (bus, envelope) = (&self.context.bus, Envelope::new(RequestId::mint()));
-        let mut last = Fault::new(FaultCode::NoInstance, "no tokenizer of this model is alive").retry_after(1000);
+        let mut last =
+            Fault::new(FaultCode::NoInstance, "no tokenizer of this model is alive").retry_after(1000);
         let (mut tokenizers, suspects) = (self.tokenizers(pool), &self.suspects);
         tokenizers.sort_by_key(|tokenizer| suspects.is_suspect(tokenizer));
         for tokenizer in tokenizers {
@@ -140,7 +148,8 @@ impl Desk {
                 Ok(Answer::Failed(fault)) => return Err(fault),
                 Ok(answer) => return Ok(answer),
                 Err(AskError::TooLarge { size, limit }) => {
-                    let text = format!("the request takes {size} bytes on the bus, which carries {limit} at most");
+                    let text =
+                        format!("the request takes {size} bytes on the bus, which carries {limit} at most");
                     return Err(Fault::new(FaultCode::TooLarge, text));
                 }
                 Err(error) => {

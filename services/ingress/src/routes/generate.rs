@@ -30,7 +30,11 @@ const DEADLINE: &str = "x-request-deadline-ms";
 /// `1` asks for the time at which each token was sampled.
 const TIMING: &str = "x-stator-timing";
 
-pub async fn chat(request: HttpRequest, payload: Payload, front: Data<Front>) -> Result<HttpResponse, ApiError> {
+pub async fn chat(
+    request: HttpRequest,
+    payload: Payload,
+    front: Data<Front>,
+) -> Result<HttpResponse, ApiError> {
     serve(Route::Chat, request, payload, front).await
 }
 
@@ -110,7 +114,8 @@ async fn serve(
         }
         Err(error) => {
             stopwatch.finish(error.status.as_u16());
-            metrics::counter!("stator_ingress_refusals_total", "code" => error.code.unwrap_or("")).increment(1);
+            metrics::counter!("stator_ingress_refusals_total", "code" => error.code.unwrap_or(""))
+                .increment(1);
             Err(error)
         }
     }

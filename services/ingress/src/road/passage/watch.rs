@@ -93,9 +93,11 @@ impl Passage {
     /// Frames no longer reach us though their sender answers.
     fn is_deaf(&self, now: Instant) -> bool {
         self.lock.is_some()
-            && self.holders.tokenizer.as_ref().is_some_and(|holder| {
-                holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF
-            })
+            && self
+                .holders
+                .tokenizer
+                .as_ref()
+                .is_some_and(|holder| holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF)
     }
 
     fn questions(&mut self, now: Instant) -> Vec<Question> {

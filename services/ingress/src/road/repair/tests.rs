@@ -1,1 +1,151 @@
+use messages::{
+    RequestId, RunId, TokenIds,
+    frame::{Body, Frame, TextDelta},
+};
 
+use super::*;
+
+const HOLD: Duration = Duration::from_secs(30);
+
+fn named(name: &str) -> InstanceId {
+    name.parse().unwrap()
+}
+
+fn say(passage: &mut Passage, from: &str, role: Role, run: Option<u64>, body: Body<TextDelta>) {
+    let frame = Frame { request: passage.request, attempt: passage.attempt(), run: run.map(RunId), body };
+    passage.frame(&named(from), role, frame, Instant::now());
+}
+
+/// A request that an engine computes, with this many tokens here.
+fn aboard(engine: &str, tokens: u32) -> Passage {
+    let mut passage = Passage::new(RequestId::mint(), 1, None, Instant::now());
+    board(&mut passage, engine);
+    for at in 0..tokens {
+        let (ids, text) = (TokenIds::from(&[at][..]), "x".to_owned());
+        let offset = u64::from(at);
+        let delta = TextDelta { choice: 0, at, ids, offset, text, logprobs: Vec::new(), end: None };
+        say(&mut passage, "tok", Role::Tokenizer, Some(1), Body::Delta(delta));
+    }
+    passage
+}
+
+fn board(passage: &mut Passage, engine: &str) {
+    let prompt = TokenIds::from(&[1][..]);
+    say(passage, "tok", Role::Tokenizer, None, Body::Rendered { prompt });
+    let (instance, role) = (named(engine), Role::Decode);
+    say(passage, engine, role, Some(1), Body::Accepted { instance, role });
+}
+
+fn dead(role: Role, name: &str) -> Trouble {
+    Trouble::Dead { role, instance: named(name) }
+}
+
+fn failed(code: FaultCode) -> Trouble {
+    Trouble::Failed(Fault::new(code, "it failed"))
+}
+
+fn record() -> Record {
+    Record::new(Instant::now(), HOLD)
+}
+
+fn given_up(remedy: Remedy) -> Option<FaultCode> {
+    match remedy {
+        Remedy::GiveUp(fault) => Some(fault.code),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_dead_tokenizer_costs_no_recompute_while_the_run_lives() {
+    let remedy = record().remedy(&dead(Role::Tokenizer, "tok"), &aboard("decode-1", 2), Instant::now());
+    let Remedy::Replay(run_at) = remedy else { panic!("{remedy:?}") };
+    assert_eq!((run_at.engine, run_at.run), (named("decode-1"), RunId(1)));
+}
+
+#[test]
+fn a_dead_tokenizer_without_a_run_means_a_new_attempt() {
+    let passage = Passage::new(RequestId::mint(), 1, None, Instant::now());
+    let remedy = record().remedy(&dead(Role::Tokenizer, "tok"), &passage, Instant::now());
+    assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
+}
+
+#[test]
+fn after_two_dead_engines_it_runs_alone_and_a_third_ends_it() {
+    let (mut record, now) = (record(), Instant::now());
+    for engine in ["decode-1", "decode-2"] {
+        assert!(!record.alone());
+        let remedy = record.remedy(&dead(Role::Decode, engine), &aboard(engine, 1), now);
+        assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
+    }
+    assert!(record.alone());
+    assert_eq!(record.avoid(), [named("decode-1"), named("decode-2")]);
+    let remedy = record.remedy(&dead(Role::Decode, "decode-3"), &aboard("decode-3", 1), now);
+    assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
+}
+
+#[test]
+fn attempts_are_bounded() {
+    let (mut record, now) = (record(), Instant::now());
+    let passage = aboard("decode-1", 1);
+    for _ in 1..ATTEMPTS {
+        assert!(matches!(record.remedy(&failed(FaultCode::Draining), &passage, now), Remedy::Again { .. }));
+    }
+    assert_eq!(
+        given_up(record.remedy(&failed(FaultCode::Draining), &passage, now)),
+        Some(FaultCode::EngineFault)
+    );
+}
+
+#[test]
+fn replays_without_progress_become_a_new_attempt() {
+    let (mut record, now) = (record(), Instant::now());
+    let passage = aboard("decode-1", 1);
+    for _ in 0..REPLAYS {
+        assert!(matches!(record.remedy(&Trouble::Lost, &passage, now), Remedy::Replay(_)));
+    }
+    assert!(matches!(record.remedy(&Trouble::Lost, &passage, now), Remedy::Again { .. }));
+}
+
+#[test]
+fn a_run_that_cannot_be_followed_is_computed_anew() {
+    let mut passage = aboard("decode-1", 1);
+    passage.mend(Instant::now());
+    let remedy = record().remedy(&failed(FaultCode::Internal), &passage, Instant::now());
+    assert!(matches!(remedy, Remedy::Again { .. }));
+}
+
+#[test]
+fn overload_is_passed_on_unless_the_answer_has_begun() {
+    let now = Instant::now();
+    let overloaded = failed(FaultCode::Overloaded);
+    assert_eq!(given_up(record().remedy(&overloaded, &aboard("d", 0), now)), Some(FaultCode::Overloaded));
+    assert!(matches!(record().remedy(&overloaded, &aboard("d", 1), now), Remedy::Again { .. }));
+}
+
+#[test]
+fn what_no_other_instance_would_answer_differently_is_final() {
+    use FaultCode as Code;
+    let codes = [
+        Code::InvalidRequest,
+        Code::ContextLengthExceeded,
+        Code::NeverFits,
+        Code::TooLarge,
+        Code::DeadlineExceeded,
+        Code::Internal,
+    ];
+    for code in codes {
+        let remedy = record().remedy(&failed(code), &aboard("d", 1), Instant::now());
+        assert_eq!(given_up(remedy), Some(code));
+    }
+}
+
+#[test]
+fn without_instances_it_is_held_for_a_while_and_no_longer() {
+    let (mut record, now) = (record(), Instant::now());
+    let passage = aboard("d", 0);
+    let nobody = failed(FaultCode::NoInstance);
+    for _ in 0..10 {
+        assert!(matches!(record.remedy(&nobody, &passage, now), Remedy::Again { .. }));
+    }
+    assert_eq!(given_up(record.remedy(&nobody, &passage, now + HOLD)), Some(FaultCode::NoInstance));
+}

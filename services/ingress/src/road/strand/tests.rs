@@ -59,8 +59,7 @@ fn nothing_follows_an_end() {
 
 #[test]
 fn log_probabilities_of_a_repeated_token_come_once() {
-    let score =
-        |id| TextLogprobs { id, token: vec![b'a'], logprob: Some(-0.5), top: Vec::new() };
+    let score = |id| TextLogprobs { id, token: vec![b'a'], logprob: Some(-0.5), top: Vec::new() };
     let mut strand = Strand::default();
     let mut first = delta(0, &[7, 8], 0, "ab");
     first.logprobs = vec![score(7), score(8)];
