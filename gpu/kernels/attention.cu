@@ -126,6 +126,81 @@ DEVICE Fragment row_sums(const uint4 (&p)[8]) {
 
 #define DECODE_THREADS 128
 #define MAX_GROUP 16
+#define FOLD_WEIGHTS 256  // 16-byte words that the probabilities leave for the weights of a fold
+
+// Counts an arrival after everything this block has written; true for the last of `expected`, which sees what all
+// have written and leaves the ticket at zero. One thread calls it between two barriers.
+DEVICE bool arrive(u32* ticket, u32 expected) {
+    u32 before;
+    asm volatile("fence.acq_rel.gpu;\natom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
+    if (before != expected - 1) return false;
+    *ticket = 0;
+    return true;
+}
+
+// Folds the parts of one (sequence, kv head) in ascending order. Warps first make the weights of a run of parts, which
+// follow from prefix maxima, then every thread folds its columns with many loads in flight.
+template <int D>
+DEVICE void fold_parts(u16* out, const float* part_values, const float2* part_stats, float4* weights,
+                       u64 first_item, int kv_heads, int parts, int group) {
+    constexpr int OUTPUTS = MAX_GROUP * D / DECODE_THREADS;
+    constexpr int BATCH = 8;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int run = FOLD_WEIGHTS / group < 32 ? FOLD_WEIGHTS / group : 32;
+    float value[OUTPUTS] = {}, sum[OUTPUTS] = {};
+    float running[MAX_GROUP / 4];
+#pragma unroll
+    for (int q = 0; q < MAX_GROUP / 4; q++) running[q] = NEGATIVE_INFINITY;
+    for (int first = 0; first < parts; first += run) {
+        int count = parts - first < run ? parts - first : run;
+#pragma unroll
+        for (int q = 0; q < MAX_GROUP / 4; q++) {
+            int row = warp + 4 * q;
+            if (row >= group) continue;
+            float2 stats = make_float2(NEGATIVE_INFINITY, 0.0f);
+            if (lane < count)
+                stats = __ldcg(part_stats + (first_item + (u64)(first + lane) * kv_heads) * group + row);
+            float before = __shfl_up_sync(FULL_WARP, stats.x, 1);
+            before = lane ? before : NEGATIVE_INFINITY;
+#pragma unroll
+            for (int offset = 1; offset < 32; offset <<= 1) {
+                float other = __shfl_up_sync(FULL_WARP, before, offset);
+                if (lane >= offset) before = fmaxf(before, other);
+            }
+            before = fmaxf(before, running[q]);
+            Fold fold(before, stats.x);
+            running[q] = __shfl_sync(FULL_WARP, before, 31);
+            if (lane < count) weights[row * run + lane] = make_float4(fold.old_weight, fold.new_weight, stats.y, 0.0f);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int q = 0; q < OUTPUTS; q++) {
+            int i = threadIdx.x + q * DECODE_THREADS;
+            if (i >= group * D) continue;
+            int row = i / D;
+            const float* source = part_values + ((first_item + (u64)first * kv_heads) * group + row) * D + i % D;
+            u64 stride = (u64)kv_heads * group * D;
+            for (int base = 0; base < count; base += BATCH) {
+                float v[BATCH];
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) v[b] = base + b < count ? __ldcg(source + (base + b) * stride) : 0.0f;
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) {
+                    if (base + b >= count) continue;
+                    float4 w = weights[row * run + base + b];
+                    value[q] = __fmaf_rn(value[q], w.x, __fmul_rn(v[b], w.y));
+                    sum[q] = __fmaf_rn(sum[q], w.x, __fmul_rn(w.z, w.y));
+                }
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int q = 0; q < OUTPUTS; q++) {
+        int i = threadIdx.x + q * DECODE_THREADS;
+        if (i < group * D) out[i] = to_bf16(value[q] * (1.0f / sum[q]));
+    }
+}
 
 template <int D>
 DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,
@@ -138,6 +213,7 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     __shared__ bool is_last;
     u32 keys = shared_address(memory), values = keys + TILE_BYTES, query_tile = values + TILE_BYTES;
     u32 probabilities = query_tile + 16 * D * 2;
+    float4* weights = (float4*)(memory + 2 * TILE_BYTES + 16 * D * 2);  // where the probabilities were
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int group = heads / kv_heads;
 
@@ -269,35 +345,16 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
                     __stcg(part_stats + unit + row, make_float2(half ? high_max : low_max, sums.c[2 * half]));
             }
         }
-        if (!single) {
-            __threadfence();
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                u32* ticket = tickets + it.sequence * kv_heads + it.kv_head;
-                is_last = atomicAdd(ticket, 1) == it.tiles - 1;
-                if (is_last) *ticket = 0;
-            }
-        }
         __syncthreads();
         if (more) load_values(next);
         copy_commit();
-        if (!single && is_last) {
-            __threadfence();
-            u64 first_item = (u64)tile_starts[it.sequence] * kv_heads + it.kv_head;
-            for (int i = threadIdx.x; i < group * D; i += DECODE_THREADS) {
-                int row = i / D, column = i % D;
-                float maximum = NEGATIVE_INFINITY, sum = 0.0f, value = 0.0f;
-#pragma unroll 4
-                for (int part = 0; part < it.tiles; part++) {
-                    u64 at = (first_item + (u64)part * kv_heads) * group + row;
-                    float2 stats = __ldcg(part_stats + at);
-                    float v = __ldcg(part_values + at * D + column);
-                    Fold fold(maximum, stats.x);
-                    sum = fold(sum, stats.y);
-                    value = fold(value, v);
-                }
-                u64 head = (u64)it.sequence * heads + it.kv_head * group + row;
-                out[head * D + column] = to_bf16(value * (1.0f / sum));
+        if (!single) {
+            if (threadIdx.x == 0) is_last = arrive(tickets + it.sequence * kv_heads + it.kv_head, it.tiles);
+            __syncthreads();
+            if (is_last) {
+                u64 first_item = (u64)tile_starts[it.sequence] * kv_heads + it.kv_head;
+                u64 head = (u64)it.sequence * heads + it.kv_head * group;
+                fold_parts<D>(out + head * D, part_values, part_stats, weights, first_item, kv_heads, it.tiles, group);
             }
         }
         if (!more) break;

@@ -98,7 +98,7 @@ struct Fragment {
 // a0 (row g, k 2t), a1 (row g+8, k 2t), a2 (row g, k 2t+8), a3 (row g+8, k 2t+8); b0 (k 2t, column g),
 // b1 (k 2t+8, column g); c0, c1 (row g, columns 2t, 2t+1), c2, c3 (row g+8).
 DEVICE void mma(Fragment& d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d.c[0]), "+f"(d.c[1]), "+f"(d.c[2]), "+f"(d.c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -120,6 +120,38 @@ DEVICE uint4 load_matrices_transposed(u32 address) {
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(address)
                  : "memory");
+    return v;
+}
+
+// ---- clusters ----------------------------------------------------------------------------------------------------
+
+DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+DEVICE u32 cluster_rank() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Reads another block's shared memory at the address that `local` has here.
+DEVICE u64 read_peer(const u64* local, u32 rank) {
+    u64 value;
+    asm volatile("{.reg .u32 peer; mapa.shared::cluster.u32 peer, %1, %2; ld.shared::cluster.u64 %0, [peer];}"
+                 : "=l"(value)
+                 : "r"(shared_address(local)), "r"(rank)
+                 : "memory");
+    return value;
+}
+
+DEVICE float4 read_peer(const float4* local, u32 rank) {
+    float4 v;
+    asm volatile(
+        "{.reg .u32 peer; mapa.shared::cluster.u32 peer, %4, %5; ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [peer];}"
+        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+        : "r"(shared_address(local)), "r"(rank)
+        : "memory");
     return v;
 }
 

@@ -151,11 +151,14 @@ STREAM(4, 2)
 //
 // A block makes 128 columns by 16 * MT * WARPS_M rows; a warp 32 columns by 16 * MT rows. Shared memory holds
 // 8-row by 32-element blocks of 512 bytes in lane order, so that one 16-byte read a lane is one operand.
-// grid: (row tiles, column tiles, 1 or segments). With z = segments each block makes one segment's part into
-// `parts`, and the last to arrive at a tile adds them up.
+// grid: (row tiles, column tiles, 1). With SPLIT a cluster of SEGMENTS blocks along z makes a tile, one segment each,
+// and adds the parts up through its shared memory: block z finishes every warp's fragments of column z.
 
 #define TILE_COLUMNS 128
 #define TILE_STAGES 4
+#define SPLIT_SEGMENTS 4
+
+enum Segments { ONE, FOLDED, SPLIT };
 
 // A place in the list of 64-element stages over a range of segments.
 struct Cursor {
@@ -179,11 +182,10 @@ struct Cursor {
     }
 };
 
-template <int WARPS_M, int MT, bool FOLD>
-DEVICE void tile(void* out, const u16* x, const u16* w, float4* parts, u32* tickets, int m, int n, int k,
-                 int segments, int output) {
+template <int WARPS_M, int MT, Segments HOW>
+DEVICE void tile(void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {
     extern __shared__ uint4 ring[];
-    __shared__ bool is_last;
+    constexpr bool FOLD = HOW == FOLDED;
     constexpr int WARPS = 4 * WARPS_M;
     constexpr int ROWS = 16 * MT * WARPS_M;
     constexpr int W_BLOCKS = TILE_COLUMNS / 8 * 2, X_BLOCKS = ROWS / 8 * 2;
@@ -193,8 +195,7 @@ DEVICE void tile(void* out, const u16* x, const u16* w, float4* parts, u32* tick
     int warp_n = warp % 4, warp_m = warp / 4;
     int row0 = blockIdx.x * ROWS, column0 = blockIdx.y * TILE_COLUMNS;
     int blocks = (k + 31) / 32;
-    bool split = gridDim.z > 1;
-    int first = split ? blockIdx.z : 0, last = split ? blockIdx.z + 1 : segments;
+    int first = HOW == SPLIT ? blockIdx.z : 0, last = HOW == SPLIT ? blockIdx.z + 1 : segments;
     u32 base = shared_address(ring) + lane * 16;
 
     auto load = [&](const u16* source, int limit, int origin, int count, int skip, int slot, const Cursor& at) {
@@ -285,61 +286,62 @@ DEVICE void tile(void* out, const u16* x, const u16* w, float4* parts, u32* tick
         }
     }
 
-    if (split) {
-        u64 tile_index = (u64)blockIdx.y * gridDim.x + blockIdx.x;
-        constexpr u64 PART = (u64)WARPS * 32 * 4 * MT;
-        float4* mine = parts + (tile_index * segments + blockIdx.z) * PART + threadIdx.x;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-#pragma unroll
-            for (int j = 0; j < MT; j++) {
-                float* c = acc[i][j].c;
-                __stcg(mine + (i * MT + j) * WARPS * 32, make_float4(c[0], c[1], c[2], c[3]));
-            }
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            is_last = atomicAdd(tickets + tile_index, 1) == gridDim.z - 1;
-            if (is_last) tickets[tile_index] = 0;
-        }
-        __syncthreads();
-        if (!is_last) return;
-        __threadfence();
-        const float4* all = parts + tile_index * segments * PART + threadIdx.x;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-#pragma unroll
-            for (int j = 0; j < MT; j++) {
-                for (int s = 0; s < segments; s++) {
-                    float4 part = __ldcg(all + s * PART + (i * MT + j) * WARPS * 32);
-                    Fragment f{{part.x, part.y, part.z, part.w}};
-                    if (s == 0) acc[i][j] = f;
-                    else add(acc[i][j], f);
-                }
-            }
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
+    auto finish = [&](int i, int j, const float* c) {
         int column = column0 + warp_n * 32 + i * 8 + 2 * t;
-        if (column >= n) continue;
+        int row = row0 + (warp_m * MT + j) * 16 + g;
+        if (column >= n) return;
+        if (row < m) store_pair(output, out, row, column, n, c[0], c[1]);
+        if (row + 8 < m) store_pair(output, out, row + 8, column, n, c[2], c[3]);
+    };
+    if constexpr (HOW == SPLIT) {
+        copy_wait<0>();
+        __syncthreads();
+        float4* mine = (float4*)ring + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < MT; j++) {
+                const float* c = acc[i][j].c;
+                mine[(i * MT + j) * WARPS * 32] = make_float4(c[0], c[1], c[2], c[3]);
+            }
+        }
+        cluster_sync();
+        int column = blockIdx.z;
+        float4 parts[MT][SPLIT_SEGMENTS];
 #pragma unroll
         for (int j = 0; j < MT; j++) {
-            int row = row0 + (warp_m * MT + j) * 16 + g;
-            if (row < m) store_pair(output, out, row, column, n, acc[i][j].c[0], acc[i][j].c[1]);
-            if (row + 8 < m) store_pair(output, out, row + 8, column, n, acc[i][j].c[2], acc[i][j].c[3]);
+#pragma unroll
+            for (int s = 0; s < SPLIT_SEGMENTS; s++) parts[j][s] = read_peer(mine + (column * MT + j) * WARPS * 32, s);
+        }
+        cluster_sync();
+#pragma unroll
+        for (int j = 0; j < MT; j++) {
+            float4 v = parts[j][0];
+            Fragment sum{{v.x, v.y, v.z, v.w}};
+#pragma unroll
+            for (int s = 1; s < SPLIT_SEGMENTS; s++) {
+                v = parts[j][s];
+                add(sum, Fragment{{v.x, v.y, v.z, v.w}});
+            }
+            finish(column, j, sum.c);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < MT; j++) finish(i, j, acc[i][j].c);
         }
     }
 }
 
-#define TILE(NAME, WARPS_M, MT, FOLD)                                                                          \
-    extern "C" __global__ void __launch_bounds__(128 * WARPS_M)                                                \
-        gemm_tile_##NAME(void* out, const u16* x, const u16* w, float4* parts, u32* tickets, int m, int n,     \
-                         int k, int segments, int output) {                                                    \
-        tile<WARPS_M, MT, FOLD>(out, x, w, parts, tickets, m, n, k, segments, output);                         \
+#define TILE(NAME, WARPS_M, MT, HOW, CLUSTER)                                                            \
+    extern "C" __global__ void CLUSTER __launch_bounds__(128 * WARPS_M) gemm_tile_##NAME(                \
+        void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {          \
+        tile<WARPS_M, MT, HOW>(out, x, w, m, n, k, segments, output);                                    \
     }
-TILE(32, 1, 2, false)
-TILE(64, 1, 4, false)
-TILE(128, 2, 4, false)
-TILE(128_fold, 2, 4, true)
+TILE(32, 1, 2, ONE, )
+TILE(64, 1, 4, ONE, )
+TILE(128_fold, 2, 4, FOLDED, )
+TILE(32_split, 1, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(64_split, 1, 4, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(128_split, 2, 4, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))

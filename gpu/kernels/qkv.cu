@@ -3,12 +3,13 @@
 // `qkv` row: heads * D queries, then kv_heads * D keys, then kv_heads * D values. One warp takes one head of one
 // token. Pages are [page][key, value][kv head][page_size][D]; `places[token]` is page * page_size + offset, or
 // NO_SLOT for a padding token. Rotation is half-split: element i turns with element i + D/2 by angle
-// (position, i), given as tables cos, sin [position][D/2] in f32.
+// (position, i), given as tables cos, sin [position][D/2] in f32. Heads narrower than D are padded with zeros:
+// `norm_width` is what they are.
 
 template <int D>
 DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm,
                      const float* k_norm, const float* cosines, const float* sines, const u32* positions,
-                     const u32* places, int tokens, int heads, int kv_heads, int page_shift, float eps) {
+                     const u32* places, int tokens, int heads, int kv_heads, int page_shift, int norm_width, float eps) {
     constexpr int PER = D / 64;  // elements of each half that a lane holds
     wait_for_producer();
     allow_consumer();
@@ -39,7 +40,7 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
             float sum = 0.0f;
 #pragma unroll
             for (int j = 0; j < PER; j++) sum += low[j] * low[j] + high[j] * high[j];
-            float scale = rsqrtf(warp_sum(sum) / D + eps);
+            float scale = rsqrtf(warp_sum(sum) / norm_width + eps);
 #pragma unroll
             for (int j = 0; j < PER; j++) {
                 low[j] *= scale * norm[lane * PER + j];
@@ -77,9 +78,9 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
     extern "C" __global__ void __launch_bounds__(256) qkv_head_##D(                                               \
         u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm, const float* k_norm,      \
         const float* cosines, const float* sines, const u32* positions, const u32* places, int tokens, int heads, \
-        int kv_heads, int page_shift, float eps) {                                                                \
+        int kv_heads, int page_shift, int norm_width, float eps) {                                                                \
         qkv_head<D>(queries, pages, qkv, bias, q_norm, k_norm, cosines, sines, positions, places, tokens, heads,  \
-                    kv_heads, page_shift, eps);                                                                   \
+                    kv_heads, page_shift, norm_width, eps);                                                                   \
     }
 QKV_HEAD(64)
 QKV_HEAD(128)

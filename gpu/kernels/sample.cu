@@ -11,6 +11,7 @@
 #define WARPS (THREADS / 32)
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 #define MAX_TOP 20
+#define WAYS 16
 #define MASS_ONE 1099511627776.0f
 
 // How a slot samples; the host writes one at open.
@@ -34,33 +35,11 @@ struct Drawn {
 
 // ---- the cluster ---------------------------------------------------------------------------------------------------
 
-DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// Reads 8 bytes of another block's shared memory at the address that `local` has here.
-DEVICE u64 read_peer(const u64* local, u32 rank) {
-    u64 value;
-    asm volatile(
-        "{.reg .u32 peer; mapa.shared::cluster.u32 peer, %1, %2; ld.shared::cluster.u64 %0, [peer];}"
-        : "=l"(value)
-        : "r"(shared_address(local)), "r"(rank)
-        : "memory");
-    return value;
-}
-
 struct Shared {
     u64 warps[WARPS];
-    u64 mine;               // this block's value in a cluster-wide reduction
-    u64 histogram[256];
-    u64 found[4];
-    u64 answer;
+    u64 mine;  // this block's value in a cluster-wide reduction
+    u64 warp_bins[WARPS][WAYS];
+    u64 bins[WAYS];
 };
 
 DEVICE u64 shuffle_down(u64 v, int offset) { return __shfl_down_sync(FULL_WARP, v, offset); }
@@ -160,51 +139,60 @@ struct Cut {
     u64 ties;
 };
 
-// The best tokens of the row whose weights, added best first, first reach `wanted` (at least 1): a radix search of
-// 8 bits a pass. `weight` is 1 (top-k) or the mass (top-p) of one token; tokens below `floor_cut` do not exist.
+// The best tokens of the row whose weights, added best first, first reach `wanted` (at least 1). `weight` is 1 (top-k)
+// or the mass (top-p) of one token; tokens below `floor_cut` do not exist. Each pass cuts the range of keys that holds
+// the last kept one into 16 parts.
 template <typename Weight>
-DEVICE Cut select(Shared& shared, const float* logits, int count, u64 wanted, Cut floor_cut, Weight weight) {
-    u32 prefix = 0;
-    u64 above = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        for (int i = threadIdx.x; i < 256; i += THREADS) shared.histogram[i] = 0;
-        __syncthreads();
+DEVICE Cut select(Shared& shared, const float* logits, int count, u64 wanted, u32 top_key, Cut floor_cut, Weight weight) {
+    u32 low = floor_cut.key, high = top_key + 1;  // the key sought is in low .. high
+    u64 above = 0;                                // weight of keys from `high` on
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    while (high - low > 1) {
+        u32 width = (high - low + WAYS - 1) / WAYS;
+        u64 bins[WAYS] = {};
         for (int i = threadIdx.x; i < count; i += THREADS) {
             u32 key = order_key(logits[i]);
-            bool candidate = shift == 24 || key >> (shift + 8) == prefix;
-            if (candidate && key >= floor_cut.key) {
-                u64 w = weight(logits[i]);
-                if (w) atomicAdd(&shared.histogram[key >> shift & 255], w);
-            }
+            if (key < low || key >= high) continue;
+            u32 bin = (key - low) / width;
+            u64 w = weight(logits[i]);
+#pragma unroll
+            for (int b = 0; b < WAYS; b++) bins[b] += b == bin ? w : 0;
         }
-        cluster_sync();
-        u64 bin = 0;
-        if (threadIdx.x < 256)
-            for (u32 rank = 0; rank < CLUSTER; rank++) bin += read_peer(&shared.histogram[threadIdx.x], rank);
-        cluster_sync();
-        if (threadIdx.x < 256) shared.histogram[threadIdx.x] = bin;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            u64 sum = above;
-            int chosen = 0;
-            for (int i = 255; i >= 0; i--) {
-                chosen = i;
-                if (sum + shared.histogram[i] >= wanted) break;
-                if (i > 0) sum += shared.histogram[i];
-            }
-            shared.found[0] = chosen;
-            shared.found[1] = sum;
+#pragma unroll
+        for (int b = 0; b < WAYS; b++) {
+            for (int offset = 16; offset; offset >>= 1) bins[b] += shuffle_down(bins[b], offset);
+            if (lane == 0) shared.warp_bins[warp][b] = bins[b];
         }
         __syncthreads();
-        prefix = prefix << 8 | (u32)shared.found[0];
-        above = shared.found[1];
-        __syncthreads();
+        if (threadIdx.x < WAYS) {
+            u64 sum = 0;
+            for (int i = 0; i < WARPS; i++) sum += shared.warp_bins[i][threadIdx.x];
+            shared.bins[threadIdx.x] = sum;
+        }
+        cluster_sync();
+        u64 sum = 0;
+        if (lane < WAYS) {
+            for (u32 rank = 0; rank < CLUSTER; rank++) sum += read_peer(&shared.bins[lane], rank);
+        }
+        cluster_sync();
+        int chosen = 0;
+        u64 below_high = above;
+        for (int b = WAYS - 1; b >= 0; b--) {
+            u64 w = __shfl_sync(FULL_WARP, sum, b);
+            chosen = b;
+            if (below_high + w >= wanted || b == 0) break;
+            below_high += w;
+        }
+        above = below_high;
+        u32 end = low + (chosen + 1) * width;
+        low += chosen * width;
+        high = end < high && end > low ? end : high;
     }
-    u64 one = weight(from_order_key(prefix));
+    u64 one = weight(from_order_key(low));
     u64 missing = wanted > above ? wanted - above : 1;
     u64 ties = one ? (missing + one - 1) / one : 1;
-    if (prefix == floor_cut.key && ties > floor_cut.ties) ties = floor_cut.ties;
-    return Cut{prefix, ties};
+    if (low == floor_cut.key && ties > floor_cut.ties) ties = floor_cut.ties;
+    return Cut{low, ties};
 }
 
 // ---- the kernel ------------------------------------------------------------------------------------------------------
@@ -293,23 +281,28 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (changed) top = best(~0ull);
 
     u32 token = token_of(top);
-    if (!p.greedy) {
+    if (!p.greedy && fabsf(logit_of(top)) < -NEGATIVE_INFINITY) {
         float inverse = 1.0f / p.temperature;
         for (int i = threadIdx.x; i < count; i += THREADS) mine[i] *= inverse;
         float maximum = logit_of(top) * inverse;
         __syncthreads();
+        u32 top_key = order_key(maximum);
         Cut cut{order_key(NEGATIVE_INFINITY) + 1, ~0ull};
         if (p.top_k && p.top_k < (u32)vocab)
-            cut = select(shared, mine, count, p.top_k, cut, [](float) -> u64 { return 1; });
+            cut = select(shared, mine, count, p.top_k, top_key, cut, [](float) -> u64 { return 1; });
 
         // Masses of the kept tokens; the ties at the cut are kept by id. A thread owns neighbouring ids.
         int share = (slice + THREADS - 1) / THREADS;
         int begin = threadIdx.x * share < count ? threadIdx.x * share : count;
         int end = begin + share < count ? begin + share : count;
-        auto kept_mass = [&](Cut c, u64& total) {
-            u64 ties = 0, unused;
+        auto ties_before = [&](Cut c) {
+            if (c.ties == ~0ull) return 0ull;
+            u64 ties = 0, total;
             for (int i = begin; i < end; i++) ties += order_key(mine[i]) == c.key;
-            u64 tie = cluster_scan(shared, ties, unused);
+            return cluster_scan(shared, ties, total);
+        };
+        auto kept_mass = [&](Cut c, u64& total) {
+            u64 tie = ties_before(c);
             u64 mass = 0;
             for (int i = begin; i < end; i++) {
                 u32 key = order_key(mine[i]);
@@ -323,7 +316,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         bool narrowed = false;
         if (p.top_p < 1.0f) {
             u64 wanted = (u64)((double)total * (double)p.top_p);
-            cut = select(shared, mine, count, wanted ? wanted : 1, cut,
+            cut = select(shared, mine, count, wanted ? wanted : 1, top_key, cut,
                          [maximum](float v) { return mass_of(v, maximum); });
             narrowed = true;
         }
@@ -338,9 +331,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
         u64 random = philox(p.seed_low, p.seed_high, p.choice, position);
         u64 target = __umul64hi(random, total);
-        u64 ties = 0, unused;
-        for (int i = begin; i < end; i++) ties += order_key(mine[i]) == cut.key;
-        u64 tie = cluster_scan(shared, ties, unused);
+        u64 tie = ties_before(cut);
         u64 found = 0;
         for (int i = begin; i < end; i++) {
             u32 key = order_key(mine[i]);

@@ -89,6 +89,7 @@ impl Blas {
                 device.stream().cu_stream().cast(),
             )?;
         }
+        device.count_launch();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-use std::{path::PathBuf, sync::Arc};
+use std::{cell::Cell, path::PathBuf, sync::Arc};
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys::CUdevice_attribute};
 
@@ -26,29 +26,17 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
 }
 
-/// One GPU as its device thread sees it: context, one stream, compiled kernels and their scratch memory. Made and used
+/// One GPU as its device thread sees it: context, one stream, compiled kernels. Made and used
 /// on that thread alone.
 #[derive(Debug)]
 pub struct Device {
     info: DeviceInfo,
     kernels: Kernels,
-    scratch: Scratch,
     blas: Option<Blas>,
+    launched: Cell<u64>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
 }
-
-/// Memory that split reductions of the GEMM kernels use between their blocks. Tickets are zero between launches.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    pub parts: Buffer<f32>,
-    pub tickets: Buffer<u32>,
-}
-
-/// Tiles that one split GEMM may have: more would not need to be split.
-pub(crate) const SPLIT_TILES: usize = 132;
-/// Segments times the floats of the largest tile.
-const SPLIT_FLOATS: usize = 4 * 128 * 128;
 
 impl Device {
     /// Opens GPU `config.ordinal` and compiles or loads the kernels.
@@ -73,14 +61,10 @@ impl Device {
             return Err(CudaError::TooOld { name: info.name, capability: info.capability });
         }
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
-        let kernels = Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
-        let scratch = Scratch {
-            parts: Buffer::new(&context, SPLIT_TILES * SPLIT_FLOATS)?,
-            tickets: Buffer::new(&context, SPLIT_TILES)?,
-        };
+        let kernels =
+            Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
-        let device = Self { info, kernels, scratch, blas, stream, context };
-        device.fill_bytes(device.scratch.tickets.view(), 0)?;
+        let device = Self { info, kernels, blas, launched: Cell::new(0), stream, context };
         tracing::info!(name = device.info.name, cublaslt = device.blas.is_some(), "opened gpu");
         Ok(device)
     }
@@ -134,7 +118,11 @@ impl Device {
     }
 
     /// Starts a copy to the host; `data` is complete once the stream has passed it.
-    pub(crate) fn read_async<T: Element>(&self, data: &mut [T], source: View<'_, T>) -> Result<(), CudaError> {
+    pub(crate) fn read_async<T: Element>(
+        &self,
+        data: &mut [T],
+        source: View<'_, T>,
+    ) -> Result<(), CudaError> {
         assert!(data.len() <= source.len(), "copy of {} elements from {}", data.len(), source.len());
         self.context.bind_to_thread()?;
         // SAFETY: the source holds at least as many elements; both sides outlive the call as the contract says.
@@ -159,6 +147,15 @@ impl Device {
         Ok(self.context.check_err()?)
     }
 
+    /// Kernels started so far, those of the library included.
+    pub fn launches(&self) -> u64 {
+        self.launched.get()
+    }
+
+    pub(crate) fn count_launch(&self) {
+        self.launched.set(self.launched.get() + 1);
+    }
+
     pub(crate) fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
@@ -169,10 +166,6 @@ impl Device {
 
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.kernels
-    }
-
-    pub(crate) fn scratch(&self) -> &Scratch {
-        &self.scratch
     }
 
     /// cuBLASLt, if it was found.

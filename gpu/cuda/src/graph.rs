@@ -16,10 +16,7 @@ impl std::fmt::Debug for Graph {
 
 impl Graph {
     /// Records what `work` launches on the device's stream; nothing runs.
-    pub fn record(
-        device: &Device,
-        work: impl FnOnce() -> Result<(), CudaError>,
-    ) -> Result<Self, CudaError> {
+    pub fn record(device: &Device, work: impl FnOnce() -> Result<(), CudaError>) -> Result<Self, CudaError> {
         let stream = device.stream();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let outcome = work();

@@ -53,9 +53,12 @@ impl KernelFile {
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
-            Self::Attention => {
-                &["attention_decode_64", "attention_decode_128", "attention_prefill_64", "attention_prefill_128"]
-            }
+            Self::Attention => &[
+                "attention_decode_64",
+                "attention_decode_128",
+                "attention_prefill_64",
+                "attention_prefill_128",
+            ],
             Self::Elementwise => &["embed", "rms_norm", "silu_mul", "copy_pages"],
             Self::Gemm => &[
                 "gemm_stream_1_1",
@@ -65,8 +68,10 @@ impl KernelFile {
                 "gemm_stream_2_2",
                 "gemm_stream_4_2",
                 "gemm_tile_32",
+                "gemm_tile_32_split",
                 "gemm_tile_64",
-                "gemm_tile_128",
+                "gemm_tile_64_split",
+                "gemm_tile_128_split",
                 "gemm_tile_128_fold",
             ],
             Self::Probe => &["read_all", "fill_bf16"],
@@ -80,6 +85,15 @@ impl fmt::Display for KernelFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Names the sources of all kernels: equal digests compute equal bits on equal devices.
+pub(crate) fn digest() -> String {
+    let mut hasher = blake3::Hasher::new();
+    for file in KernelFile::ALL {
+        hasher.update(file.source().as_bytes());
+    }
+    hasher.finalize().to_hex()[..8].to_owned()
 }
 
 /// Most shared memory that a block may ask for at launch on compute capability 9.0, less what kernels declare

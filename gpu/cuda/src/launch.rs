@@ -103,7 +103,9 @@ impl Device {
         let function = self.kernels().get(kernel).cu_function();
         // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the
         // arguments fit the kernel is the caller's duty.
-        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }.result()?;
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()?;
+        self.count_launch();
         Ok(())
     }
 }

@@ -3,12 +3,14 @@
 //! Nothing of CUDA is needed to build this crate, and nothing of it panics where CUDA is absent: every library is
 //! looked for before its first call ([`Library`]) and a missing one is an error.
 //!
-//! A [`Device`] owns a context, a stream and the compiled kernels; its methods (in [`ops`]) start one operation each.
+//! A [`Device`] owns a context, a stream and the compiled kernels; its methods (in [`ops`]) start one operation each. A
+//! [`CudaExecutor`] makes steps of them.
 
 mod blas;
 mod compiler;
 mod device;
 mod error;
+mod executor;
 mod graph;
 mod kernels;
 mod launch;
@@ -20,6 +22,7 @@ mod timer;
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
 pub use device::{Device, DeviceConfig, DeviceInfo};
 pub use error::CudaError;
+pub use executor::{CudaConfig, CudaExecutor, KvBudget};
 pub use graph::Graph;
 pub use kernels::KernelFile;
 pub use library::Library;

@@ -10,7 +10,7 @@ mod probe;
 mod qkv;
 mod sample;
 
-pub use attention::{DecodeAttention, KvPages, PrefillAttention, TILE_KEYS, PREFILL_ROWS, decode_tiles};
+pub use attention::{DecodeAttention, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tiles};
 pub use elementwise::{CopyPages, Embed, RmsNorm, SiluMul};
 pub use gemm::{Gemm, GemmMode, GemmOutput};
 pub use probe::FillBf16;

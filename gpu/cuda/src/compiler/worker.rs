@@ -13,7 +13,12 @@ use crate::{CudaError, KernelFile, Library};
 /// First argument of a process that is a compile worker.
 pub const WORKER_FLAG: &str = "--nvrtc-worker";
 
-pub(super) fn spawn(executable: &Path, file: KernelFile, arch: &str, cubin: &Path) -> Result<Child, CudaError> {
+pub(super) fn spawn(
+    executable: &Path,
+    file: KernelFile,
+    arch: &str,
+    cubin: &Path,
+) -> Result<Child, CudaError> {
     Command::new(executable)
         .args([WORKER_FLAG, file.name(), arch])
         .arg(cubin)
@@ -45,7 +50,9 @@ pub fn nvrtc_worker(arguments: impl IntoIterator<Item = OsString>) -> Option<u8>
         return None;
     }
     let outcome = match (arguments.next(), arguments.next(), arguments.next()) {
-        (Some(file), Some(arch), Some(cubin)) => run(&file.to_string_lossy(), &arch.to_string_lossy(), cubin.into()),
+        (Some(file), Some(arch), Some(cubin)) => {
+            run(&file.to_string_lossy(), &arch.to_string_lossy(), cubin.into())
+        }
         _ => Err(CudaError::Shape("a compile worker needs a file, an architecture and a path".into())),
     };
     match outcome {

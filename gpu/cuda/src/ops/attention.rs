@@ -113,7 +113,9 @@ impl Device {
             other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
         };
         op.kv.check(op.heads)?;
-        check(op.heads / kv_heads <= MAX_GROUP, || format!("{} query heads a key head", op.heads / kv_heads))?;
+        check(op.heads / kv_heads <= MAX_GROUP, || {
+            format!("{} query heads a key head", op.heads / kv_heads)
+        })?;
         check_len("out", op.out, op.sequences * op.heads * head_dim)?;
         check_len("queries", op.queries, op.sequences * op.heads * head_dim)?;
         check_len("tile_starts", op.tile_starts, op.sequences + 1)?;

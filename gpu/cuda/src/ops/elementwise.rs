@@ -70,8 +70,7 @@ impl Device {
         check_len("hidden", op.hidden, op.tokens * op.width)?;
         check_len("ids", op.ids, op.tokens)?;
         check_len("slots", op.slots, op.tokens)?;
-        let arguments =
-            arguments![op.hidden, op.table, op.ids, op.slots, op.last_tokens, op.width as i32];
+        let arguments = arguments![op.hidden, op.table, op.ids, op.slots, op.last_tokens, op.width as i32];
         // SAFETY: signature of embed; it writes `tokens` rows of `hidden`, ids are trusted.
         unsafe { self.launch("embed", Shape::new([op.tokens as u32, 1, 1], 128), arguments) }
     }
@@ -84,8 +83,7 @@ impl Device {
             Some(rows) => check_len("rows", rows, op.count)?,
             None => check_len("hidden", op.hidden, op.count * op.width)?,
         }
-        let arguments =
-            arguments![op.out, op.hidden, op.delta, op.weight, op.rows, op.width as i32, op.eps];
+        let arguments = arguments![op.out, op.hidden, op.delta, op.weight, op.rows, op.width as i32, op.eps];
         // SAFETY: signature of rms_norm; lengths checked, row numbers are trusted.
         unsafe { self.launch("rms_norm", Shape::new([op.count as u32, 1, 1], 256), arguments) }
     }

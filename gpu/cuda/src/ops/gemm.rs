@@ -4,7 +4,6 @@ use super::{check, check_len};
 use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
-    device::SPLIT_TILES,
     launch::{Shape, arguments},
 };
 
@@ -49,18 +48,20 @@ pub struct Gemm<'a> {
 /// Most rows of x that the streaming kernel takes.
 const STREAM_ROWS: usize = 16;
 /// From this many rows on, the library is faster than the tile kernel.
-const BLAS_ROWS: usize = 65;
+const BLAS_ROWS: usize = 17;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
 const STREAM_STAGES: usize = 8;
 const TILE_COLUMNS: usize = 128;
 const TILE_STAGES: usize = 4;
+/// Tiles of 128 rows from which on they fill the GPU without being split.
+const ENOUGH_TILES: usize = 132;
 
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
 fn segments(n: usize) -> usize {
-    if n <= 8192 { 4 } else { 1 }
+    if n <= 32_768 { 4 } else { 1 }
 }
 
 /// A kernel and its launch.
@@ -68,8 +69,19 @@ fn segments(n: usize) -> usize {
 enum Plan {
     /// A warp takes `8 * blocks` rows of w over one segment, `token_tiles` times 8 rows of x.
     Stream { blocks: usize, token_tiles: usize },
-    /// `rows` of x a block; `split`: one segment a block.
-    Tile { rows: usize, split: bool },
+    /// `rows` of x a block.
+    Tile { rows: usize, cut: Cut },
+}
+
+/// What a block of the tile kernel does with segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// There is only one.
+    Whole,
+    /// A cluster of blocks takes one each.
+    Split,
+    /// It takes them one after another.
+    Folded,
 }
 
 impl Plan {
@@ -92,8 +104,13 @@ impl Plan {
             _ => 128,
         };
         let tiles = m.div_ceil(rows) * n.div_ceil(TILE_COLUMNS);
-        // the 32- and 64-row kernels do not fold several segments
-        Self::Tile { rows, split: segments > 1 && (rows < 128 || tiles <= SPLIT_TILES) }
+        let cut = match (segments, rows) {
+            (1, 32 | 64) => Cut::Whole,
+            (1, _) => Cut::Folded,
+            (_, 128) if tiles > ENOUGH_TILES => Cut::Folded,
+            _ => Cut::Split,
+        };
+        Self::Tile { rows, cut }
     }
 }
 
@@ -137,44 +154,30 @@ impl Device {
                 };
                 let rows_per_block = 8 * blocks * WARPS_PER_BLOCK / segments;
                 let ring = WARPS_PER_BLOCK * STREAM_STAGES * (blocks + token_tiles) * 512;
-                let shape = Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
+                let shape =
+                    Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
                 let arguments =
                     arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
                 // SAFETY: signature of gemm_stream; lengths checked in `gemm`.
                 unsafe { self.launch(kernel, shape.shared(ring), arguments) }
             }
-            Plan::Tile { rows, split } => {
-                let kernel = match (rows, split) {
+            Plan::Tile { rows, cut } => {
+                let kernel = match (rows, cut) {
+                    (32, Cut::Split) => "gemm_tile_32_split",
                     (32, _) => "gemm_tile_32",
+                    (64, Cut::Split) => "gemm_tile_64_split",
                     (64, _) => "gemm_tile_64",
-                    (_, true) => "gemm_tile_128",
-                    (_, false) => "gemm_tile_128_fold",
+                    (_, Cut::Split) => "gemm_tile_128_split",
+                    (_, _) => "gemm_tile_128_fold",
                 };
-                let (row_tiles, column_tiles) = (m.div_ceil(rows), n.div_ceil(TILE_COLUMNS));
-                check(!split || row_tiles * column_tiles <= SPLIT_TILES, || {
-                    format!("{row_tiles} x {column_tiles} split tiles")
-                })?;
-                let scratch = self.scratch();
-                let arguments = arguments![
-                    address,
-                    op.x,
-                    op.w,
-                    scratch.parts.view(),
-                    scratch.tickets.view(),
-                    sizes[0],
-                    sizes[1],
-                    sizes[2],
-                    sizes[3],
-                    output
-                ];
-                let depth = if split { segments } else { 1 };
-                let shape = Shape::new(
-                    [row_tiles as u32, column_tiles as u32, depth as u32],
-                    if rows == 128 { 256 } else { 128 },
-                );
+                let depth = if cut == Cut::Split { segments } else { 1 };
+                let grid = [m.div_ceil(rows) as u32, n.div_ceil(TILE_COLUMNS) as u32, depth as u32];
                 let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
-                // SAFETY: signature of gemm_tile; lengths checked in `gemm`, scratch by the tile count.
-                unsafe { self.launch(kernel, shape.shared(ring), arguments) }
+                let shape = Shape::new(grid, if rows == 128 { 256 } else { 128 }).shared(ring);
+                let arguments =
+                    arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
+                // SAFETY: signature of gemm_tile; lengths checked in `gemm`.
+                unsafe { self.launch(kernel, shape, arguments) }
             }
         }
     }
@@ -205,20 +208,11 @@ mod tests {
         assert_eq!(Plan::new(1, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(1, 1024), Plan::Stream { blocks: 1, token_tiles: 1 });
         assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 2, token_tiles: 2 });
-        assert_eq!(Plan::new(17, 4096), Plan::Tile { rows: 32, split: true });
-        assert_eq!(Plan::new(64, 24_576), Plan::Tile { rows: 64, split: false });
-        assert_eq!(Plan::new(512, 4096), Plan::Tile { rows: 128, split: true });
-        assert_eq!(Plan::new(4096, 4096), Plan::Tile { rows: 128, split: false });
-    }
-
-    #[test]
-    fn a_split_never_outgrows_its_scratch() {
-        for n in (8..=8192).step_by(8) {
-            for m in [17, 32, 33, 64, 65, 128, 200, 1000, 8192] {
-                if let Plan::Tile { rows, split: true } = Plan::new(m, n) {
-                    assert!(m.div_ceil(rows) * n.div_ceil(TILE_COLUMNS) <= SPLIT_TILES, "{m} x {n}");
-                }
-            }
-        }
+        assert_eq!(Plan::new(17, 4096), Plan::Tile { rows: 32, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 24_576), Plan::Tile { rows: 64, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 151_936), Plan::Tile { rows: 64, cut: Cut::Whole });
+        assert_eq!(Plan::new(512, 4096), Plan::Tile { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(4096, 4096), Plan::Tile { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(256, 151_936), Plan::Tile { rows: 128, cut: Cut::Folded });
     }
 }

@@ -28,6 +28,8 @@ pub struct QkvHead<'a> {
     pub places: View<'a, u32>,
     pub tokens: usize,
     pub heads: usize,
+    /// Elements of a head before it was padded to `head_dim`.
+    pub norm_width: usize,
     pub eps: f32,
 }
 
@@ -65,6 +67,7 @@ impl Device {
             op.heads as i32,
             kv_heads as i32,
             op.kv.page_shift()? as i32,
+            op.norm_width as i32,
             op.eps,
         ];
         let blocks = (op.tokens * heads).div_ceil(WARPS);

@@ -39,8 +39,9 @@ pub struct SampleParams {
 impl SampleParams {
     /// `bias_count` and `stop_count` say how many entries of the slot's lists hold.
     pub fn new(params: &SamplingParams, choice: u32, bias_count: u32, stop_count: u32) -> Self {
-        let penalised =
-            params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 || params.repetition_penalty != 1.0;
+        let penalised = params.presence_penalty != 0.0
+            || params.frequency_penalty != 0.0
+            || params.repetition_penalty != 1.0;
         Self {
             temperature: params.temperature,
             top_p: params.top_p,
@@ -173,8 +174,7 @@ impl Device {
         check_len("logits", op.logits, op.rows * op.vocab)?;
         check_len("targets", op.targets, op.rows)?;
         check_len("tops", op.tops, op.rows)?;
-        let arguments =
-            arguments![op.scored, op.logits, op.targets, op.tops, op.vocab as i32, slice as i32];
+        let arguments = arguments![op.scored, op.logits, op.targets, op.tops, op.vocab as i32, slice as i32];
         let shape = Shape::new([CLUSTER as u32, op.rows as u32, 1], 512).shared(slice * 4);
         // SAFETY: signature of score; lengths checked, targets are trusted.
         unsafe { self.launch("score", shape, arguments) }

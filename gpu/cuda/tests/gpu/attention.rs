@@ -44,7 +44,12 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub fn new(device: &Device, random: &mut Random, heads: Heads, contexts: &[usize]) -> Result<Self, Failure> {
+    pub fn new(
+        device: &Device,
+        random: &mut Random,
+        heads: Heads,
+        contexts: &[usize],
+    ) -> Result<Self, Failure> {
         let Heads { kv_heads, head_dim, page_size, .. } = heads;
         let width = kv_heads * head_dim;
         let pages: Vec<usize> = contexts.iter().map(|context| context.div_ceil(page_size)).collect();
@@ -180,7 +185,8 @@ impl Cache {
 }
 
 fn shapes() -> Vec<Heads> {
-    let shape = |heads, kv_heads, head_dim, page_size, window| Heads { heads, kv_heads, head_dim, page_size, window };
+    let shape =
+        |heads, kv_heads, head_dim, page_size, window| Heads { heads, kv_heads, head_dim, page_size, window };
     vec![
         shape(4, 4, 64, 16, None),
         shape(9, 3, 64, 16, None),
@@ -269,8 +275,13 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
             compared += 1;
         }
 
-        let ends: Vec<usize> =
-            contexts.iter().scan(0, |end, context| { *end += context; Some(*end - 1) }).collect();
+        let ends: Vec<usize> = contexts
+            .iter()
+            .scan(0, |end, context| {
+                *end += context;
+                Some(*end - 1)
+            })
+            .collect();
         let row = |rows: &[bf16], i: usize| rows[ends[i] * width..][..width].to_vec();
         let last: Vec<bf16> = (0..contexts.len()).flat_map(|i| row(&queries, i)).collect();
         let together = cache.decode(device, &[0, 1, 2, 3], &last)?;

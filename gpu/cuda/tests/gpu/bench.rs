@@ -6,8 +6,8 @@
 use cuda::{
     Buffer, CudaError, Device, Graph, Timer,
     ops::{
-        DecodeAttention, Drawn, FillBf16, Gemm, GemmMode, GemmOutput, KvPages, PREFILL_ROWS, PrefillAttention,
-        QkvHead, RmsNorm, Sample, SampleParams, decode_tiles,
+        DecodeAttention, Drawn, FillBf16, Gemm, GemmMode, GemmOutput, KvPages, PREFILL_ROWS,
+        PrefillAttention, QkvHead, RmsNorm, Sample, SampleParams, decode_tiles,
     },
 };
 use half::bf16;
@@ -57,7 +57,7 @@ pub fn run(context: &Context) -> Result<(), CudaError> {
     bench.sampling()
 }
 
-fn read_rate(device: &Device) -> Result<f64, CudaError> {
+pub fn read_rate(device: &Device) -> Result<f64, CudaError> {
     let data = device.allocate::<u8>(4 << 30)?;
     let sink = device.allocate::<u32>(1)?;
     device.fill_bf16(FillBf16 { out: data.view().cast(), seed: 1, scale: 1.0 })?;
@@ -127,7 +127,7 @@ impl Bench<'_> {
             self.device.fill_bytes(out.view(), 0)?;
             for m in [1, 8, 16, 64, 256, 1024].into_iter().filter(|&m| m <= most) {
                 for mode in [GemmMode::BatchInvariant, GemmMode::BatchVariant] {
-                    if mode == GemmMode::BatchVariant && (m <= 64 || self.blas_missing()) {
+                    if mode == GemmMode::BatchVariant && (m <= 16 || self.blas_missing()) {
                         continue;
                     }
                     let output = match name {
@@ -141,7 +141,11 @@ impl Bench<'_> {
                         let w = w.slice(i % copies * n * k..);
                         self.device.gemm(Gemm { output, x: x.view(), w, m, n, k, mode })
                     })?;
-                    let label = if mode == GemmMode::BatchVariant { format!("{name} (library)") } else { name.into() };
+                    let label = if mode == GemmMode::BatchVariant {
+                        format!("{name} (library)")
+                    } else {
+                        name.into()
+                    };
                     let (bytes, work) = ((2 * n * k) as f64, 2.0 * (m * n * k) as f64);
                     self.line(shape.name, &label, m, seconds, bytes, work);
                 }
@@ -221,7 +225,12 @@ impl Bench<'_> {
                 self.device.prefill_attention(PrefillAttention {
                     out: out.view(),
                     queries: queries.view(),
-                    kv: KvPages { pages: kv.view(), kv_heads: KV_HEADS, head_dim: HEAD_DIM, page_size: PAGE_SIZE },
+                    kv: KvPages {
+                        pages: kv.view(),
+                        kv_heads: KV_HEADS,
+                        head_dim: HEAD_DIM,
+                        page_size: PAGE_SIZE,
+                    },
                     tables: tables.view(),
                     table_starts: zero.view(),
                     contexts: count.view(),
@@ -264,14 +273,20 @@ impl Bench<'_> {
 
             let qkv = self.random(rows * all, 1.0)?;
             let queries = self.device.allocate(rows * width)?;
-            let pages = self.device.allocate(rows.div_ceil(PAGE_SIZE) * 2 * KV_HEADS * PAGE_SIZE * HEAD_DIM)?;
+            let pages =
+                self.device.allocate(rows.div_ceil(PAGE_SIZE) * 2 * KV_HEADS * PAGE_SIZE * HEAD_DIM)?;
             let norm = self.device.upload(&[1.0f32; HEAD_DIM])?;
             let table = self.device.upload(&vec![0.7f32; rows * HEAD_DIM / 2])?;
             let places = self.device.upload(&(0..rows as u32).collect::<Vec<_>>())?;
             let seconds = self.time(LAUNCHES, |_| {
                 self.device.qkv_head(QkvHead {
                     queries: queries.view(),
-                    kv: KvPages { pages: pages.view(), kv_heads: KV_HEADS, head_dim: HEAD_DIM, page_size: PAGE_SIZE },
+                    kv: KvPages {
+                        pages: pages.view(),
+                        kv_heads: KV_HEADS,
+                        head_dim: HEAD_DIM,
+                        page_size: PAGE_SIZE,
+                    },
                     qkv: qkv.view(),
                     bias: None,
                     norms: Some([norm.view(), norm.view()]),
@@ -281,6 +296,7 @@ impl Bench<'_> {
                     places: places.view(),
                     tokens: rows,
                     heads: shape.heads,
+                    norm_width: HEAD_DIM,
                     eps: 1e-6,
                 })
             })?;
@@ -322,7 +338,14 @@ impl Bench<'_> {
                         max_stops: 1,
                     })
                 })?;
-                self.line("vocab 151936", &format!(" sample, {name}"), rows, seconds, (4 * rows * VOCAB) as f64, 0.0);
+                self.line(
+                    "vocab 151936",
+                    &format!(" sample, {name}"),
+                    rows,
+                    seconds,
+                    (4 * rows * VOCAB) as f64,
+                    0.0,
+                );
             }
         }
         Ok(())

@@ -134,9 +134,12 @@ fn copy_pages(context: &Context, random: &mut Random) -> Outcome {
 fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let mut worst: f64 = 0.0;
-    for (head_dim, heads, kv_heads, page_size, bias, norm) in
-        [(64, 9, 3, 16, false, false), (64, 14, 2, 32, true, false), (128, 16, 8, 16, false, true), (128, 4, 4, 64, true, true)]
-    {
+    for (head_dim, heads, kv_heads, page_size, bias, norm) in [
+        (64, 9, 3, 16, false, false),
+        (64, 14, 2, 32, true, false),
+        (128, 16, 8, 16, false, true),
+        (128, 4, 4, 64, true, true),
+    ] {
         let (tokens, positions, pages) = (random.between(1, 37), 300, 40);
         let (half, all) = (head_dim / 2, heads + 2 * kv_heads);
         let qkv = random.halves(tokens * all * head_dim, 2.0);
@@ -169,6 +172,7 @@ fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
             places: device.upload(&places)?.view(),
             tokens,
             heads,
+            norm_width: head_dim,
             eps,
         })?;
         let out = device.read(queries.view())?;
@@ -184,7 +188,8 @@ fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
                 }
                 let is_value = head >= heads + kv_heads;
                 if let (Some(norms), false) = (&norms, is_value) {
-                    let scale = 1.0 / (v.iter().map(|v| v * v).sum::<f64>() / head_dim as f64 + f64::from(eps)).sqrt();
+                    let scale = 1.0
+                        / (v.iter().map(|v| v * v).sum::<f64>() / head_dim as f64 + f64::from(eps)).sqrt();
                     let weight = &norms[usize::from(head >= heads)];
                     v.iter_mut().zip(weight).for_each(|(v, &w)| *v *= scale * f64::from(w));
                 }
@@ -198,7 +203,8 @@ fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
                 if head < heads {
                     found.extend(wide(&out[(token * heads + head) * head_dim..][..head_dim]));
                 } else if places[token] != u32::MAX {
-                    let (page, offset) = (places[token] as usize / page_size, places[token] as usize % page_size);
+                    let (page, offset) =
+                        (places[token] as usize / page_size, places[token] as usize % page_size);
                     let kv_head = head - heads - if is_value { kv_heads } else { 0 };
                     let block = (page * 2 + usize::from(is_value)) * kv_heads + kv_head;
                     found.extend(wide(&kept[(block * page_size + offset) * head_dim..][..head_dim]));

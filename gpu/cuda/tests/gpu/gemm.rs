@@ -60,7 +60,8 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);
-        let gemm = |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchInvariant };
+        let gemm =
+            |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchInvariant };
 
         let out = poisoned::<f32>(device, m * n)?;
         device.gemm(gemm(GemmOutput::F32(out.view())))?;
@@ -72,7 +73,11 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let sum = device.upload(&base)?;
         device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
         let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
-        bound("add", relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected), F32_BOUND)?;
+        bound(
+            "add",
+            relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected),
+            F32_BOUND,
+        )?;
 
         let gated = poisoned::<bf16>(device, m * n / 2)?;
         device.gemm(gemm(GemmOutput::Gate { out: gated.view(), spill: gated.slice(..0) }))?;
@@ -119,12 +124,17 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
         let error = relative_error(wide(&out), &product);
         bound("bf16", error, BF16_BOUND)?;
         worst = worst.max(error);
-        let gemm = |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchVariant };
+        let gemm =
+            |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchVariant };
         let base = random.floats(m * n, 1.0);
         let sum = device.upload(&base)?;
         device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
         let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
-        bound("add", relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected), F32_BOUND)?;
+        bound(
+            "add",
+            relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected),
+            F32_BOUND,
+        )?;
         let (gated, spill) = (poisoned::<bf16>(device, m * n / 2)?, poisoned::<bf16>(device, m * n)?);
         device.gemm(gemm(GemmOutput::Gate { out: gated.view(), spill: spill.view() }))?;
         let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();

@@ -20,6 +20,11 @@ impl From<CudaError> for Failure {
     }
 }
 
+/// Where compiled kernels are kept between runs.
+pub fn cache_dir() -> PathBuf {
+    std::env::var_os("GPU_TEST_CACHE").map_or_else(std::env::temp_dir, PathBuf::from).join("stator-kernels")
+}
+
 /// Fails with a text unless the condition holds.
 pub fn ensure(condition: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
     if condition { Ok(()) } else { Err(Failure(what())) }
@@ -45,11 +50,10 @@ impl Context {
         }
         Library::Driver.require()?;
         let executable = std::env::current_exe().expect("the path of this test");
-        let cache = std::env::var_os("GPU_TEST_CACHE").map_or_else(std::env::temp_dir, PathBuf::from);
         let begin = Instant::now();
         let device = Device::open(&DeviceConfig {
             ordinal: 0,
-            cache_dir: cache.join("stator-kernels"),
+            cache_dir: cache_dir(),
             compile: CompileMode::Workers(executable),
         })?;
         println!("{:?}", device.info());

@@ -26,13 +26,7 @@ pub fn silu(x: f64) -> f64 {
 }
 
 /// Attention of one query over keys and values `[positions][width]` at `offset`, from position `first` on.
-pub fn attend(
-    query: &[f64],
-    keys: &[Vec<f64>],
-    values: &[Vec<f64>],
-    first: usize,
-    scale: f64,
-) -> Vec<f64> {
+pub fn attend(query: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], first: usize, scale: f64) -> Vec<f64> {
     let scores: Vec<f64> = keys[first..]
         .iter()
         .map(|key| query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * scale)

@@ -1,12 +1,15 @@
 //! Tests and timings of the kernels on a real GPU; without one it says so and ends well.
 //!
-//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations. GPU_TEST_SEED repeats
+//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine` whole
+//! steps, `gpu compare` checks a model against what `scripts/gpu-reference` computed for it. GPU_TEST_SEED repeats
 //! the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers).
 
 mod attention;
 mod bench;
 mod compare;
 mod elementwise;
+mod engine;
+mod executor;
 mod gemm;
 mod harness;
 mod host;
@@ -19,7 +22,15 @@ use std::process::ExitCode;
 use harness::{Case, Context};
 
 fn cases() -> Vec<Case> {
-    [elementwise::cases(), gemm::cases(), attention::cases(), sampling::cases(), order::cases()].concat()
+    [
+        elementwise::cases(),
+        gemm::cases(),
+        attention::cases(),
+        sampling::cases(),
+        order::cases(),
+        executor::cases(),
+    ]
+    .concat()
 }
 
 fn main() -> ExitCode {
@@ -34,14 +45,17 @@ fn main() -> ExitCode {
             return if std::env::var_os("GPU_TEST_REQUIRED").is_some() { 1.into() } else { 0.into() };
         }
     };
-    if filter.as_deref() == Some("bench") {
-        return match bench::run(&context) {
-            Ok(()) => 0.into(),
-            Err(error) => {
-                println!("bench failed: {error}");
-                1.into()
-            }
-        };
+    let done = match filter.as_deref() {
+        Some("bench") => bench::run(&context).map_err(|error| error.to_string()),
+        Some("engine") => engine::run(context).map_err(|error| error.to_string()),
+        Some("compare") => engine::compare(context),
+        filter => return context.run(&cases(), filter.unwrap_or("")),
+    };
+    match done {
+        Ok(()) => 0.into(),
+        Err(error) => {
+            println!("failed: {error}");
+            1.into()
+        }
     }
-    context.run(&cases(), filter.as_deref().unwrap_or(""))
 }

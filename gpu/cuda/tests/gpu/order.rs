@@ -42,10 +42,26 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                 pause()?;
                 let mode = GemmMode::BatchInvariant;
                 let gate = GemmOutput::Gate { out: gated.view(), spill: gated.slice(..0) };
-                device.gemm(Gemm { output: gate, x: normed.view(), w: up.view(), m, n: 2 * inner, k: hidden, mode })?;
+                device.gemm(Gemm {
+                    output: gate,
+                    x: normed.view(),
+                    w: up.view(),
+                    m,
+                    n: 2 * inner,
+                    k: hidden,
+                    mode,
+                })?;
                 pause()?;
                 let add = GemmOutput::AddF32(stream.view());
-                device.gemm(Gemm { output: add, x: gated.view(), w: down.view(), m, n: hidden, k: inner, mode })?;
+                device.gemm(Gemm {
+                    output: add,
+                    x: gated.view(),
+                    w: down.view(),
+                    m,
+                    n: hidden,
+                    k: inner,
+                    mode,
+                })?;
                 pause()?;
             }
             Ok(())

@@ -122,7 +122,7 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
     let (mut draws, mut others) = (0, 0);
     let vocabs: &[usize] = if context.light { &[515] } else { &[13, 515, 49_152, 151_936] };
     for &vocab in vocabs {
-        let rows = if vocab < 1000 { 150 } else { 50 };
+        let rows = if context.light { 12 } else { 60 };
         let logits: Vec<f32> = random
             .floats(rows * vocab, 12.0)
             .into_iter()
@@ -167,7 +167,7 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
 }
 
 fn distribution(context: &Context, _: &mut Random) -> Outcome {
-    let (vocab, rows) = (40, if context.light { 300 } else { 4000 });
+    let (vocab, rows) = (40, if context.light { 60 } else { 4000 });
     let logits: Vec<f32> = (0..vocab).map(|i| i as f32 * 0.1).collect();
     let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
     let total: f64 = weights.iter().sum();

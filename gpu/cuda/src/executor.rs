@@ -1,0 +1,330 @@
+//! The executor: a decoder on one GPU, two steps in flight.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use models::{Batch, DecoderSpec, Executor, ExecutorError, ExecutorSpec, Model, Outputs, Ticket};
+
+mod check;
+mod config;
+mod dimensions;
+mod flight;
+mod forward;
+mod head_layout;
+mod plan;
+mod slots;
+mod weights;
+
+pub use config::{CudaConfig, KvBudget};
+
+use crate::{
+    Buffer, CudaError, Device, Graph,
+    ops::{FillBf16, GemmMode},
+};
+use dimensions::Dimensions;
+use flight::Flight;
+use forward::{Buffers, Forward};
+use plan::{Counts, Layout, Lists, Plan};
+use slots::Slots;
+use weights::Weights;
+
+/// Steps in flight: the next is planned and submitted while one runs.
+const DEPTH: usize = 2;
+/// Batch sizes whose decode step is captured; a batch is filled up to the next one.
+const BUCKETS: [usize; 18] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224, 256];
+
+/// Runs a decoder on one GPU. Depth 2: tokens that a step samples reach the next one on the device.
+#[derive(Debug)]
+pub struct CudaExecutor {
+    graphs: BTreeMap<usize, Graph>,
+    flights: [Flight; DEPTH],
+    /// Flights under way, oldest first.
+    open: VecDeque<usize>,
+    slots: Slots,
+    forward: Forward,
+    /// What the running step was told.
+    block: Buffer<u32>,
+    launches: u64,
+    spec: ExecutorSpec,
+    device: Device,
+}
+
+impl CudaExecutor {
+    /// Opens the GPU, copies the weights there and lays out its memory. `progress` hears the number of layers done.
+    ///
+    /// # Errors
+    /// If there is no such GPU, the model needs what is not built, or its memory does not suffice.
+    pub fn new(
+        model: &Model,
+        config: &CudaConfig,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self, CudaError> {
+        let device = Device::open(&config.device)?;
+        let dimensions = Dimensions::new(&model.spec)?;
+        let context_length = config.context_length.unwrap_or(model.spec.context_length);
+        let weights = Weights::load(&device, model, &dimensions, context_length, progress)?;
+        Self::with_weights(device, weights, dimensions, &model.spec, config)
+    }
+
+    /// The same with random weights of a decoder's shape: for timing.
+    pub fn dummy(spec: &DecoderSpec, config: &CudaConfig) -> Result<Self, CudaError> {
+        let device = Device::open(&config.device)?;
+        let dimensions = Dimensions::new(spec)?;
+        let context_length = config.context_length.unwrap_or(spec.context_length);
+        let weights = Weights::dummy(&device, spec, &dimensions, context_length)?;
+        Self::with_weights(device, weights, dimensions, spec, config)
+    }
+
+    fn with_weights(
+        device: Device,
+        weights: Weights,
+        dimensions: Dimensions,
+        model: &DecoderSpec,
+        config: &CudaConfig,
+    ) -> Result<Self, CudaError> {
+        if !config.page_size.is_power_of_two() {
+            return Err(CudaError::Shape(format!("pages of {} tokens, no power of two", config.page_size)));
+        }
+        let wanted = config.context_length.unwrap_or(model.context_length);
+        let (tokens, slots) = (config.max_batch_tokens as usize, config.slots as usize);
+        let buffers = Buffers::new(&device, &dimensions, tokens, slots, config.gemm)?;
+        let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
+
+        let page_elements = dimensions.layers * dimensions.page_elements(config.page_size as usize);
+        let words = block_words(config, tokens, slots, wanted);
+        let block = device.allocate(words)?;
+        let flights =
+            [Flight::new(&device, words, slots, tokens)?, Flight::new(&device, words, slots, tokens)?];
+        let pages = pages(&device, config, 2 * page_elements as u64)?;
+        let kv = device.allocate(pages as usize * page_elements)?;
+        device.fill_bytes(kv.view(), 0)?;
+        let positions = u64::from(pages) * u64::from(config.page_size);
+        let context_length = wanted.min(u32::try_from(positions).unwrap_or(u32::MAX));
+        let spec = ExecutorSpec {
+            device: "cuda",
+            pages,
+            page_size: config.page_size,
+            slots: config.slots,
+            max_batch_tokens: config.max_batch_tokens,
+            depth: DEPTH as u32,
+            vocab_size: model.vocab_size,
+            context_length,
+            kv_bytes_per_token: 2 * page_elements as u64 / u64::from(config.page_size),
+            numerics_class: numerics_class(&device, config.gemm),
+        };
+        let forward = Forward {
+            dimensions,
+            weights,
+            buffers,
+            kv,
+            page_size: config.page_size as usize,
+            mode: config.gemm,
+        };
+        let mut executor = Self {
+            graphs: BTreeMap::new(),
+            flights,
+            open: VecDeque::with_capacity(DEPTH),
+            slots: slot_tables,
+            forward,
+            block,
+            launches: 0,
+            spec,
+            device,
+        };
+        if config.graphs {
+            executor.capture()?;
+        }
+        let (free, total) = executor.device.memory()?;
+        tracing::info!(
+            gpu = executor.device.info().name,
+            pages,
+            kv_bytes = u64::from(pages) * 2 * page_elements as u64,
+            free,
+            total,
+            launches_per_decode_step = executor.launches,
+            numerics_class = executor.spec.numerics_class,
+            "cuda executor ready"
+        );
+        Ok(executor)
+    }
+
+    /// Launches of a decode step at batch 1.
+    pub fn launches_per_decode_step(&self) -> u64 {
+        self.launches
+    }
+
+    /// Bytes of weights that a decode step reads.
+    pub fn weight_bytes_per_step(&self) -> u64 {
+        let d = &self.forward.dimensions;
+        let layer = d.qkv_width() * d.hidden + d.hidden * d.query_width() + 3 * d.intermediate * d.hidden;
+        2 * (d.layers * layer + d.vocab * d.hidden) as u64
+    }
+
+    /// Fills the KV pool with random numbers, as if the sequences that come had been computed: for timing.
+    pub fn fill_kv(&self) -> Result<(), CudaError> {
+        self.device.fill_bf16(FillBf16 { out: self.forward.kv.view(), seed: 7, scale: 1.0 })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn capture(&mut self) -> Result<(), CudaError> {
+        for bucket in BUCKETS {
+            if bucket > self.spec.slots.min(self.spec.max_batch_tokens) as usize {
+                break;
+            }
+            let counts = bucket_counts(bucket);
+            let lists = Lists::new(self.block.view(), &Layout::new(counts));
+            let run = || self.forward.run(&self.device, &self.slots, lists, counts);
+            if bucket == 1 {
+                // the library's first call for a shape allocates, which a capture forbids
+                let before = self.device.launches();
+                self.idle_step(counts)?;
+                run()?;
+                self.launches = self.device.launches() - before;
+                self.device.synchronize()?;
+            } else {
+                self.idle_step(counts)?;
+                run()?;
+                self.device.synchronize()?;
+            }
+            let graph = Graph::record(&self.device, run)?;
+            self.graphs.insert(bucket, graph);
+        }
+        Ok(())
+    }
+
+    /// Tells the device of a step in which every row is padding.
+    fn idle_step(&self, counts: Counts) -> Result<(), CudaError> {
+        let layout = Layout::new(counts);
+        let mut block = vec![0; layout.words()];
+        Plan::default().write_padding(&mut block, &layout);
+        self.device.write(self.block.view(), &block)
+    }
+
+    /// The smallest captured batch that a step fits into.
+    fn bucket(&self, plan: &Plan) -> Option<(usize, &Graph)> {
+        if !plan.is_plain_decode() {
+            return None;
+        }
+        self.graphs.range(plan.counts.tokens..).next().map(|(&bucket, graph)| (bucket, graph))
+    }
+
+    fn start(&mut self, batch: &Batch) -> Result<usize, CudaError> {
+        for &slot in &batch.closes {
+            self.slots.close(slot);
+        }
+        for open in &batch.opens {
+            self.slots.open(&self.device, open)?;
+        }
+        let window = self.forward.dimensions.window;
+        let plan = Plan::new(batch, &self.slots, self.forward.buffers.max_tiles, window);
+        let bucket = self.bucket(&plan).map(|(bucket, _)| bucket);
+        let counts = bucket.map_or(plan.counts, bucket_counts);
+        let layout = Layout::new(counts);
+
+        let index = (0..DEPTH).find(|index| !self.open.contains(index)).unwrap_or(0);
+        let flight = &mut self.flights[index];
+        let words = plan.words(batch, &layout);
+        plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, window);
+        flight.timer.start(&self.device)?;
+        self.device.write_async(self.block.view(), &flight.block.as_slice()[..words])?;
+        match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
+            Some(graph) => graph.launch()?,
+            None => {
+                let lists = Lists::new(self.block.view(), &layout);
+                self.forward.run(&self.device, &self.slots, lists, counts)?;
+            }
+        }
+        let buffers = &self.forward.buffers;
+        let (rows, scores) = (plan.counts.rows, plan.counts.scores);
+        if rows > 0 {
+            self.device.read_async(&mut flight.drawn.as_mut_slice()[..rows], buffers.drawn.view())?;
+        }
+        if scores > 0 {
+            self.device.read_async(&mut flight.scored.as_mut_slice()[..scores], buffers.scored.view())?;
+        }
+        flight.timer.stop(&self.device)?;
+        flight.step = Some(batch.step);
+        flight.sampled = plan.sampled;
+        flight.scored_by = plan.scored;
+        Ok(index)
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn spec(&self) -> &ExecutorSpec {
+        &self.spec
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket, ExecutorError> {
+        if self.open.len() == DEPTH {
+            return Err(ExecutorError::Batch(format!("{DEPTH} steps are under way")));
+        }
+        check::check(batch, &self.spec, &self.slots).map_err(ExecutorError::Batch)?;
+        let flight = self.start(batch)?;
+        self.open.push_back(flight);
+        Ok(Ticket(batch.step))
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Outputs, ExecutorError> {
+        let Some(&index) = self.open.front() else {
+            return Err(ExecutorError::Batch(format!("step {} is not under way", ticket.0.0)));
+        };
+        let flight = &mut self.flights[index];
+        if flight.step != Some(ticket.0) {
+            return Err(ExecutorError::Batch(format!("step {} is not the oldest under way", ticket.0.0)));
+        }
+        self.open.pop_front();
+        Ok(flight.finish()?)
+    }
+}
+
+fn bucket_counts(bucket: usize) -> Counts {
+    Counts { tokens: bucket, decodes: bucket, rows: bucket, ..Counts::default() }
+}
+
+/// Words of the largest block that a step may need: all lists at their longest, and a page table for every slot.
+fn block_words(config: &CudaConfig, tokens: usize, slots: usize, context_length: u32) -> usize {
+    let most = Counts {
+        tokens,
+        decodes: slots,
+        prefills: slots,
+        works: tokens,
+        rows: slots,
+        scores: tokens,
+        copies: slots,
+    };
+    Layout::new(most).words() + slots * context_length.div_ceil(config.page_size) as usize
+}
+
+/// Kept free of what `MemoryFraction` leaves to the pool: graphs, the library's kernels.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+fn pages(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, CudaError> {
+    let bytes = match config.kv {
+        KvBudget::Pages(pages) => return Ok(pages),
+        KvBudget::Bytes(bytes) => bytes,
+        KvBudget::MemoryFraction(fraction) => {
+            let (free, total) = device.memory()?;
+            let kept = (total as f64 * (1.0 - fraction)) as u64;
+            free.saturating_sub(kept.max(RESERVE_BYTES))
+        }
+    };
+    match u32::try_from(bytes / page_bytes) {
+        Ok(0) => Err(CudaError::Shape(format!("{bytes} bytes hold no page of {page_bytes} bytes"))),
+        Ok(pages) => Ok(pages),
+        Err(_) => Ok(u32::MAX - 1),
+    }
+}
+
+/// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do.
+fn numerics_class(device: &Device, mode: GemmMode) -> String {
+    let (major, minor) = device.info().capability;
+    let kernels = crate::kernels::digest();
+    let mode = match mode {
+        GemmMode::BatchInvariant => "",
+        GemmMode::BatchVariant => "-batch-variant",
+    };
+    format!("cuda-sm{major}{minor}-bf16-kvbf16-{kernels}{mode}")
+}

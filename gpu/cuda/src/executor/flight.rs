@@ -1,0 +1,65 @@
+use std::time::Duration;
+
+use models::{Outputs, Sampled, Scored, SlotId, StepId, TokenLogprob};
+
+use super::plan::Reporter;
+use crate::{CudaError, Device, PinnedBuffer, Timer, ops::Drawn};
+
+/// Host side of one step under way: what it was told, and where its results arrive.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub block: PinnedBuffer<u32>,
+    pub drawn: PinnedBuffer<Drawn>,
+    pub scored: PinnedBuffer<Drawn>,
+    pub timer: Timer,
+    /// The step, if one is under way.
+    pub step: Option<StepId>,
+    pub sampled: Vec<Reporter>,
+    pub scored_by: Vec<(Reporter, usize)>,
+}
+
+impl Flight {
+    pub fn new(device: &Device, words: usize, slots: usize, tokens: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            block: device.allocate_pinned(words)?,
+            drawn: device.allocate_pinned(slots)?,
+            scored: device.allocate_pinned(tokens)?,
+            timer: Timer::new(device)?,
+            step: None,
+            sampled: Vec::new(),
+            scored_by: Vec::new(),
+        })
+    }
+
+    /// Waits for the step and reads what it produced.
+    pub fn finish(&mut self) -> Result<Outputs, CudaError> {
+        let elapsed = Duration::from_secs_f64(self.timer.seconds()?.max(0.0));
+        self.step = None;
+        let drawn = self.sampled.iter().zip(self.drawn.as_slice());
+        let sampled = drawn.map(|(&(slot, top), drawn)| sampled(slot, top, drawn)).collect();
+        let mut rest = self.scored.as_slice();
+        let mut scored = Vec::with_capacity(self.scored_by.len());
+        for &((slot, top), count) in &self.scored_by {
+            let (mine, others) = rest.split_at(count);
+            rest = others;
+            let tokens =
+                mine.iter().map(|drawn| (drawn.logprob, most_likely(drawn, top.unwrap_or(0)))).collect();
+            scored.push(Scored { slot, tokens });
+        }
+        Ok(Outputs { sampled, scored, elapsed })
+    }
+}
+
+fn sampled(slot: SlotId, top: Option<u8>, drawn: &Drawn) -> Sampled {
+    Sampled {
+        slot,
+        token: drawn.token,
+        logprob: top.map(|_| drawn.logprob),
+        top: most_likely(drawn, top.unwrap_or(0)),
+    }
+}
+
+fn most_likely(drawn: &Drawn, count: u8) -> Vec<TokenLogprob> {
+    let pairs = drawn.top_tokens.iter().zip(&drawn.top_logprobs);
+    pairs.take(count.into()).map(|(&token, &logprob)| TokenLogprob { token, logprob }).collect()
+}

@@ -1,0 +1,312 @@
+use half::bf16;
+
+use super::{
+    dimensions::Dimensions,
+    plan::{Counts, Lists},
+    slots::{MAX_BIAS, MAX_STOPS, Slots},
+    weights::{Layer, Weights},
+};
+use crate::{
+    Buffer, CudaError, Device, View,
+    ops::{
+        CopyPages, DecodeAttention, Drawn, Embed, Gemm, GemmMode, GemmOutput, KvPages, PrefillAttention,
+        QkvHead, RmsNorm, Sample, Score,
+    },
+};
+
+/// Rows whose logits are held at once.
+pub(super) const LOGIT_ROWS: usize = 256;
+
+/// What a step keeps between its launches. Sizes are fixed at the start; graphs keep the addresses.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// Residual stream, [tokens, hidden].
+    hidden: Buffer<f32>,
+    /// [tokens, hidden]
+    normed: Buffer<bf16>,
+    /// [tokens, qkv width]
+    qkv: Buffer<bf16>,
+    /// [tokens, query width]
+    queries: Buffer<bf16>,
+    attended: Buffer<bf16>,
+    /// [tokens, intermediate]
+    gated: Buffer<bf16>,
+    /// [tokens, 2 * intermediate], where the library needs it.
+    spill: Buffer<bf16>,
+    /// [LOGIT_ROWS, hidden]
+    last: Buffer<bf16>,
+    /// [LOGIT_ROWS, vocab]
+    logits: Buffer<f32>,
+    part_values: Buffer<f32>,
+    part_stats: Buffer<f32>,
+    tickets: Buffer<u32>,
+    /// [slots]
+    pub drawn: Buffer<Drawn>,
+    /// [tokens]
+    pub scored: Buffer<Drawn>,
+    /// Tiles that the decode kernel has room for.
+    pub max_tiles: usize,
+}
+
+/// Bytes for the parts of sequences of several tiles: a bound on the decode kernel, not on contexts (what is beyond it
+/// goes to the prefill kernel).
+const PART_BYTES: usize = 256 << 20;
+
+impl Buffers {
+    pub fn new(
+        device: &Device,
+        dimensions: &Dimensions,
+        tokens: usize,
+        slots: usize,
+        mode: GemmMode,
+    ) -> Result<Self, CudaError> {
+        let Dimensions { hidden, vocab, intermediate, heads, kv_heads, head_dim, .. } = *dimensions;
+        let max_tiles = PART_BYTES / (heads * head_dim * 4);
+        let spill = if mode == GemmMode::BatchVariant { 2 * tokens * intermediate } else { 0 };
+        let buffers = Self {
+            hidden: device.allocate(tokens * hidden)?,
+            normed: device.allocate(tokens * hidden)?,
+            qkv: device.allocate(tokens * dimensions.qkv_width())?,
+            queries: device.allocate(tokens * dimensions.query_width())?,
+            attended: device.allocate(tokens * dimensions.query_width())?,
+            gated: device.allocate(tokens * intermediate)?,
+            spill: device.allocate(spill)?,
+            last: device.allocate(LOGIT_ROWS * hidden)?,
+            logits: device.allocate(LOGIT_ROWS * vocab)?,
+            part_values: device.allocate(max_tiles * heads * head_dim)?,
+            part_stats: device.allocate(max_tiles * heads * 2)?,
+            tickets: device.allocate(tokens * kv_heads)?,
+            drawn: device.allocate(slots)?,
+            scored: device.allocate(tokens)?,
+            max_tiles,
+        };
+        device.fill_bytes(buffers.tickets.view(), 0)?;
+        // rows of padding are attended by nobody: what they hold must be numbers
+        device.fill_bytes(buffers.attended.view(), 0)?;
+        Ok(buffers)
+    }
+}
+
+/// The decoder on its device: everything that launches need.
+#[derive(Debug)]
+pub(super) struct Forward {
+    pub dimensions: Dimensions,
+    pub weights: Weights,
+    pub buffers: Buffers,
+    /// [layers, pages, keys and values, kv_heads, page_size, head_dim]
+    pub kv: Buffer<bf16>,
+    pub page_size: usize,
+    pub mode: GemmMode,
+}
+
+impl Forward {
+    /// Starts all launches of a step.
+    pub fn run(
+        &self,
+        device: &Device,
+        slots: &Slots,
+        lists: Lists<'_>,
+        counts: Counts,
+    ) -> Result<(), CudaError> {
+        let Dimensions { layers, hidden, .. } = self.dimensions;
+        if counts.copies > 0 {
+            device.copy_pages(CopyPages {
+                kv: self.kv.view(),
+                pairs: lists.copies,
+                count: counts.copies,
+                layers,
+                page_elements: self.dimensions.page_elements(self.page_size),
+            })?;
+        }
+        if counts.tokens == 0 {
+            return Ok(());
+        }
+        device.embed(Embed {
+            hidden: self.buffers.hidden.view(),
+            table: self.weights.embedding.view(),
+            ids: lists.ids,
+            slots: lists.token_slots,
+            last_tokens: slots.last_tokens.view(),
+            tokens: counts.tokens,
+            width: hidden,
+        })?;
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            self.attend(device, layer, number, lists, counts)?;
+            self.feed_forward(device, layer, counts.tokens)?;
+        }
+        self.sample(device, slots, lists, counts)?;
+        self.score(device, lists, counts)
+    }
+
+    fn attend(
+        &self,
+        device: &Device,
+        layer: &Layer,
+        number: usize,
+        lists: Lists<'_>,
+        counts: Counts,
+    ) -> Result<(), CudaError> {
+        let (dimensions, buffers) = (&self.dimensions, &self.buffers);
+        let Dimensions { heads, kv_heads, head_dim, hidden, window, .. } = *dimensions;
+        let tokens = counts.tokens;
+        self.norm(device, buffers.normed.view(), &layer.attention_norm, None, tokens)?;
+        let qkv = GemmOutput::Bf16(buffers.qkv.view());
+        self.gemm(device, qkv, &buffers.normed, &layer.qkv, [tokens, dimensions.qkv_width(), hidden])?;
+        let layer_len = self.kv.len() / dimensions.layers;
+        let kv = KvPages {
+            pages: self.kv.slice(number * layer_len..(number + 1) * layer_len),
+            kv_heads,
+            head_dim,
+            page_size: self.page_size,
+        };
+        device.qkv_head(QkvHead {
+            queries: buffers.queries.view(),
+            kv,
+            qkv: buffers.qkv.view(),
+            bias: layer.qkv_bias.as_ref().map(Buffer::view),
+            norms: layer.head_norms.as_ref().map(|[q, k]| [q.view(), k.view()]),
+            cosines: self.weights.cosines.view(),
+            sines: self.weights.sines.view(),
+            positions: lists.positions,
+            places: lists.places,
+            tokens,
+            heads,
+            norm_width: dimensions.model_head_dim,
+            eps: dimensions.eps,
+        })?;
+        if counts.decodes > 0 {
+            device.decode_attention(DecodeAttention {
+                out: buffers.attended.view(),
+                queries: buffers.queries.view(),
+                kv,
+                tables: lists.tables,
+                table_starts: lists.decode_tables,
+                contexts: lists.decode_contexts,
+                tile_starts: lists.tile_starts,
+                part_values: buffers.part_values.view(),
+                part_stats: buffers.part_stats.view(),
+                tickets: buffers.tickets.view(),
+                sequences: counts.decodes,
+                max_tiles: buffers.max_tiles,
+                heads,
+                window,
+                scale: dimensions.scale(),
+            })?;
+        }
+        if counts.prefills > 0 {
+            device.prefill_attention(PrefillAttention {
+                out: buffers.attended.view(),
+                queries: buffers.queries.view(),
+                kv,
+                tables: lists.tables,
+                table_starts: lists.prefill_tables,
+                contexts: lists.prefill_contexts,
+                query_starts: lists.query_starts,
+                query_counts: lists.query_counts,
+                works: lists.works,
+                work_count: counts.works,
+                heads,
+                window,
+                scale: dimensions.scale(),
+            })?;
+        }
+        let sum = GemmOutput::AddF32(buffers.hidden.view());
+        self.gemm(device, sum, &buffers.attended, &layer.o, [tokens, hidden, dimensions.query_width()])
+    }
+
+    fn feed_forward(&self, device: &Device, layer: &Layer, tokens: usize) -> Result<(), CudaError> {
+        let buffers = &self.buffers;
+        let Dimensions { hidden, intermediate, .. } = self.dimensions;
+        self.norm(device, buffers.normed.view(), &layer.mlp_norm, None, tokens)?;
+        let gate = GemmOutput::Gate { out: buffers.gated.view(), spill: buffers.spill.view() };
+        self.gemm(device, gate, &buffers.normed, &layer.gate_up, [tokens, 2 * intermediate, hidden])?;
+        let sum = GemmOutput::AddF32(buffers.hidden.view());
+        self.gemm(device, sum, &buffers.gated, &layer.down, [tokens, hidden, intermediate])
+    }
+
+    fn sample(
+        &self,
+        device: &Device,
+        slots: &Slots,
+        lists: Lists<'_>,
+        counts: Counts,
+    ) -> Result<(), CudaError> {
+        for first in (0..counts.rows).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(counts.rows - first);
+            self.logits(device, lists.rows.slice(first..), rows)?;
+            device.sample(Sample {
+                drawn: self.buffers.drawn.slice(first..),
+                last_tokens: slots.last_tokens.view(),
+                logits: self.buffers.logits.view(),
+                slots: lists.row_slots.slice(first..),
+                positions: lists.row_positions.slice(first..),
+                params: slots.params.view(),
+                bias: slots.bias.view(),
+                stops: slots.stops.view(),
+                counts: slots.counts.view(),
+                prompts: slots.prompts.view(),
+                rows,
+                vocab: self.dimensions.vocab,
+                max_bias: MAX_BIAS,
+                max_stops: MAX_STOPS,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn score(&self, device: &Device, lists: Lists<'_>, counts: Counts) -> Result<(), CudaError> {
+        for first in (0..counts.scores).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(counts.scores - first);
+            self.logits(device, lists.score_rows.slice(first..), rows)?;
+            device.score(Score {
+                scored: self.buffers.scored.slice(first..),
+                logits: self.buffers.logits.view(),
+                targets: lists.score_targets.slice(first..),
+                tops: lists.score_tops.slice(first..),
+                rows,
+                vocab: self.dimensions.vocab,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Logits of some rows of the residual stream.
+    fn logits(&self, device: &Device, rows: View<'_, u32>, count: usize) -> Result<(), CudaError> {
+        let Dimensions { hidden, vocab, .. } = self.dimensions;
+        self.norm(device, self.buffers.last.view(), &self.weights.final_norm, Some(rows), count)?;
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        let logits = GemmOutput::F32(self.buffers.logits.view());
+        self.gemm(device, logits, &self.buffers.last, head, [count, vocab, hidden])
+    }
+
+    fn norm(
+        &self,
+        device: &Device,
+        out: View<'_, bf16>,
+        weight: &Buffer<f32>,
+        rows: Option<View<'_, u32>>,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        device.rms_norm(RmsNorm {
+            out,
+            hidden: self.buffers.hidden.view(),
+            delta: None,
+            weight: weight.view(),
+            rows,
+            count,
+            width: self.dimensions.hidden,
+            eps: self.dimensions.eps,
+        })
+    }
+
+    fn gemm(
+        &self,
+        device: &Device,
+        output: GemmOutput<'_>,
+        x: &Buffer<bf16>,
+        w: &Buffer<bf16>,
+        [m, n, k]: [usize; 3],
+    ) -> Result<(), CudaError> {
+        device.gemm(Gemm { output, x: x.view(), w: w.view(), m, n, k, mode: self.mode })
+    }
+}

@@ -1,0 +1,340 @@
+//! What one step tells the device: one block of words, written on the host, copied in one piece.
+
+use std::ops::Range;
+
+use models::{Batch, Score, SlotId};
+
+use super::slots::Slots;
+use crate::{
+    View,
+    ops::{PREFILL_ROWS, decode_tiles},
+};
+
+/// Marks rows and tokens that only fill up a captured batch.
+const NOTHING: u32 = u32::MAX;
+
+/// How many entries each list has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub tokens: usize,
+    /// Sequences of one token, at rows `0 ..`.
+    pub decodes: usize,
+    /// Sequences of several tokens.
+    pub prefills: usize,
+    /// Blocks of the prefill kernel.
+    pub works: usize,
+    /// Rows that are sampled.
+    pub rows: usize,
+    /// Rows that are scored.
+    pub scores: usize,
+    pub copies: usize,
+}
+
+/// Where each list lies in the block.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    ids: Range<usize>,
+    token_slots: Range<usize>,
+    positions: Range<usize>,
+    places: Range<usize>,
+    decode_contexts: Range<usize>,
+    decode_tables: Range<usize>,
+    tile_starts: Range<usize>,
+    prefill_contexts: Range<usize>,
+    prefill_tables: Range<usize>,
+    query_starts: Range<usize>,
+    query_counts: Range<usize>,
+    works: Range<usize>,
+    rows: Range<usize>,
+    row_slots: Range<usize>,
+    row_positions: Range<usize>,
+    score_rows: Range<usize>,
+    score_targets: Range<usize>,
+    score_tops: Range<usize>,
+    copies: Range<usize>,
+    /// Page tables begin here.
+    tables: usize,
+}
+
+/// Lists start at multiples of this many words: kernels read some of them 16 bytes at a time.
+const ALIGNMENT: usize = 4;
+
+impl Layout {
+    pub fn new(counts: Counts) -> Self {
+        let mut next = 0;
+        let mut list = |len: usize| {
+            let range = next..next + len;
+            next = range.end.next_multiple_of(ALIGNMENT);
+            range
+        };
+        Self {
+            ids: list(counts.tokens),
+            token_slots: list(counts.tokens),
+            positions: list(counts.tokens),
+            places: list(counts.tokens),
+            decode_contexts: list(counts.decodes),
+            decode_tables: list(counts.decodes),
+            tile_starts: list(counts.decodes + 1),
+            prefill_contexts: list(counts.prefills),
+            prefill_tables: list(counts.prefills),
+            query_starts: list(counts.prefills),
+            query_counts: list(counts.prefills),
+            works: list(2 * counts.works),
+            rows: list(counts.rows),
+            row_slots: list(counts.rows),
+            row_positions: list(counts.rows),
+            score_rows: list(counts.scores),
+            score_targets: list(counts.scores),
+            score_tops: list(counts.scores),
+            copies: list(2 * counts.copies),
+            tables: list(0).start,
+        }
+    }
+
+    /// Words before the page tables.
+    pub fn words(&self) -> usize {
+        self.tables
+    }
+}
+
+/// The lists on the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lists<'a> {
+    pub ids: View<'a, u32>,
+    pub token_slots: View<'a, u32>,
+    pub positions: View<'a, u32>,
+    pub places: View<'a, u32>,
+    pub decode_contexts: View<'a, u32>,
+    pub decode_tables: View<'a, u32>,
+    pub tile_starts: View<'a, u32>,
+    pub prefill_contexts: View<'a, u32>,
+    pub prefill_tables: View<'a, u32>,
+    pub query_starts: View<'a, u32>,
+    pub query_counts: View<'a, u32>,
+    pub works: View<'a, u32>,
+    pub rows: View<'a, u32>,
+    pub row_slots: View<'a, u32>,
+    pub row_positions: View<'a, u32>,
+    pub score_rows: View<'a, u32>,
+    pub score_targets: View<'a, u32>,
+    pub score_tops: View<'a, u32>,
+    pub copies: View<'a, u32>,
+    pub tables: View<'a, u32>,
+}
+
+impl<'a> Lists<'a> {
+    pub fn new(block: View<'a, u32>, layout: &Layout) -> Self {
+        let list = |range: &Range<usize>| block.slice(range.clone());
+        Self {
+            ids: list(&layout.ids),
+            token_slots: list(&layout.token_slots),
+            positions: list(&layout.positions),
+            places: list(&layout.places),
+            decode_contexts: list(&layout.decode_contexts),
+            decode_tables: list(&layout.decode_tables),
+            tile_starts: list(&layout.tile_starts),
+            prefill_contexts: list(&layout.prefill_contexts),
+            prefill_tables: list(&layout.prefill_tables),
+            query_starts: list(&layout.query_starts),
+            query_counts: list(&layout.query_counts),
+            works: list(&layout.works),
+            rows: list(&layout.rows),
+            row_slots: list(&layout.row_slots),
+            row_positions: list(&layout.row_positions),
+            score_rows: list(&layout.score_rows),
+            score_targets: list(&layout.score_targets),
+            score_tops: list(&layout.score_tops),
+            copies: list(&layout.copies),
+            tables: block.slice(layout.tables..),
+        }
+    }
+}
+
+/// A sequence that reports, and how many most likely tokens.
+pub(super) type Reporter = (SlotId, Option<u8>);
+
+/// A step, decided: the order of its rows and what comes back.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub counts: Counts,
+    /// Sequences in the order of their rows: those of one token first.
+    order: Vec<usize>,
+    /// First row of each sequence of the batch.
+    first_rows: Vec<usize>,
+    /// Tiles of the decode kernel.
+    pub tiles: usize,
+    /// In batch order.
+    pub sampled: Vec<Reporter>,
+    /// In batch order, with the number of tokens scored.
+    pub scored: Vec<(Reporter, usize)>,
+}
+
+impl Plan {
+    /// `max_tiles`: what the decode kernel has room for; sequences beyond it go to the prefill kernel, which computes
+    /// the same bits.
+    pub fn new(batch: &Batch, slots: &Slots, max_tiles: usize, window: Option<u32>) -> Self {
+        let mut plan = Self { first_rows: vec![0; batch.sequences.len()], ..Self::default() };
+        let mut prefills = Vec::new();
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let tiles = decode_tiles(sequence.start as usize + 1, window);
+            if sequence.tokens.len() == 1 && plan.tiles + tiles <= max_tiles {
+                plan.tiles += tiles;
+                plan.order.push(index);
+            } else {
+                prefills.push(index);
+                plan.counts.works += sequence.tokens.len().div_ceil(PREFILL_ROWS);
+            }
+            let reporter = (sequence.slot, slots.get(sequence.slot).and_then(|slot| slot.top));
+            if sequence.sample {
+                plan.sampled.push(reporter);
+            }
+            if let Some(score) = sequence.score {
+                plan.scored.push((reporter, scored_tokens(sequence.tokens.len(), score)));
+            }
+        }
+        plan.counts.decodes = plan.order.len();
+        plan.counts.prefills = prefills.len();
+        plan.order.extend(prefills);
+        for &index in &plan.order {
+            plan.first_rows[index] = plan.counts.tokens;
+            plan.counts.tokens += batch.sequences[index].tokens.len();
+        }
+        plan.counts.rows = plan.sampled.len();
+        plan.counts.scores = plan.scored.iter().map(|(_, count)| count).sum();
+        plan.counts.copies = batch.copies.len();
+        plan
+    }
+
+    /// Whether the step only decodes and samples every row, so that a graph can replay it.
+    pub fn is_plain_decode(&self) -> bool {
+        let Counts { tokens, decodes, prefills, rows, scores, copies, .. } = self.counts;
+        tokens == decodes && rows == tokens && prefills + scores + copies == 0
+    }
+
+    /// Words that the block takes with a given layout.
+    pub fn words(&self, batch: &Batch, layout: &Layout) -> usize {
+        layout.words() + batch.pages.len()
+    }
+
+    /// Writes the block. `slots` notes what is sampled. Where the layout has more room than the step has rows, the rest
+    /// is filled with rows that do nothing.
+    pub fn write(
+        &self,
+        block: &mut [u32],
+        layout: &Layout,
+        batch: &Batch,
+        slots: &mut Slots,
+        page_size: u32,
+        window: Option<u32>,
+    ) {
+        self.write_padding(block, layout);
+        block[layout.tables..][..batch.pages.len()].copy_from_slice(&batch.pages);
+        let (mut row, mut tiles, mut works) = (0, 0, Vec::with_capacity(self.counts.works));
+        for (number, &index) in self.order.iter().enumerate() {
+            let sequence = &batch.sequences[index];
+            let tokens = &batch.tokens[sequence.tokens.start as usize..sequence.tokens.end as usize];
+            let pages = &batch.pages[sequence.pages.start as usize..sequence.pages.end as usize];
+            for (offset, &token) in tokens.iter().enumerate() {
+                let position = sequence.start + offset as u32;
+                let place = pages[(position / page_size) as usize] * page_size + position % page_size;
+                let at = row + offset;
+                block[layout.ids.start + at] = token;
+                block[layout.token_slots.start + at] = sequence.slot.0;
+                block[layout.positions.start + at] = position;
+                block[layout.places.start + at] = place;
+            }
+            let context = sequence.start + tokens.len() as u32;
+            if number < self.counts.decodes {
+                block[layout.decode_contexts.start + number] = context;
+                block[layout.decode_tables.start + number] = sequence.pages.start;
+                tiles += decode_tiles(context as usize, window) as u32;
+                block[layout.tile_starts.start + number + 1] = tiles;
+            } else {
+                let number = number - self.counts.decodes;
+                block[layout.prefill_contexts.start + number] = context;
+                block[layout.prefill_tables.start + number] = sequence.pages.start;
+                block[layout.query_starts.start + number] = row as u32;
+                block[layout.query_counts.start + number] = tokens.len() as u32;
+                let firsts = (0..tokens.len()).step_by(PREFILL_ROWS);
+                works.extend(firsts.map(|first| (sequence.start as usize + first, number, first)));
+            }
+            row += tokens.len();
+        }
+        // blocks with the most keys first, so that none of them starts last
+        works.sort_unstable_by(|a, b| b.cmp(a));
+        for (slot, (_, number, first)) in block[layout.works.clone()].chunks_exact_mut(2).zip(works) {
+            slot.copy_from_slice(&[number as u32, first as u32]);
+        }
+        block[layout.tile_starts.start + self.counts.decodes + 1..layout.tile_starts.end].fill(tiles);
+        self.write_rows(block, layout, batch, slots);
+        for (pair, copy) in block[layout.copies.clone()].chunks_exact_mut(2).zip(&batch.copies) {
+            pair.copy_from_slice(&[copy.from, copy.to]);
+        }
+    }
+
+    /// Fills every list with entries that do nothing.
+    pub fn write_padding(&self, block: &mut [u32], layout: &Layout) {
+        block[..layout.words()].fill(0);
+        block[layout.places.clone()].fill(NOTHING);
+        block[layout.row_slots.clone()].fill(NOTHING);
+    }
+
+    fn write_rows(&self, block: &mut [u32], layout: &Layout, batch: &Batch, slots: &mut Slots) {
+        let (mut rows, mut scores) = (0, 0);
+        for (sequence, &first) in batch.sequences.iter().zip(&self.first_rows) {
+            let tokens = &batch.tokens[sequence.tokens.start as usize..sequence.tokens.end as usize];
+            if let Some(score) = sequence.score {
+                let top = slots.get(sequence.slot).and_then(|slot| slot.top).unwrap_or(0);
+                for token in score.from as usize..score.from as usize + scored_tokens(tokens.len(), score) {
+                    let target = tokens.get(token + 1).copied().or(score.next).unwrap_or(0);
+                    block[layout.score_rows.start + scores] = (first + token) as u32;
+                    block[layout.score_targets.start + scores] = target;
+                    block[layout.score_tops.start + scores] = top.into();
+                    scores += 1;
+                }
+            }
+            if sequence.sample {
+                block[layout.rows.start + rows] = (first + tokens.len() - 1) as u32;
+                block[layout.row_slots.start + rows] = sequence.slot.0;
+                block[layout.row_positions.start + rows] = slots.sample(sequence.slot);
+                rows += 1;
+            }
+        }
+    }
+}
+
+/// Tokens of a sequence that are scored.
+fn scored_tokens(tokens: usize, score: Score) -> usize {
+    let last = if score.next.is_some() { tokens } else { tokens - 1 };
+    last.saturating_sub(score.from as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_do_not_overlap_and_are_aligned() {
+        let layout = Layout::new(Counts {
+            tokens: 3,
+            decodes: 1,
+            prefills: 1,
+            works: 1,
+            rows: 2,
+            scores: 1,
+            copies: 1,
+        });
+        let lists = [&layout.ids, &layout.token_slots, &layout.tile_starts, &layout.works, &layout.copies];
+        for pair in lists.windows(2) {
+            assert!(pair[0].end <= pair[1].start && pair[1].start % ALIGNMENT == 0);
+        }
+        assert!(layout.copies.end <= layout.tables);
+    }
+
+    #[test]
+    fn the_last_token_is_scored_only_if_its_follower_is_known() {
+        assert_eq!(scored_tokens(5, Score { from: 0, next: None }), 4);
+        assert_eq!(scored_tokens(5, Score { from: 2, next: Some(7) }), 3);
+        assert_eq!(scored_tokens(5, Score { from: 5, next: None }), 0);
+    }
+}
