@@ -21,9 +21,10 @@ struct Memory {
 
 impl Decoder {
     pub fn open(path: &Path) -> Self {
-        let model = Model::open(path).unwrap();
+        let model = Model::open(path).expect("a model");
         let ids = WeightId::all(&model.spec).chain([WeightId::Head]);
-        let weights = ids.map(|id| (id, model.weights.get(id).unwrap().to_f32())).collect();
+        let weights =
+            ids.map(|id| (id, model.weights.get(id).expect("a weight of the spec").to_f32())).collect();
         let rope = rope_frequencies(&model.spec.rope, model.spec.context_length);
         Self { spec: model.spec, rope, weights }
     }
