@@ -23,6 +23,8 @@ const ATTACH_AGAIN: Duration = Duration::from_millis(400);
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 /// The same for a request of which no engine was heard yet: routers hold requests.
 const UNHEARD_AFTER: Duration = Duration::from_secs(600);
+/// How long the terminal frame of a run may follow the end of its last choice before it counts as lost.
+const CLOSED_AFTER: Duration = Duration::from_millis(250);
 /// Ended requests that are remembered, so that what an engine still sends of them is known for what it is.
 const REMEMBERED: usize = 4096;
 
@@ -166,8 +168,8 @@ impl Requests {
         }
     }
 
-    /// Heartbeats by ingress, of requests that had no frame since `silent_since`; what is still missing is asked for
-    /// again.
+    /// Heartbeats by ingress, of requests that had no frame since `silent_since`. What is still missing is asked for
+    /// again; a run of which only the terminal frame is missing needs none.
     pub fn beat(
         &mut self,
         silent_since: Instant,
@@ -175,6 +177,14 @@ impl Requests {
         out: &mut Vec<Action>,
     ) -> HashMap<InstanceId, Vec<Alive>> {
         let mut alive: HashMap<InstanceId, Vec<Alive>> = HashMap::new();
+        let unclosed =
+            |live: &&Live| live.ended.is_some_and(|ended| now.duration_since(ended) >= CLOSED_AFTER);
+        let unclosed: Vec<RequestId> =
+            self.by_request.values().filter(unclosed).map(|live| live.request).collect();
+        for request in unclosed {
+            self.by_request[&request].close(0, out);
+            self.forget(request);
+        }
         self.by_request.retain(|_, live| !live.is_forsaken(now));
         for live in self.by_request.values_mut() {
             if live.missing {

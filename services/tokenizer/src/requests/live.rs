@@ -44,6 +44,8 @@ pub(super) struct Live {
     pub spoke: Instant,
     /// Frames are known to be missing.
     pub missing: bool,
+    /// When the last choice ended.
+    pub ended: Option<Instant>,
     /// The prompt is known and the choices are made; frames before that are not for this stay.
     pub prepared: bool,
     run: Option<(RunId, Engine)>,
@@ -74,6 +76,7 @@ impl Live {
             ingress,
             spoke: now,
             missing: false,
+            ended: None,
             prepared: false,
             run: None,
             strays: Vec::new(),
@@ -209,6 +212,7 @@ impl Live {
             Outcome::Text(text) => {
                 self.tell(Body::Delta(text), now, out);
                 self.caught_up();
+                self.ended = self.all_ended().then_some(now);
                 Verdict::On
             }
             Outcome::Stopped(text) => {

@@ -325,6 +325,7 @@ proptest! {
                 bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
                 let mut actions = std::mem::take(&mut bench.out);
                 bench.requests.beat(bench.now, bench.now, &mut actions);
+                closed |= read(&mut texts, &actions);
                 replay(&bench, &mut log, &actions, &mut queue, &closed_frame);
                 if queue.is_empty() { break } else { continue }
             };
