@@ -1,4 +1,4 @@
-//! Where the time of a step goes: `cargo run --release -p cpu --example profile -- MODEL [THREADS]`.
+//! Where the time of a step goes: `cargo run --release -p cpu --example profile -- MODEL [THREADS [CASE]]`.
 
 use std::{env, path::Path, time::Instant};
 
@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = env::args().skip(1);
     let path = arguments.next().ok_or("usage: profile MODEL [THREADS]")?;
     let threads = arguments.next().map_or(Ok(CpuConfig::default().threads), |threads| threads.parse())?;
+    let case: Option<usize> = arguments.next().map(|case| case.parse()).transpose()?;
     let model = Model::open(Path::new(&path))?;
     let config =
         CpuConfig { threads, page_size: PAGE, kv: KvBudget::Pages(32 * PAGES_EACH), ..CpuConfig::default() };
@@ -26,10 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         since.elapsed(),
         cpu.memory()
     );
-    for (sequences, tokens, start, steps) in
-        [(1, PROMPT, 0, 4), (1, 1, 64, 200), (1, 1, 600, 200), (8, 1, 64, 60), (32, 1, 64, 30)]
-    {
-        measure(&mut cpu, sequences, tokens, start, steps)?;
+    let cases = [(1, PROMPT, 0, 4), (1, 1, 64, 200), (1, 1, 600, 200), (8, 1, 64, 60), (32, 1, 64, 30)];
+    for (index, (sequences, tokens, start, steps)) in cases.into_iter().enumerate() {
+        if case.is_none_or(|case| case == index) {
+            measure(&mut cpu, sequences, tokens, start, steps)?;
+        }
     }
     Ok(())
 }
@@ -54,6 +56,11 @@ fn measure(
     let mut batch = batch(sequences, tokens, 0, 9);
     batch.opens = opens.collect();
     run(cpu, &batch)?;
+    // Once for pages and buffers that are touched for the first time, once to measure.
+    for step in 0..steps {
+        let position = if tokens == 1 { start + step } else { start };
+        run(cpu, &self::batch(sequences, tokens, position, token))?;
+    }
     let mut best = f64::MAX;
     cpu.clear_profile();
     let since = Instant::now();

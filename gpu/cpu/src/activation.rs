@@ -1,4 +1,4 @@
-//! The gate of the MLP.
+//! Element by element: the gate of the MLP and the residual sum.
 
 use crate::simd::{LANES, Simd, kernel, silu};
 
@@ -25,4 +25,31 @@ kernel!(
     /// # Safety
     /// The machine has `isa`.
     pub(crate) fn silu_mul = silu_mul_row(gate: &[f32], up: &[f32], out: &mut [f32])
+);
+
+#[inline(always)]
+unsafe fn add_columns<V: Simd>(into: *mut f32, from: *const f32, rows: usize, columns: usize, stride: usize) {
+    let mut row = 0;
+    while row < rows {
+        let mut i = 0;
+        while i < columns {
+            let lanes = LANES.min(columns - i);
+            // SAFETY: the caller's promise; no vector goes beyond `columns`.
+            unsafe {
+                let at = row * stride + i;
+                let sum = V::add(V::load_first(into.add(at), lanes), V::load_first(from.add(at), lanes));
+                V::store_first(sum, into.add(at), lanes);
+            }
+            i += LANES;
+        }
+        row += 1;
+    }
+}
+
+kernel!(
+    /// Adds the first `columns` columns of `rows` rows at `from` to those at `into`; rows are `stride` apart in both.
+    ///
+    /// # Safety
+    /// The machine has `isa`, the elements exist, and nobody else uses those of `into` meanwhile.
+    pub(crate) fn add = add_columns(into: *mut f32, from: *const f32, rows: usize, columns: usize, stride: usize)
 );

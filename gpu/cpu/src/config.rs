@@ -8,7 +8,7 @@ pub struct CpuConfig {
     /// Compute threads, the one that drives the executor included.
     pub threads: usize,
     pub kv_dtype: KvDtype,
-    /// Tokens per KV page, a multiple of 16.
+    /// Tokens per KV page: a power of two, at least 16.
     pub page_size: u32,
     pub kv: KvBudget,
     /// Sequences that may be open at once.

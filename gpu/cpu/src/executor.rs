@@ -266,9 +266,9 @@ fn check_config(model: &Model, config: &CpuConfig) -> Result<Isa, CpuError> {
     positive("slots", config.slots.into())?;
     positive("max_batch_tokens", config.max_batch_tokens.into())?;
     positive("context_length", config.context_length.unwrap_or(1).into())?;
-    if config.page_size == 0 || !(config.page_size as usize).is_multiple_of(GROUP) {
+    if !config.page_size.is_power_of_two() || (config.page_size as usize) < GROUP {
         let value = config.page_size.into();
-        return Err(CpuError::Config { field: "page_size", value, expected: "a multiple of 16" });
+        return Err(CpuError::Config { field: "page_size", value, expected: "a power of two, at least 16" });
     }
     let spec = &model.spec;
     let shape = |holds: bool, what: String| if holds { Ok(()) } else { Err(CpuError::Shape(what)) };

@@ -7,6 +7,8 @@
 //!   vector holds an element of 16 keys and a score needs no sum across lanes;
 //! * values position by position, each padded to whole vectors.
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 
 use crate::{
@@ -45,7 +47,11 @@ impl KvDtype {
 
 /// A stored element.
 pub(crate) trait Element: Copy + 'static {
-    fn round(value: f32) -> Self;
+    /// Rounds and writes 16 of them.
+    ///
+    /// # Safety
+    /// That of [`Simd`].
+    unsafe fn store<V: Simd>(values: V::F, to: *mut Self);
 
     /// Reads 16 of them.
     ///
@@ -56,8 +62,9 @@ pub(crate) trait Element: Copy + 'static {
 
 impl Element for f16 {
     #[inline(always)]
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
+    unsafe fn store<V: Simd>(values: V::F, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { V::store_f16(values, to.cast()) }
     }
 
     #[inline(always)]
@@ -69,8 +76,13 @@ impl Element for f16 {
 
 impl Element for bf16 {
     #[inline(always)]
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
+    unsafe fn store<V: Simd>(values: V::F, to: *mut Self) {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            V::store(values, lanes.as_mut_ptr());
+            to.cast::<[Self; LANES]>().write_unaligned(lanes.map(Self::from_f32));
+        }
     }
 
     #[inline(always)]
@@ -82,8 +94,9 @@ impl Element for bf16 {
 
 impl Element for f32 {
     #[inline(always)]
-    fn round(value: f32) -> Self {
-        value
+    unsafe fn store<V: Simd>(values: V::F, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { V::store(values, to) }
     }
 
     #[inline(always)]
@@ -96,7 +109,7 @@ impl Element for f32 {
 /// Shape of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PageShape {
-    /// A multiple of [`GROUP`].
+    /// A power of two, at least [`GROUP`].
     pub page_size: usize,
     pub layers: usize,
     pub kv_heads: usize,
@@ -108,11 +121,6 @@ impl PageShape {
     /// Elements of a value, padding included.
     pub fn value_stride(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// Elements of the keys of one head in a page.
-    pub fn key_elements(&self) -> usize {
-        self.page_size * self.head_dim
     }
 
     /// Elements of keys and values of one head in a page.
@@ -164,7 +172,9 @@ impl KvPool {
             start: unsafe { self.region.start().add(self.shape.head_offset(layer, head)).cast() },
             page_stride: self.shape.page_bytes() / size_of::<E>(),
             pages: self.pages,
-            shape: self.shape,
+            page_shift: self.shape.page_size.trailing_zeros(),
+            head_dim: self.shape.head_dim,
+            value_stride: self.shape.value_stride(),
         }
     }
 
@@ -190,46 +200,59 @@ pub(crate) struct KvHead<E> {
     /// Elements from a page to the next.
     page_stride: usize,
     pages: usize,
-    shape: PageShape,
+    /// Logarithm of the page size.
+    page_shift: u32,
+    head_dim: usize,
+    value_stride: usize,
 }
 
 impl<E: Element> KvHead<E> {
-    /// The keys of the group that begins at `position`, `[element][16]`, for a sequence with page table `pages`.
+    /// Where the page of a position begins, and the position's place in it.
     #[inline(always)]
-    pub fn keys(&self, pages: &[u32], position: usize) -> *mut E {
-        let page = pages[position / self.shape.page_size] as usize;
+    fn page(&self, pages: &[u32], position: usize) -> (*mut E, usize) {
+        let page = pages[position >> self.page_shift] as usize;
         assert!(page < self.pages, "page {page} of {}", self.pages);
-        let group = position % self.shape.page_size / GROUP;
-        // SAFETY: page and group lie in the region.
-        unsafe { self.start.add(page * self.page_stride + group * GROUP * self.shape.head_dim) }
+        // SAFETY: the page lies in the region.
+        let start = unsafe { self.start.add(page * self.page_stride) };
+        (start, position & ((1 << self.page_shift) - 1))
     }
 
-    /// The value of `position`; those of the positions after it in its page follow.
+    /// The keys of the group that begins at `position`, `[element][16]`, and its values, `[position][value_stride]`,
+    /// for a sequence with page table `pages`.
     #[inline(always)]
-    pub fn values(&self, pages: &[u32], position: usize) -> *mut E {
-        let page = pages[position / self.shape.page_size] as usize;
-        assert!(page < self.pages, "page {page} of {}", self.pages);
-        let row = position % self.shape.page_size * self.shape.value_stride();
-        // SAFETY: page and row lie in the region.
-        unsafe { self.start.add(page * self.page_stride + self.shape.key_elements() + row) }
+    pub fn group(&self, pages: &[u32], position: usize) -> (*mut E, *mut E) {
+        let (page, place) = self.page(pages, position);
+        // SAFETY: keys and values of the page lie one after the other, and the place is in the page.
+        unsafe {
+            let values = page.add(self.head_dim << self.page_shift);
+            (page.add(place * self.head_dim), values.add(place * self.value_stride))
+        }
     }
 
-    /// Stores the key and value of a position.
+    /// Stores the key and value of a position; both are padded to `value_stride` elements.
     ///
     /// # Safety
-    /// Nobody reads or writes this position's key or value meanwhile.
-    #[inline]
-    pub unsafe fn store(&self, pages: &[u32], position: usize, key: &[f32], value: &[f32]) {
-        assert!(key.len() == self.shape.head_dim && value.len() == self.shape.head_dim);
+    /// That of [`Simd`]; nobody reads or writes this position's key or value meanwhile.
+    #[inline(always)]
+    pub unsafe fn store<V: Simd>(&self, pages: &[u32], position: usize, key: &[f32], value: &[f32]) {
+        assert!(key.len() == self.value_stride && value.len() == self.value_stride);
         let lane = position % GROUP;
-        let keys = self.keys(pages, position - lane);
-        let values = self.values(pages, position);
-        for (i, (&key, &value)) in key.iter().zip(value).enumerate() {
-            // SAFETY: `i` is below the number of elements of a key and of a value.
+        let (keys, values) = self.group(pages, position - lane);
+        let mut i = 0;
+        while i < self.value_stride {
+            // SAFETY: the caller's promise; elements stay below the head's.
             unsafe {
-                keys.add(i * GROUP + lane).write(E::round(key));
-                values.add(i).write(E::round(value));
+                let mut rounded = [const { MaybeUninit::<E>::uninit() }; LANES];
+                E::store::<V>(V::load(key.as_ptr().add(i)), rounded.as_mut_ptr().cast());
+                E::store::<V>(V::load(value.as_ptr().add(i)), values.add(lane * self.value_stride + i));
+                let mut element = i;
+                while element < self.head_dim.min(i + LANES) {
+                    keys.add(element * GROUP + lane)
+                        .write(rounded.as_ptr().add(element - i).cast::<E>().read());
+                    element += 1;
+                }
             }
+            i += LANES;
         }
     }
 }

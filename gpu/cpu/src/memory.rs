@@ -64,6 +64,11 @@ impl<T> Shared<T> {
 }
 
 impl Shared<f32> {
+    /// Address of an element.
+    pub fn at(&self, index: usize) -> *mut f32 {
+        self.0[index].get()
+    }
+
     pub fn zeroed(len: usize) -> Self {
         let zeros: Box<[f32]> = vec![0.0; len].into();
         // SAFETY: a cell has the layout of its content.

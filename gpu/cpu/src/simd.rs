@@ -57,6 +57,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane.
     unsafe fn largest(a: Self::F) -> f32;
+    /// Lane 0.
+    unsafe fn first(a: Self::F) -> f32;
 
     unsafe fn load(from: *const f32) -> Self::F;
     /// The first `n ≤ 16` lanes; the others are 0 and not read.
@@ -66,6 +68,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store(a: Self::F, to: *mut f32);
     /// Writes the first `n ≤ 16` lanes.
     unsafe fn store_first(a: Self::F, to: *mut f32, n: usize);
+    /// Rounds to the nearest, ties to even.
+    unsafe fn store_f16(a: Self::F, to: *mut u16);
 }
 
 /// Compiles generic kernels for each instruction set: `kernel!(name = body(arg: Type, …));` defines

@@ -82,7 +82,7 @@ impl Weights {
             for (done, (index, piece)) in receiver.iter().enumerate() {
                 match piece? {
                     Piece::Matrix(matrix) => matrices[index] = Some(matrix),
-                    Piece::Layer(layer) => packed[index - ends] = Some(layer),
+                    Piece::Layer(layer) => packed[index - ends] = Some(*layer),
                 }
                 progress(LoadProgress { done: done + 1, total });
             }
@@ -152,7 +152,7 @@ fn parameters(spec: &DecoderSpec) -> u64 {
 
 enum Piece {
     Matrix(Linear),
-    Layer(Layer),
+    Layer(Box<Layer>),
 }
 
 struct Source<'a> {
@@ -167,7 +167,7 @@ impl Source<'_> {
         Ok(match index {
             0 => Piece::Matrix(self.linear(&[WeightId::Embedding])?),
             1 if ends == 2 => Piece::Matrix(self.linear(&[WeightId::Head])?),
-            _ => Piece::Layer(self.layer((index - ends) as u32)?),
+            _ => Piece::Layer(Box::new(self.layer((index - ends) as u32)?)),
         })
     }
 

@@ -4,7 +4,7 @@ use crate::{
     kv_pool::{Element, KvHead},
     norm::rms_norm,
     rope::rotate,
-    simd::{Simd, kernel},
+    simd::{LANES, Simd, kernel},
 };
 
 /// What turns the projection of a head into a query or a key: bias, norm per head, rotation.
@@ -101,7 +101,8 @@ fn add_bias(head: &[f32], bias: &[f32], index: usize, out: &mut [f32]) {
 }
 
 kernel!(
-    /// Stores the keys and values of kv head `head` for some tokens of a sequence. `scratch` holds two heads.
+    /// Stores the keys and values of kv head `head` for some tokens of a sequence. `scratch` holds two heads,
+    /// padded to whole vectors.
     ///
     /// # Safety
     /// The machine has `isa`; nobody else uses the keys and values of these positions meanwhile.
@@ -124,16 +125,20 @@ unsafe fn store<V: Simd, E: Element>(
     tokens: Range<usize>,
     scratch: &mut [f32],
 ) {
-    let (key, rest) = scratch.split_at_mut(inputs.head_dim);
-    let value = &mut rest[..inputs.head_dim];
+    let padded = inputs.head_dim.next_multiple_of(LANES);
+    let (key, rest) = scratch.split_at_mut(padded);
+    let value = &mut rest[..padded];
+    key[inputs.head_dim..].fill(0.0);
+    value[inputs.head_dim..].fill(0.0);
     for token in tokens {
         let row = place.row + token;
         // SAFETY: the caller's promise.
         unsafe {
             let projected = inputs.head(row, inputs.heads + head);
-            inputs.key.apply::<V>(projected, head, inputs.angles(row), key);
-            add_bias(inputs.head(row, inputs.heads + inputs.kv_heads + head), inputs.value_bias, head, value);
-            kv.store(place.pages, place.position + token, key, value);
+            inputs.key.apply::<V>(projected, head, inputs.angles(row), &mut key[..inputs.head_dim]);
+            let projected = inputs.head(row, inputs.heads + inputs.kv_heads + head);
+            add_bias(projected, inputs.value_bias, head, &mut value[..inputs.head_dim]);
+            kv.store::<V>(place.pages, place.position + token, key, value);
         }
     }
 }

@@ -39,7 +39,7 @@ impl Scratch {
         let rows = max_rows(heads / kv_heads);
         let stride = head_dim.next_multiple_of(LANES);
         Self {
-            head: vec![0.0; 2 * head_dim],
+            head: vec![0.0; 2 * stride],
             queries: vec![0.0; rows * head_dim],
             total: Rows::new(rows, stride),
             segment: Rows::new(rows, stride),
@@ -48,8 +48,8 @@ impl Scratch {
 
     pub fn bytes(heads: usize, kv_heads: usize, head_dim: usize) -> u64 {
         let rows = max_rows(heads / kv_heads);
-        let elements = (2 + rows) * head_dim * size_of::<f32>();
-        elements as u64 + 2 * Rows::bytes(rows, head_dim.next_multiple_of(LANES))
+        let stride = head_dim.next_multiple_of(LANES);
+        ((2 * stride + rows * head_dim) * size_of::<f32>()) as u64 + 2 * Rows::bytes(rows, stride)
     }
 }
 
@@ -88,6 +88,26 @@ impl<E: Element> Span<'_, E> {
         }
     }
 
+    /// Asks for the beginnings of a tile's pieces: pages lie apart, so the machine does not see them coming.
+    #[inline(always)]
+    fn prefetch(&self, first: usize) {
+        /// Cache lines of each piece; the machine finds the rest by itself.
+        const LINES: usize = 4;
+        let end = self.visible().end.min(first + TILE);
+        let mut position = first;
+        while position < end {
+            let (keys, values) = self.kv.group(self.place.pages, position);
+            let mut line = 0;
+            while line < LINES {
+                prefetch_line(keys.cast::<u8>().wrapping_add(line * 64));
+                prefetch_line(values.cast::<u8>().wrapping_add(line * 64));
+                line += 1;
+            }
+            position += GROUP;
+        }
+    }
+
+    #[inline(always)]
     fn tile(&self, first: usize) -> Tile<E> {
         let mut tile = Tile {
             first,
@@ -100,12 +120,25 @@ impl<E: Element> Span<'_, E> {
         for group in 0..TILE / GROUP {
             let position = first + group * GROUP;
             if position < end {
-                tile.keys[group] = self.kv.keys(self.place.pages, position);
-                tile.values[group] = self.kv.values(self.place.pages, position);
+                let (keys, values) = self.kv.group(self.place.pages, position);
+                (tile.keys[group], tile.values[group]) = (keys, values);
             }
         }
         tile
     }
+}
+
+/// Brings a line into the cache some time.
+#[inline(always)]
+fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 kernel!(
@@ -138,6 +171,7 @@ unsafe fn attend_span<V: Simd, E: Element>(
         let mut first = visible.start.max(segment * SEGMENT) / TILE * TILE;
         while first < end {
             let tile = span.tile(first);
+            span.prefetch(first + TILE);
             // SAFETY: the caller's promise; the tile's pointers cover all visible positions.
             unsafe { add_to_blocks::<V, E>(span, &tile, &scratch.queries, into) };
             first += TILE;
@@ -165,8 +199,10 @@ unsafe fn pack_queries<V: Simd, E: Element>(span: &Span<'_, E>, head: &mut [f32]
             let index = span.kv_head * group + (first + row) % group;
             // SAFETY: instructions are the caller's promise.
             unsafe { inputs.query::<V>(span.place.row + token, index, head) };
-            for (column, value) in block.chunks_exact_mut(rows).zip(&*head) {
-                column[row] = value * scale;
+            let mut element = 0;
+            while element < dim {
+                block[element * rows + row] = head[element] * scale;
+                element += 1;
             }
         }
         first += rows;

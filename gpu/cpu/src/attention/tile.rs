@@ -1,3 +1,7 @@
+#![expect(clippy::needless_range_loop, reason = "loops over registers: all bounds are constants")]
+
+use std::mem::MaybeUninit;
+
 use super::{BLOCK_ROWS, TILE};
 use crate::{
     kv_pool::{Element, GROUP},
@@ -37,8 +41,8 @@ pub(super) struct Block {
     pub out: *mut f32,
 }
 
-/// Scores or weights: `[row][key]`.
-type Scores = [[f32; TILE]; BLOCK_ROWS];
+/// Scores or weights: `[row][key]`. Only those of groups that some row sees are written.
+type Scores = MaybeUninit<[[f32; TILE]; BLOCK_ROWS]>;
 
 impl Block {
     /// Keys of a tile that the token `token` of this block sees.
@@ -81,7 +85,8 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
     if from >= to {
         return;
     }
-    let mut scores: Scores = [[0.0; TILE]; BLOCK_ROWS];
+    let mut scores = Scores::uninit();
+    let scores = scores.as_mut_ptr().cast::<f32>();
     let mut rescale = [1.0f32; LANES];
     // SAFETY: the caller's promise; groups `from..to` hold keys up to the last token's position.
     unsafe {
@@ -89,13 +94,13 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
         while group < to {
             let left = to - group;
             if const { V::SUMS >= 4 * ROWS } && left >= 4 {
-                score::<V, E, ROWS, 4>(tile, block.queries, group, &mut scores);
+                score::<V, E, ROWS, 4>(tile, block.queries, group, scores);
                 group += 4;
             } else if const { V::SUMS >= 2 * ROWS } && left >= 2 {
-                score::<V, E, ROWS, 2>(tile, block.queries, group, &mut scores);
+                score::<V, E, ROWS, 2>(tile, block.queries, group, scores);
                 group += 2;
             } else {
-                score::<V, E, ROWS, 1>(tile, block.queries, group, &mut scores);
+                score::<V, E, ROWS, 1>(tile, block.queries, group, scores);
                 group += 1;
             }
         }
@@ -103,12 +108,12 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
             let (start, end) = block.visible(row / block.heads, tile.first);
             if start < end {
                 let state = (&mut *block.max.add(row), &mut *block.sum.add(row));
-                rescale[row] = weigh::<V>(&mut scores[row], start, end, state);
+                rescale[row] = weigh::<V>(scores.add(row * TILE), (from, to), (start, end), state);
             }
         }
         if tokens == 1 || (first_end == TILE && last_start == 0) {
             let keys = block.visible(0, tile.first);
-            add_values::<V, E, ROWS>(tile, &scores, &rescale, keys, block.out);
+            add_values::<V, E, ROWS>(tile, scores, rescale.as_ptr(), keys, block.out);
         } else {
             // Some rows see more keys than others: each takes its own, lest values that it must not see slip in as
             // `0 * value`, which is not 0 for all.
@@ -116,7 +121,8 @@ unsafe fn add<V: Simd, E: Element, const ROWS: usize>(tile: &Tile<E>, block: &Bl
                 let (start, end) = block.visible(row / block.heads, tile.first);
                 if start < end {
                     let out = block.out.add(row * tile.value_stride);
-                    add_values::<V, E, 1>(tile, &scores[row..], &rescale[row..], (start, end), out);
+                    let (weights, rescale) = (scores.add(row * TILE), rescale.as_ptr().add(row));
+                    add_values::<V, E, 1>(tile, weights, rescale, (start, end), out);
                 }
             }
         }
@@ -129,7 +135,7 @@ unsafe fn score<V: Simd, E: Element, const ROWS: usize, const AT_ONCE: usize>(
     tile: &Tile<E>,
     queries: *const f32,
     group: usize,
-    scores: &mut Scores,
+    scores: *mut f32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -145,42 +151,47 @@ unsafe fn score<V: Simd, E: Element, const ROWS: usize, const AT_ONCE: usize>(
         }
         for g in 0..AT_ONCE {
             for row in 0..ROWS {
-                V::store(sums[g][row], scores[row].as_mut_ptr().add((group + g) * GROUP));
+                V::store(sums[g][row], scores.add(row * TILE + (group + g) * GROUP));
             }
         }
     }
 }
 
-/// Turns a row's scores of the keys `start..end` into weights, those of other keys into 0, and updates its maximum
-/// and sum. Returns the factor for what the row has accumulated before.
+/// Turns a row's scores of the keys `start..end` into weights, those of other keys in the groups `groups` into 0, and
+/// updates its maximum and sum. Returns the factor for what the row has accumulated before.
 #[inline(always)]
 unsafe fn weigh<V: Simd>(
-    scores: &mut [f32; TILE],
-    start: usize,
-    end: usize,
+    row: *mut f32,
+    (from, to): (usize, usize),
+    (start, end): (usize, usize),
     (max, sum): (&mut f32, &mut f32),
 ) -> f32 {
     // SAFETY: instructions are the caller's promise; all vectors lie in the row.
     unsafe {
-        let row = scores.as_mut_ptr();
         let mut largest = V::splat(f32::NEG_INFINITY);
-        for group in 0..GROUPS {
+        let mut group = from;
+        while group < to {
             let first = group * GROUP;
-            let (from, to) =
-                (start.clamp(first, first + GROUP) - first, end.clamp(first, first + GROUP) - first);
-            let kept = V::keep(V::load(row.add(first)), from, to, f32::NEG_INFINITY);
-            V::store(kept, row.add(first));
-            largest = V::max(largest, kept);
+            let mut scores = V::load(row.add(first));
+            if start > first || end < first + GROUP {
+                let seen = |key: usize| key.clamp(first, first + GROUP) - first;
+                scores = V::keep(scores, seen(start), seen(end), f32::NEG_INFINITY);
+                V::store(scores, row.add(first));
+            }
+            largest = V::max(largest, scores);
+            group += 1;
         }
         let before = *max;
         let highest = V::largest(largest);
         let now = if highest > before { highest } else { before };
         let shift = V::splat(now);
         let mut weights = V::splat(0.0);
-        for group in 0..GROUPS {
+        let mut group = from;
+        while group < to {
             let weight = exp::<V>(V::sub(V::load(row.add(group * GROUP)), shift));
             V::store(weight, row.add(group * GROUP));
             weights = V::add(weights, weight);
+            group += 1;
         }
         let rescale = exp_of::<V>(before - now);
         *max = now;
@@ -195,10 +206,8 @@ unsafe fn weigh<V: Simd>(
 /// That of [`Simd`].
 #[inline(always)]
 pub(super) unsafe fn exp_of<V: Simd>(x: f32) -> f32 {
-    let mut lanes = [0.0; LANES];
     // SAFETY: the caller's promise.
-    unsafe { V::store(exp::<V>(V::splat(x)), lanes.as_mut_ptr()) };
-    lanes[0]
+    unsafe { V::first(exp::<V>(V::splat(x))) }
 }
 
 /// `a * b + c` of single numbers, rounded once, without a call to the C library.
@@ -207,18 +216,16 @@ pub(super) unsafe fn exp_of<V: Simd>(x: f32) -> f32 {
 /// That of [`Simd`].
 #[inline(always)]
 pub(super) unsafe fn fma_of<V: Simd>(a: f32, b: f32, c: f32) -> f32 {
-    let mut lanes = [0.0; LANES];
     // SAFETY: the caller's promise.
-    unsafe { V::store(V::fma(V::splat(a), V::splat(b), V::splat(c)), lanes.as_mut_ptr()) };
-    lanes[0]
+    unsafe { V::first(V::fma(V::splat(a), V::splat(b), V::splat(c))) }
 }
 
 /// `out = out * rescale + weights · values` over the keys `from..to`, in ascending order.
 #[inline(always)]
 unsafe fn add_values<V: Simd, E: Element, const ROWS: usize>(
     tile: &Tile<E>,
-    weights: &[[f32; TILE]],
-    rescale: &[f32],
+    weights: *const f32,
+    rescale: *const f32,
     keys: (usize, usize),
     out: *mut f32,
 ) {
@@ -244,20 +251,19 @@ unsafe fn add_values<V: Simd, E: Element, const ROWS: usize>(
 #[inline(always)]
 unsafe fn add_columns<V: Simd, E: Element, const ROWS: usize, const VECTORS: usize>(
     tile: &Tile<E>,
-    weights: &[[f32; TILE]],
-    rescale: &[f32],
+    weights: *const f32,
+    rescale: *const f32,
     (from, to): (usize, usize),
     out: *mut f32,
     column: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let weights = weights.as_ptr();
         let at = |row: usize, vector: usize| out.add(row * tile.value_stride + column + vector * LANES);
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
         for row in 0..ROWS {
             for vector in 0..VECTORS {
-                sums[row][vector] = V::mul(V::load(at(row, vector)), V::splat(*rescale.get_unchecked(row)));
+                sums[row][vector] = V::mul(V::load(at(row, vector)), V::splat(*rescale.add(row)));
             }
         }
         let mut key = from;
@@ -266,7 +272,7 @@ unsafe fn add_columns<V: Simd, E: Element, const ROWS: usize, const VECTORS: usi
             let end = to.min((group + 1) * GROUP);
             let mut values = tile.values[group].add(key % GROUP * tile.value_stride + column);
             while key < end {
-                let weight = weights.cast::<f32>().add(key);
+                let weight = weights.add(key);
                 for vector in 0..VECTORS {
                     let value = E::load::<V>(values.add(vector * LANES));
                     for row in 0..ROWS {

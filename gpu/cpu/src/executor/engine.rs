@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Acts, Isa, KvDtype, Linear, OutPtr, TILE_ROWS,
-    activation::silu_mul,
+    activation::{add, silu_mul},
     attention::{Inputs, Place, Projection, Span, attend, finish, merge, store_keys_values},
     kv_pool::{Element, KvPool},
     memory::Shared,
@@ -287,16 +287,15 @@ impl Task<'_> {
         unit: usize,
         worker: &mut Worker,
     ) {
-        let Engine { dimensions: d, buffers, .. } = self.engine;
+        let Engine { isa, dimensions: d, buffers, .. } = self.engine;
         let tiles = units.range(unit);
         self.product(linear, source, tiles.clone(), buffers.projected_out, worker);
-        let columns = tiles.start * TILE_ROWS..d.hidden.min(tiles.end * TILE_ROWS);
-        for row in 0..self.step.tokens.len() {
-            let range = row * d.hidden + columns.start..row * d.hidden + columns.end;
-            // SAFETY: these columns are this unit's, in both buffers.
-            let (hidden, projected) =
-                unsafe { (buffers.hidden.write(range.clone()), buffers.projected.read(range)) };
-            hidden.iter_mut().zip(projected).for_each(|(hidden, projected)| *hidden += projected);
+        let rows = self.step.tokens.len();
+        let (first, end) = (tiles.start * TILE_ROWS, d.hidden.min(tiles.end * TILE_ROWS));
+        // SAFETY: these columns of all rows are this unit's, in both buffers.
+        unsafe {
+            let (hidden, projected) = (buffers.hidden.at(first), buffers.projected.at(first));
+            add(*isa, hidden, projected, rows, end - first, d.hidden);
         }
     }
 

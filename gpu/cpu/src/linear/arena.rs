@@ -4,7 +4,7 @@
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use super::layout::VECTOR;
@@ -25,15 +25,16 @@ pub(super) struct Buffer {
 impl Buffer {
     /// Takes `len` bytes behind the buffer that was taken last, by whomever.
     pub fn zeroed(len: usize) -> io::Result<Self> {
-        static LAST: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
+        /// The mapping in use, while a buffer lies in it, and how much of it is taken.
+        static LAST: Mutex<(Weak<Mapping>, usize)> = Mutex::new((Weak::new(), 0));
 
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mapping, start) = match last.take() {
-            Some((mapping, used)) if len <= mapping.len - used => (mapping, used),
+        let (mapping, start) = match last.0.upgrade() {
+            Some(mapping) if len <= mapping.len - last.1 => (mapping, last.1),
             _ => (Arc::new(Mapping::new(len.max(MAPPING))?), 0),
         };
         let range = start..start + len;
-        *last = Some((mapping.clone(), range.end.next_multiple_of(VECTOR)));
+        *last = (Arc::downgrade(&mapping), range.end.next_multiple_of(VECTOR));
         Ok(Self { mapping, range })
     }
 

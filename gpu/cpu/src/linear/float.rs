@@ -1,5 +1,10 @@
 //! Kernels of float weights: one fused multiply-add per column, in the order of the columns.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an iterator's functions lack the features of the kernel around them"
+)]
+
 use std::marker::PhantomData;
 
 use half::{bf16, f16};

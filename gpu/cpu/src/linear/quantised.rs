@@ -1,5 +1,10 @@
 //! Kernels of quantised weights: integer dot products per block, summed in f32 in the order of the blocks.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an iterator's functions lack the features of the kernel around them"
+)]
+
 use std::marker::PhantomData;
 
 use super::{

@@ -24,6 +24,13 @@ impl Region {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // Keys and values of a sequence are spread over many pages: without large ones each costs a table walk. Only
+        // advice, so its failure is of no interest.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range was just mapped.
+        unsafe {
+            libc::madvise(start, len, libc::MADV_HUGEPAGE);
+        }
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
         Ok(Self { start, len })
     }

@@ -142,6 +142,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn first(a: Pair) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_cvtss_f32(a[0]) }
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Pair {
         // SAFETY: the trait's contract.
         unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
@@ -197,6 +203,15 @@ impl Simd for Avx2 {
         unsafe {
             Self::store(a, lanes.as_mut_ptr());
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(a: Pair, to: *mut u16) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[0]));
+            _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[1]));
         }
     }
 }

@@ -12,7 +12,6 @@ fn first(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-// SAFETY of every block: the trait's contract, instructions and pointers.
 impl Simd for Avx512 {
     type F = __m512;
 
@@ -106,6 +105,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn first(a: __m512) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_cvtss_f32(a) }
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_loadu_ps(from) }
@@ -142,5 +147,11 @@ impl Simd for Avx512 {
     unsafe fn store_first(a: __m512, to: *mut f32, n: usize) {
         // SAFETY: the trait's contract.
         unsafe { _mm512_mask_storeu_ps(to, first(n), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(a: __m512, to: *mut u16) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)) }
     }
 }

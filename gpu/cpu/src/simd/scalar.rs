@@ -97,6 +97,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn first(a: Lanes) -> f32 {
+        a[0]
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Lanes {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<Lanes>().read_unaligned() }
@@ -134,5 +139,11 @@ impl Simd for Scalar {
             // SAFETY: the caller's promise.
             unsafe { to.add(i).write_unaligned(lane) };
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(a: Lanes, to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(a.map(|lane| f16::from_f32(lane).to_bits())) }
     }
 }

@@ -34,6 +34,10 @@ unsafe fn all_operations<V: Simd>(x: &[f32], y: &[f32], out: &mut Vec<u32>) {
             }
             V::store_first(b, lanes.as_mut_ptr(), 5);
             out.extend(lanes.iter().map(|lane| if lane.is_nan() { 1 } else { lane.to_bits() }));
+            let mut halves = [0u16; LANES];
+            V::store_f16(b, halves.as_mut_ptr());
+            out.extend(halves.map(u32::from));
+            out.push(V::first(a).to_bits());
             out.push(V::sum(a).to_bits());
             out.push(V::largest(a).to_bits());
         }

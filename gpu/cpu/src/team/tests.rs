@@ -25,7 +25,7 @@ impl Work for Ledger {
         if let Some(before) = (0..phase).rev().find(|p| p % 5 != 4) {
             assert_eq!(self.cells[before as usize].load(Ordering::Relaxed) % self.units, 0);
         }
-        if unit % 3 == 0 {
+        if unit.is_multiple_of(3) {
             std::thread::yield_now();
         }
         self.cells[phase as usize].fetch_add(1, Ordering::Relaxed);

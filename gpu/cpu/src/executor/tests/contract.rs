@@ -1,5 +1,7 @@
 //! Batches that break the contract are refused and change nothing.
 
+use std::ops::Range;
+
 use models::{
     Batch, Executor, ExecutorError, Logprobs, Model, OpenSlot, PLACEHOLDER, PageCopy, SamplingParams, Score,
     SequenceStep, SlotId, StepId, Ticket, synthetic::write_toy,
@@ -76,11 +78,11 @@ fn a_batch_that_breaks_the_contract_is_refused() {
         ("steps slot 0 twice", Box::new(|b| b.sequences.push(b.sequences[0].clone()))),
         ("has no tokens", Box::new(|b| b.sequences[0].tokens = 1..1)),
         ("has no tokens", Box::new(|b| b.sequences[0].tokens = 1..9)),
-        ("has no tokens", Box::new(|b| b.sequences[0].tokens = 1..0)),
+        ("has no tokens", Box::new(|b| b.sequences[0].tokens = Range { start: 1, end: 0 })),
         ("token 1000000, beyond", Box::new(|b| b.tokens[0] = 1_000_000)),
         ("no page table", Box::new(|b| b.sequences[0].pages = 0..1)),
         ("no page table", Box::new(|b| b.sequences[0].pages = 0..7)),
-        ("no page table", Box::new(|b| b.sequences[0].pages = 2..0)),
+        ("no page table", Box::new(|b| b.sequences[0].pages = Range { start: 2, end: 0 })),
         ("page 96 of 96", Box::new(|b| b.pages[1] = 96)),
         ("reaches", Box::new(|b| b.sequences[0].start = u32::MAX)),
         ("is scored from 2 of 1", Box::new(|b| b.sequences[0].score = Some(Score { from: 2, next: None }))),
@@ -192,7 +194,7 @@ fn configurations_that_cannot_work_say_why() {
     let (_folder, model) = toy();
     let refuse = |config: CpuConfig| CpuExecutor::new(&model, &config, &mut |_| {}).err().unwrap();
     let text = refuse(CpuConfig { page_size: 24, ..f32_config() }).to_string();
-    assert_eq!(text, "page_size is 24, which must be a multiple of 16");
+    assert_eq!(text, "page_size is 24, which must be a power of two, at least 16");
     assert!(matches!(refuse(CpuConfig { threads: 0, ..f32_config() }), CpuError::Config { .. }));
     let small = refuse(CpuConfig { kv: KvBudget::Bytes(1000), ..f32_config() });
     // Two layers of two heads, 16 keys and values of 16 f32.

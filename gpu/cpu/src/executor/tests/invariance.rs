@@ -236,6 +236,22 @@ fn every_instruction_set_answers_with_the_same_bits() {
     assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
+#[test]
+fn the_real_model_answers_in_company_as_alone_and_on_every_instruction_set() {
+    let Some(model) = super::smollm2::model() else { return };
+    let requests = requests(24, 9);
+    let config = CpuConfig { kv: KvBudget::Pages(200), ..config() };
+    let expected = alone(&mut Rig::new(&model, &config), &requests);
+    let mut rig = Rig::new(&model, &CpuConfig { threads: 3, ..config.clone() });
+    assert!(expected == mixed(&mut rig, &requests, &mut Random(10)));
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        // Plain Rust is slow.
+        let few = if isa == Isa::Scalar { 1 } else { 6 };
+        let mut rig = Rig::new(&model, &CpuConfig { isa: Some(isa), ..config.clone() });
+        assert!(expected[..few] == alone(&mut rig, &requests[..few]), "{isa:?}");
+    }
+}
+
 /// A prompt whose beginning another sequence has computed gives what it gives from scratch: whole pages are shared,
 /// a partly filled one is copied.
 #[test]

@@ -8,7 +8,7 @@ use models::{Model, Score, fixtures};
 use super::rig::{Rig, Work, greedy};
 use crate::{CpuConfig, KvBudget, Precision};
 
-fn model() -> Option<Model> {
+pub fn model() -> Option<Model> {
     let cache =
         env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cache")))?;
     let path = cache.join("stator/models/SmolLM2-135M-Instruct.Q4_1.gguf");

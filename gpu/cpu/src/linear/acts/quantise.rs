@@ -1,5 +1,10 @@
 //! Rounds activations to bytes.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an iterator's functions lack the features of the kernel around them"
+)]
+
 use std::cell::UnsafeCell;
 
 use super::{

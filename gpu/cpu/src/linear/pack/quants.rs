@@ -2,7 +2,7 @@
 
 use formats::DType;
 
-use super::super::layout::{BLOCK, Bits, VECTOR};
+use super::super::layout::{BLOCK, Bits, STEPS, VECTOR};
 
 /// The unsigned integers of 32 columns: sub-block `sub` of the stored block `source`.
 pub(super) fn read(dtype: DType, source: &[u8], sub: usize) -> [u8; BLOCK] {
@@ -31,7 +31,7 @@ fn word(bytes: &[u8]) -> u32 {
 
 /// Byte `i` holds columns `i` and `i + 16`; bit `i` of `high` is bit 4 of column `i`.
 fn nibbles(low: &[u8], high: u32) -> [u8; BLOCK] {
-    std::array::from_fn(|i| low[i % 16] >> (i / 16 * 4) & 15 | (high >> i & 1) as u8 * 16)
+    std::array::from_fn(|i| low[i % 16] >> (i / 16 * 4) & 15 | ((high >> i & 1) as u8) << 4)
 }
 
 /// Sub-blocks `2 n` and `2 n + 1` are the low and high nibbles of the same 32 bytes.
@@ -40,22 +40,34 @@ fn super_nibbles(low: &[u8], sub: usize, high: impl Fn(usize) -> u8) -> [u8; BLO
     std::array::from_fn(|i| low[i] >> (sub % 2 * 4) & 15 | high(i) << 4)
 }
 
-/// Adds the integers of one row to a zeroed block of a tile.
+/// Writes the integers of one row into lane `lane` of a tile's block.
 pub(super) fn place(bits: Bits, quants: &[u8; BLOCK], block: &mut [u8], lane: usize) {
-    for (step, values) in quants.as_chunks::<4>().0.iter().enumerate() {
-        for (c, &value) in values.iter().enumerate() {
-            let at = 4 * lane + c;
-            if bits == Bits::U8 {
-                block[step * VECTOR + at] = value;
-                continue;
-            }
-            block[step % 4 * VECTOR + at] |= (value & 15) << (step / 4 * 4);
-            match bits {
-                Bits::U5 => block[4 * VECTOR + at] |= value >> 4 << step,
-                Bits::U6 => block[(4 + step / 4) * VECTOR + at] |= value >> 4 << (step % 4 * 2),
-                Bits::U4 | Bits::U8 => {}
-            }
+    /// Low bits of each byte of a word.
+    const ONE: u32 = 0x0101_0101;
+    let (steps, _) = quants.as_chunks::<4>();
+    let steps: [u32; STEPS] = std::array::from_fn(|step| u32::from_le_bytes(steps[step]));
+    let mut put = |vector: usize, word: u32| {
+        block[vector * VECTOR + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
+    };
+    if bits == Bits::U8 {
+        steps.into_iter().enumerate().for_each(|(step, word)| put(step, word));
+        return;
+    }
+    for i in 0..4 {
+        put(i, steps[i] & (15 * ONE) | (steps[i + 4] & (15 * ONE)) << 4);
+    }
+    // Bits above the nibble, from `width` bits of each of `steps`.
+    let plane = |steps: &[u32], width: usize| {
+        let high = |(i, word): (usize, &u32)| (word >> 4 & (((1 << width) - 1) * ONE)) << (width * i);
+        steps.iter().enumerate().map(high).fold(0, |a, b| a | b)
+    };
+    match bits {
+        Bits::U5 => put(4, plane(&steps, 1)),
+        Bits::U6 => {
+            put(4, plane(&steps[..4], 2));
+            put(5, plane(&steps[4..], 2));
         }
+        Bits::U4 | Bits::U8 => {}
     }
 }
 
