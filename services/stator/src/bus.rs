@@ -48,6 +48,7 @@ impl ClusterArgs {
         };
         let servers: Vec<async_nats::ServerAddr> =
             urls.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
+        let options = actors::bus::log_in(options, &servers);
         let client = options.connect(servers).await.map_err(|error| {
             anyhow::anyhow!(
                 "no nats server answers ({error}); is a cluster up? name it with --nats-url, or with --config"

@@ -291,7 +291,8 @@ fn nats_job(nats: &Nats) -> Job {
         program: nats.program.clone(),
         arguments: vec!["-c".into(), nats.config.clone().into()],
         environment: Vec::new(),
-        unshown: Some(" [INF] "),
+        // The password is in a file that only this user can read, and serves only this run.
+        unshown: &[" [INF]", "Plaintext passwords detected"],
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keeps one process alive until it is to stop.
 
 use std::{
+    os::unix::process::ExitStatusExt,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -161,6 +162,8 @@ async fn stop(child: &mut Child, stopping: &mut watch::Receiver<Stopping>) -> Op
     };
     match status {
         Ok(status) if status.success() => None,
+        // It had not got so far as to listen to signals.
+        Ok(status) if status.signal() == Some(Signal::TERM.as_raw()) => None,
         Ok(status) => Some(explain(status)),
         Err(error) => Some(error.to_string()),
     }
@@ -184,7 +187,7 @@ type Forwarding = tokio::task::JoinHandle<()>;
 fn forward(
     number: usize,
     stream: Option<impl AsyncRead + Unpin + Send + 'static>,
-    unshown: Option<&'static str>,
+    unshown: &'static [&'static str],
     events: &Events,
 ) -> Forwarding {
     let events = events.clone();
@@ -194,7 +197,7 @@ fn forward(
         let mut line = Vec::new();
         while let Ok(true) = read_line(&mut reader, &mut line).await {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if unshown.is_some_and(|mark| text.contains(mark)) {
+            if unshown.iter().any(|mark| text.contains(mark)) {
                 continue;
             }
             let event = progress::parse(&text).map_or(Event::Log(text), Event::Progress);

@@ -92,8 +92,8 @@ pub struct Job {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
     pub environment: Vec<(String, String)>,
-    /// Log lines with this in them are not shown.
-    pub unshown: Option<&'static str>,
+    /// Log lines with any of these in them are not shown.
+    pub unshown: &'static [&'static str],
 }
 
 impl Job {
@@ -185,7 +185,7 @@ pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow:
                     program: program.clone(),
                     arguments,
                     environment: environment(intent, urls),
-                    unshown: None,
+                    unshown: &[],
                 });
             }
         }
