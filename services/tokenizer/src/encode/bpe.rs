@@ -15,10 +15,20 @@ struct Merge {
     id: u32,
 }
 
+/// The ids of single bytes.
+#[derive(Debug)]
+pub struct Bytes {
+    /// None for a byte that the vocabulary lacks.
+    pub ids: [Option<u32>; 256],
+    /// Stands for a byte that the vocabulary lacks; without it such bytes are left out.
+    pub unknown: Option<u32>,
+    /// Unknown bytes in a row are one unknown token.
+    pub fuse_unknown: bool,
+}
+
 /// Merge rules by the pair of ids that they join.
 pub struct Bpe {
-    /// Id of each single byte.
-    bytes: [u32; 256],
+    bytes: Bytes,
     merges: HashMap<u64, Merge, BuildHasherDefault<PairHasher>>,
 }
 
@@ -49,7 +59,7 @@ fn key(left: u32, right: u32) -> u64 {
 
 impl Bpe {
     /// `merges`: (left, right, joined) in order of rank.
-    pub fn new(bytes: [u32; 256], merges: impl Iterator<Item = (u32, u32, u32)>) -> Self {
+    pub fn new(bytes: Bytes, merges: impl Iterator<Item = (u32, u32, u32)>) -> Self {
         let merges =
             merges.zip(0..).map(|((left, right, id), rank)| (key(left, right), Merge { rank, id })).collect();
         Self { bytes, merges }
@@ -64,6 +74,20 @@ impl Bpe {
         }
     }
 
+    /// The symbols that merging begins with.
+    fn symbols(&self, word: &[u8], mut push: impl FnMut(u32)) {
+        let mut after_unknown = false;
+        for byte in word {
+            let id = self.bytes.ids[usize::from(*byte)];
+            match id.or(self.bytes.unknown) {
+                Some(_) if id.is_none() && after_unknown && self.bytes.fuse_unknown => {}
+                Some(id) => push(id),
+                None => continue,
+            }
+            after_unknown = id.is_none();
+        }
+    }
+
     fn find(&self, left: u32, right: u32) -> Option<Merge> {
         self.merges.get(&key(left, right)).copied()
     }
@@ -73,10 +97,11 @@ impl Bpe {
         const NONE: Merge = Merge { rank: u32::MAX, id: u32::MAX };
         let mut symbols = [0u32; SHORT];
         let mut merges = [NONE; SHORT];
-        let mut len = word.len();
-        for (symbol, byte) in symbols.iter_mut().zip(word) {
-            *symbol = self.bytes[usize::from(*byte)];
-        }
+        let mut len = 0;
+        self.symbols(word, |id| {
+            symbols[len] = id;
+            len += 1;
+        });
         let merge_at =
             |symbols: &[u32; SHORT], at: usize| self.find(symbols[at], symbols[at + 1]).unwrap_or(NONE);
         for (at, merge) in merges.iter_mut().enumerate().take(len.saturating_sub(1)) {
@@ -109,12 +134,13 @@ impl Bpe {
     /// The same by a heap over a linked list: n log n for words of any length.
     fn encode_long(&self, word: &[u8], ids: &mut Vec<u32>) {
         const GONE: u32 = u32::MAX;
-        let end = word.len();
-        let mut symbols: Vec<u32> = word.iter().map(|byte| self.bytes[usize::from(*byte)]).collect();
+        let mut symbols = Vec::with_capacity(word.len());
+        self.symbols(word, |id| symbols.push(id));
+        let end = symbols.len();
         let mut next: Vec<usize> = (1..=end).collect();
         let mut previous: Vec<Option<usize>> = (0..end).map(|at| at.checked_sub(1)).collect();
         let mut heap = BinaryHeap::new();
-        for at in 0..end - 1 {
+        for at in 0..end.saturating_sub(1) {
             if let Some(merge) = self.find(symbols[at], symbols[at + 1]) {
                 heap.push(Reverse((merge.rank, at, merge.id)));
             }

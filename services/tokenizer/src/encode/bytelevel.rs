@@ -8,7 +8,7 @@ use tokenizers::{ModelWrapper, NormalizedString, Normalizer, Tokenizer};
 
 use super::{
     EncodeError,
-    bpe::Bpe,
+    bpe::{Bpe, Bytes},
     classes::Classes,
     nfc,
     scan::Pattern,
@@ -75,11 +75,12 @@ impl ByteLevel {
                 bytes[usize::from(byte)] = Some(*id);
             }
         }
-        // Without a token for each byte the unknown token comes into play.
-        if bytes.iter().any(Option::is_none) {
+        let unknown = model.unk_token.as_ref().map(|token| vocabulary.get(token).copied());
+        let complete = bytes.iter().all(Option::is_some);
+        if !complete && (model.byte_fallback || unknown == Some(None)) {
             return None;
         }
-        let bytes = bytes.map(Option::unwrap_or_default);
+        let bytes = Bytes { ids: bytes, unknown: unknown.flatten(), fuse_unknown: model.fuse_unk };
         let json = serde_json::to_string(model).ok()?;
         let Merges { merges } = serde_json::from_str(&json).ok()?;
         let mut joined = String::new();
