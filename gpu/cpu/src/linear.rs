@@ -1,12 +1,12 @@
 //! Matrix products of activations with weights that stay packed as their file quantised them.
 //!
-//! `out = x · Wᵀ`, computed tile by tile (16 rows of `W`), so that threads share a product by splitting its tiles. Each
-//! output is one sum in one fixed order, the same for any number of activation rows, any split, and every [`Isa`]: the
-//! integer dot product of a block is exact, and the sums over blocks (or columns, for float weights) are fused
-//! multiply-adds in ascending order.
+//! `out = x · Wᵀ`, computed tile by tile (16 rows of `W`), so that threads share a product by splitting its
+//! tiles. Each output is one sum in one fixed order, the same for any number of activation rows, any split,
+//! and every [`Isa`]: the integer dot product of a block is exact, and the sums over blocks (or columns, for
+//! float weights) are fused multiply-adds in ascending order.
 //!
-//! Quantised weights meet activations rounded to bytes, with one f32 scale per 32 columns; float weights meet the
-//! activations as they are.
+//! Quantised weights meet activations rounded to bytes, with one f32 scale per 32 columns; float weights meet
+//! the activations as they are.
 
 use std::ops::Range;
 
@@ -105,8 +105,8 @@ impl Linear {
     /// Computes the outputs of the tiles `tiles` for the activation rows `0..m`.
     ///
     /// # Safety
-    /// Until this returns, `out` is valid, no other thread touches these outputs, and nobody prepares rows `0..m` of
-    /// `acts`.
+    /// Until this returns, `out` is valid, no other thread touches these outputs, and nobody prepares rows
+    /// `0..m` of `acts`.
     ///
     /// # Panics
     /// If the shapes do not fit or `acts` has not got the form that the weights need.
@@ -120,13 +120,15 @@ impl Linear {
             let (from, to) = (tiles.start.max(start), tiles.end.min(end));
             if from < to && m > 0 {
                 let job = sweep::Job { segment, cols: self.cols, acts, out };
-                // SAFETY: `pack` has seen the instruction set; ranges are checked; the rest is the caller's promise.
+                // SAFETY: `pack` has seen the instruction set; ranges are checked; the rest is the caller's
+                // promise.
                 unsafe { sweep::sweep(self.isa, &job, m, from - start..to - start) };
             }
         }
     }
 
-    /// The weights of row `row` as f32: the embedding of a token, where the output head is the embedding matrix.
+    /// The weights of row `row` as f32: the embedding of a token, where the output head is the embedding
+    /// matrix.
     ///
     /// # Panics
     /// If there is no such row or `out` is not as long as it.
@@ -145,7 +147,8 @@ pub struct OutPtr {
     stride: usize,
 }
 
-// SAFETY: only `Linear::apply` writes through it, whose callers promise that no two threads touch the same outputs.
+// SAFETY: only `Linear::apply` writes through it, whose callers promise that no two threads touch the same
+// outputs.
 unsafe impl Send for OutPtr {}
 // SAFETY: as above.
 unsafe impl Sync for OutPtr {}

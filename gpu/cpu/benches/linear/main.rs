@@ -1,8 +1,8 @@
 //! Matrix products: weight bytes (GB/s) and operations (Gitem/s), per thread, beside what the machine can do.
 //!
-//! `cargo bench -p cpu --bench linear -- q4_1` runs those whose name matches. A product walks over copies of its
-//! matrix that together exceed the caches, as the layers of a model do. With two threads both run at once, each on
-//! its own product.
+//! `cargo bench -p cpu --bench linear -- q4_1` runs those whose name matches. A product walks over copies of
+//! its matrix that together exceed the caches, as the layers of a model do. With two threads both run at
+//! once, each on its own product.
 
 use std::{
     borrow::Cow,

@@ -113,7 +113,8 @@ impl Acts {
             let (panel, lane) = (row / PANEL, row % PANEL);
             if self.format.quantised {
                 let blocks = self.cols / BLOCK;
-                // SAFETY: only this lane of the panel's blocks is written, and the caller keeps others away from it.
+                // SAFETY: only this lane of the panel's blocks is written, and the caller keeps others away
+                // from it.
                 unsafe { quantise::row(self.isa, x, &self.blocks[panel * blocks..][..blocks], lane) };
             }
             if self.format.float {

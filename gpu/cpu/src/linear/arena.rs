@@ -1,5 +1,6 @@
-//! Memory for weights: long mappings that lie on huge pages where the kernel grants them, which doubles the rate at
-//! which weights are read. Matrices of a model are packed one behind the other, each is smaller than a huge page.
+//! Memory for weights: long mappings that lie on huge pages where the kernel grants them, which doubles the
+//! rate at which weights are read. Matrices of a model are packed one behind the other, each is smaller than
+//! a huge page.
 
 use std::{
     io,
@@ -39,8 +40,8 @@ impl Buffer {
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the range lies in the mapping, belongs to this buffer alone, and is initialised (zeroed by the
-        // kernel); writing needs a mutable borrow.
+        // SAFETY: the range lies in the mapping, belongs to this buffer alone, and is initialised (zeroed by
+        // the kernel); writing needs a mutable borrow.
         unsafe { std::slice::from_raw_parts(self.mapping.start.add(self.range.start), self.range.len()) }
     }
 

@@ -63,8 +63,8 @@ impl<W: FloatFormat> TileKernel for FloatKernel<W> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part) {
-        // SAFETY: the caller's promise. As many tiles at once as registers hold sums, to hide the latency of the sums
-        // and to use a row's value more than once.
+        // SAFETY: the caller's promise. As many tiles at once as registers hold sums, to hide the latency of
+        // the sums and to use a row's value more than once.
         unsafe {
             match L::ACCUMULATORS / ROWS {
                 8.. => tiles::<L, W, ROWS, 8>(job, part),

@@ -1,5 +1,6 @@
-//! What matrix products need beyond [`Simd`]: bytes and their dot products, once per instruction set. A vector has 16
-//! lanes, one per row of a tile. Every operation is exact or rounds once, so the kernels give the same bits on all.
+//! What matrix products need beyond [`Simd`]: bytes and their dot products, once per instruction set. A
+//! vector has 16 lanes, one per row of a tile. Every operation is exact or rounds once, so the kernels give
+//! the same bits on all.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -13,12 +14,12 @@ use super::{
 };
 use crate::simd::Simd;
 
-/// The operations. Code over them must be free of closures and generic adaptors: a closure is compiled without the
-/// features of the function around it, and then each operation in it becomes a call.
+/// The operations. Code over them must be free of closures and generic adaptors: a closure is compiled
+/// without the features of the function around it, and then each operation in it becomes a call.
 ///
 /// # Safety
-/// Of all functions: the machine has the instructions, and pointers are good for what is read or written (16 values unless
-/// said otherwise); no alignment is asked for.
+/// Of all functions: the machine has the instructions, and pointers are good for what is read or written (16
+/// values unless said otherwise); no alignment is asked for.
 pub(super) trait Lanes: Simd {
     /// 64 bytes: four columns of each row.
     type B: Copy;
@@ -46,10 +47,10 @@ pub(super) trait Lanes: Simd {
     unsafe fn load_bytes(from: *const u8) -> Self::B;
     unsafe fn low_nibbles(bytes: Self::B) -> Self::B;
     unsafe fn high_nibbles(bytes: Self::B) -> Self::B;
-    /// `base | (plane << LEFT >> RIGHT) & mask` in each byte; at most one of the shifts is not 0 and no masked bit
-    /// comes from a neighbour.
+    /// `base | (plane << LEFT >> RIGHT) & mask` in each byte; at most one of the shifts is not 0 and no
+    /// masked bit comes from a neighbour.
     unsafe fn merge<const LEFT: u32, const RIGHT: u32>(base: Self::B, plane: Self::B, mask: u8) -> Self::B;
-    /// Dot products of the rows' `4 * STEPS` unsigned values, of `bits` bits, with the signed ones at `x`, none of
-    /// which is -128. Exact.
+    /// Dot products of the rows' `4 * STEPS` unsigned values, of `bits` bits, with the signed ones at `x`,
+    /// none of which is -128. Exact.
     unsafe fn dot<const STEPS: usize>(bits: Bits, w: [Self::B; STEPS], x: *const i8) -> Self::F;
 }

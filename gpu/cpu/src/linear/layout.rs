@@ -1,15 +1,16 @@
 //! The packed form of weights: how rows of every dtype lie in memory once loaded.
 //!
-//! Sixteen rows make a tile, one vector lane a row. A quantised weight is `scale * u + min` with unsigned `u`, so that
-//! `vpdpbusd` takes it without correction; the formats that store signed values have `min = -offset * scale`.
-//! A tile is one stream: block after block, each its quants and then its scales.
+//! Sixteen rows make a tile, one vector lane a row. A quantised weight is `scale * u + min` with unsigned
+//! `u`, so that `vpdpbusd` takes it without correction; the formats that store signed values have `min =
+//! -offset * scale`. A tile is one stream: block after block, each its quants and then its scales.
 //!
-//! Quants of a block (32 columns) are eight steps of 64 bytes, byte `4 * row + c` of step `j` being column `4 * j + c`.
-//! Low nibbles of vector `j` of four hold step `j`, high nibbles step `j + 4`; bits above the fourth lie in planes
-//! behind them: one bit per step in one vector (`u5`), or two bits per step in two vectors (`u6`).
+//! Quants of a block (32 columns) are eight steps of 64 bytes, byte `4 * row + c` of step `j` being column `4
+//! * j + c`. Low nibbles of vector `j` of four hold step `j`, high nibbles step `j + 4`; bits above the
+//! fourth lie in planes behind them: one bit per step in one vector (`u5`), or two bits per step in two
+//! vectors (`u6`).
 //!
-//! Scales are vectors over the rows of a tile: per block `f16 scale (, f16 min)`; in the 256-wide formats the `f16`
-//! of a super-block come before its first block, and each block has integers.
+//! Scales are vectors over the rows of a tile: per block `f16 scale (, f16 min)`; in the 256-wide formats the
+//! `f16` of a super-block come before its first block, and each block has integers.
 
 use formats::DType;
 

@@ -120,8 +120,8 @@ pub(super) trait ScaleFormat {
     /// Scales change every 16 columns, not every 32.
     const HALVES: bool = false;
 
-    /// Scale and minimum of half `half` of a block (0 if there are no halves), from the scales of its super-block and
-    /// its own.
+    /// Scale and minimum of half `half` of a block (0 if there are no halves), from the scales of its
+    /// super-block and its own.
     ///
     /// # Safety
     /// As [`Lanes`]; the pointers are good for [`Scales::outer_bytes`] and [`Scales::inner_bytes`].
@@ -209,8 +209,8 @@ impl<Q: Quants, S: ScaleFormat> TileKernel for QuantisedKernel<Q, S> {
 /// Bytes ahead of the block at work that are fetched.
 const PREFETCH: usize = 2048;
 
-/// One tile against lanes `lane..lane + ROWS` of a panel. Per output, block by block: add the minimum's share, then
-/// the dot product's, each with one rounding.
+/// One tile against lanes `lane..lane + ROWS` of a panel. Per output, block by block: add the minimum's
+/// share, then the dot product's, each with one rounding.
 ///
 /// # Safety
 /// As [`Lanes`]; the pointers are good for `blocks` blocks, `lane + ROWS <= PANEL`.

@@ -40,8 +40,8 @@ pub(super) trait TileKernel {
     const TILES: usize;
 
     /// # Safety
-    /// The machine has the instructions of `L`, `part.rows == ROWS`, the part is in range, the segment's dtype is the
-    /// kernel's, and no other thread touches the outputs of the part.
+    /// The machine has the instructions of `L`, `part.rows == ROWS`, the part is in range, the segment's
+    /// dtype is the kernel's, and no other thread touches the outputs of the part.
     unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part);
 }
 
@@ -101,7 +101,8 @@ unsafe fn by_dtype<L: Lanes>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
     }
 }
 
-/// Few rows: all tiles in one call. Many: a few tiles, which stay in the nearest cache, against all rows in turn.
+/// Few rows: all tiles in one call. Many: a few tiles, which stay in the nearest cache, against all rows in
+/// turn.
 unsafe fn parts<L: Lanes, K: TileKernel>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
     let step = if m <= L::ROWS { tiles.len() } else { K::TILES };
     let mut from = tiles.start;

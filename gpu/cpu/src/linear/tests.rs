@@ -254,7 +254,8 @@ fn matrices_that_do_not_fit_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// A row's outputs do not depend on the rows beside it, on how the tiles are split, or on who prepared what.
+    /// A row's outputs do not depend on the rows beside it, on how the tiles are split, or on who prepared
+    /// what.
     #[test]
     fn a_row_gives_the_same_bits_alone_and_in_any_batch(
         seed: u64,

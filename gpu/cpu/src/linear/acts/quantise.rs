@@ -22,8 +22,8 @@ kernel! {
     /// Quantises the row `x` into lane `lane` of a panel's blocks.
     ///
     /// # Safety
-    /// The machine has `isa`, `x` is as long as the blocks, `lane` is less than [`super::PANEL`], and nobody else
-    /// reads or writes that lane meanwhile.
+    /// The machine has `isa`, `x` is as long as the blocks, `lane` is less than [`super::PANEL`], and nobody
+    /// else reads or writes that lane meanwhile.
     pub(super) fn row = row_in(x: &[f32], blocks: &[UnsafeCell<ActBlock>], lane: usize)
 }
 
@@ -44,8 +44,8 @@ unsafe fn row_in<L: Lanes>(x: &[f32], blocks: &[UnsafeCell<ActBlock>], lane: usi
     }
 }
 
-/// Writes the bytes of a block; returns their scale and the sums of both halves. A value that is not finite makes the
-/// scale not finite, so that it shows in the output.
+/// Writes the bytes of a block; returns their scale and the sums of both halves. A value that is not finite
+/// makes the scale not finite, so that it shows in the output.
 #[inline(always)]
 unsafe fn round<L: Lanes>(x: *const f32, q: *mut i8) -> (f32, [f32; 2]) {
     // SAFETY: the caller's promise.

@@ -64,8 +64,8 @@ fn copy(source: &[u8], from: usize, tile: &mut [u8], to: usize) {
     tile[to..to + 2].copy_from_slice(&source[from..from + 2]);
 }
 
-/// Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes 0..4
-/// and 4..8, the others in the nibbles of bytes 8..12 with their top two bits above the first ones.
+/// Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes
+/// 0..4 and 4..8, the others in the nibbles of bytes 8..12 with their top two bits above the first ones.
 fn scale_and_min(packed: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         return (packed[sub] & 63, packed[sub + 4] & 63);
