@@ -81,10 +81,11 @@ impl Holders {
         .find_map(|(role, slot)| slot.as_mut().filter(|h| h.instance == *instance).map(|h| (role, h)))
     }
 
-    /// Starts all clocks anew.
+    /// Starts all clocks anew; questions on their way are void.
     pub fn give_time(&mut self, now: Instant) {
         for holder in [&mut self.tokenizer, &mut self.router, &mut self.engine].into_iter().flatten() {
             holder.note(now);
+            holder.asked = None;
         }
     }
 }

@@ -13,6 +13,7 @@ macro_rules! schema {
         pub struct $name { $($(#[$doc])* $field: $ty,)* }
 
         #[cfg(test)]
+        #[allow(dead_code, reason = "only the bodies of requests are held against their parsers")]
         impl $name {
             pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
         }

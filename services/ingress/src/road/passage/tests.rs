@@ -306,6 +306,16 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 }
 
 #[test]
+fn a_death_that_is_being_repaired_is_no_news() {
+    let mut scene = Scene::running();
+    let questions = scene.asked(600);
+    assert!(scene.passage.departed(&named("tok")), "another request found out first");
+    scene.passage.take_trouble();
+    scene.passage.mend(scene.now);
+    assert!(!scene.passage.answered(&questions[0], &Answer::Dead, scene.now));
+}
+
+#[test]
 fn a_departure_counts_only_for_who_holds_the_request() {
     let mut scene = Scene::running();
     assert!(!scene.passage.departed(&named("router")), "it has done its part");

@@ -159,12 +159,9 @@ impl Passage {
             }
         }
         // It lives and does not know the request, and nothing has happened since it was asked.
-        match (question.role, lock) {
-            // A tokenizer has nothing to know before there is a run.
-            (Role::Tokenizer, None) => return false,
-            (Role::Tokenizer, Some(_)) => self.raise(Trouble::Lost),
-            _ => self.raise(Trouble::Forgotten),
-        };
+        // What a tokenizer forgot of a run, its engine can say again.
+        let replayable = question.role == Role::Tokenizer && lock.is_some();
+        self.raise(if replayable { Trouble::Lost } else { Trouble::Forgotten });
         true
     }
 
