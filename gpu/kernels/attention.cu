@@ -48,23 +48,32 @@ struct Pages {
     const u32* table;
     int shift, kv_heads, kv_head;
 
-    template <int D>
-    __device__ __forceinline__ const u16* row(int position, int is_value) const {
-        u64 block = ((u64)table[position >> shift] * 2 + is_value) * kv_heads + kv_head;
-        return pages + ((block << shift) + (position & ((1 << shift) - 1))) * D;
+    // The pages of the tile at position `first`, one a lane; those from position `limit` on are not looked up. A tile
+    // has no more pages than a warp has lanes.
+    __device__ __forceinline__ u32 of_tile(int first, int limit) const {
+        int lane = threadIdx.x % 32;
+        int page = (first >> shift) + lane;
+        return (lane << shift) < TILE_KEYS && (page << shift) < limit ? table[page] : 0;
     }
 };
 
-// Starts copying keys or values of positions `first ..` of a tile; those from `limit` on become zeros.
+// Starts copying keys or values of positions `first ..` of a tile, whose pages are `ids`; those from `limit` on become
+// zeros.
 template <int D, int THREADS>
-DEVICE void load_tile(u32 target, const Pages& pages, int is_value, int first, int limit) {
+DEVICE void load_tile(u32 target, const Pages& pages, u32 ids, int is_value, int first, int limit) {
     constexpr int CHUNKS = D / 8;
     int chunk = threadIdx.x % CHUNKS;
-#pragma unroll 4
-    for (int row = threadIdx.x / CHUNKS; row < TILE_KEYS; row += THREADS / CHUNKS) {
+    int mask = (1 << pages.shift) - 1;
+    u64 head = (u64)is_value * pages.kv_heads + pages.kv_head;
+    u64 page_heads = 2 * pages.kv_heads;
+#pragma unroll
+    for (int i = 0; i < TILE_KEYS * CHUNKS / THREADS; i++) {
+        int row = threadIdx.x / CHUNKS + i * (THREADS / CHUNKS);
+        int offset = (first & mask) + row;
+        u64 page = __shfl_sync(FULL_WARP, ids, offset >> pages.shift);
+        const u16* source = pages.pages + (((page * page_heads + head) << pages.shift) + (offset & mask)) * D + chunk * 8;
         bool valid = first + row < limit;
-        const u16* source = valid ? pages.row<D>(first + row, is_value) + chunk * 8 : pages.pages;
-        copy_async(chunk_address<CHUNKS>(target, row, chunk), source, valid);
+        copy_async(chunk_address<CHUNKS>(target, row, chunk), valid ? source : pages.pages, valid);
     }
 }
 
@@ -132,8 +141,9 @@ DEVICE Fragment row_sums(const uint4 (&p)[8]) {
 // have written and leaves the ticket at zero. One thread calls it between two barriers.
 DEVICE bool arrive(u32* ticket, u32 expected) {
     u32 before;
-    asm volatile("fence.acq_rel.gpu;\natom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
+    asm volatile("atom.add.release.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
     if (before != expected - 1) return false;
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
     *ticket = 0;
     return true;
 }
@@ -143,11 +153,12 @@ DEVICE bool arrive(u32* ticket, u32 expected) {
 template <int D>
 DEVICE void fold_parts(u16* out, const float* part_values, const float2* part_stats, float4* weights,
                        u64 first_item, int kv_heads, int parts, int group) {
-    constexpr int OUTPUTS = MAX_GROUP * D / DECODE_THREADS;
+    constexpr int OUTPUTS = MAX_GROUP * D / 4 / DECODE_THREADS;  // of four columns
     constexpr int BATCH = 8;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int run = FOLD_WEIGHTS / group < 32 ? FOLD_WEIGHTS / group : 32;
-    float value[OUTPUTS] = {}, sum[OUTPUTS] = {};
+    float4 value[OUTPUTS] = {};
+    float sum[OUTPUTS] = {};
     float running[MAX_GROUP / 4];
 #pragma unroll
     for (int q = 0; q < MAX_GROUP / 4; q++) running[q] = NEGATIVE_INFINITY;
@@ -175,20 +186,26 @@ DEVICE void fold_parts(u16* out, const float* part_values, const float2* part_st
         __syncthreads();
 #pragma unroll
         for (int q = 0; q < OUTPUTS; q++) {
-            int i = threadIdx.x + q * DECODE_THREADS;
+            int i = (threadIdx.x + q * DECODE_THREADS) * 4;
             if (i >= group * D) continue;
-            int row = i / D;
-            const float* source = part_values + ((first_item + (u64)first * kv_heads) * group + row) * D + i % D;
+            const float4* row_weights = weights + i / D * run;
+            const float* source = part_values + (first_item + (u64)first * kv_heads) * group * D + i;
             u64 stride = (u64)kv_heads * group * D;
             for (int base = 0; base < count; base += BATCH) {
-                float v[BATCH];
+                float4 v[BATCH];
 #pragma unroll
-                for (int b = 0; b < BATCH; b++) v[b] = base + b < count ? __ldcg(source + (base + b) * stride) : 0.0f;
+                for (int b = 0; b < BATCH; b++) {
+                    v[b] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (base + b < count) v[b] = __ldcg((const float4*)(source + (base + b) * stride));
+                }
 #pragma unroll
                 for (int b = 0; b < BATCH; b++) {
                     if (base + b >= count) continue;
-                    float4 w = weights[row * run + base + b];
-                    value[q] = __fmaf_rn(value[q], w.x, __fmul_rn(v[b], w.y));
+                    float4 w = row_weights[base + b];
+                    value[q].x = __fmaf_rn(value[q].x, w.x, __fmul_rn(v[b].x, w.y));
+                    value[q].y = __fmaf_rn(value[q].y, w.x, __fmul_rn(v[b].y, w.y));
+                    value[q].z = __fmaf_rn(value[q].z, w.x, __fmul_rn(v[b].z, w.y));
+                    value[q].w = __fmaf_rn(value[q].w, w.x, __fmul_rn(v[b].w, w.y));
                     sum[q] = __fmaf_rn(sum[q], w.x, __fmul_rn(w.z, w.y));
                 }
             }
@@ -197,8 +214,11 @@ DEVICE void fold_parts(u16* out, const float* part_values, const float2* part_st
     }
 #pragma unroll
     for (int q = 0; q < OUTPUTS; q++) {
-        int i = threadIdx.x + q * DECODE_THREADS;
-        if (i < group * D) out[i] = to_bf16(value[q] * (1.0f / sum[q]));
+        int i = (threadIdx.x + q * DECODE_THREADS) * 4;
+        if (i >= group * D) continue;
+        float inverse = 1.0f / sum[q];
+        *(uint2*)(out + i) = make_uint2(pack_bf16(value[q].x * inverse, value[q].y * inverse),
+                                        pack_bf16(value[q].z * inverse, value[q].w * inverse));
     }
 }
 
@@ -217,39 +237,43 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int group = heads / kv_heads;
 
+    u32* starts = (u32*)(memory + 2 * TILE_BYTES + 16 * D * 2 + 16 * TILE_KEYS * 2);  // copy of tile_starts
+
     struct Item {
-        int sequence, kv_head, context, tile, tiles, first_tile;
+        int sequence, context, tile, tiles;
         Pages pages;
+        u32 page_ids;
     };
-    auto find = [&](u32 item) {
+    // Items of a block ascend: the search begins at the sequence of the last one.
+    auto find = [&](u32 item, int from) {
         Item it;
         u32 unit = item / kv_heads;
-        it.kv_head = item % kv_heads;
-        int low = 0, high = sequences;  // the last sequence whose tiles start at or before `unit`
+        int low = from, high = sequences;  // the last sequence whose tiles start at or before `unit`
         while (high - low > 1) {
             int middle = (low + high) / 2;
-            if (tile_starts[middle] <= unit) low = middle;
+            if (starts[middle] <= unit) low = middle;
             else high = middle;
         }
         it.sequence = low;
         it.context = contexts[low];
-        it.first_tile = (it.context > window ? it.context - window : 0) / TILE_KEYS;
-        it.tile = it.first_tile + (unit - tile_starts[low]);
-        it.tiles = tile_starts[low + 1] - tile_starts[low];
-        it.pages = Pages{kv, tables + table_starts[low], page_shift, kv_heads, it.kv_head};
+        int first_tile = (it.context > window ? it.context - window : 0) / TILE_KEYS;
+        it.tile = first_tile + (unit - starts[low]);
+        it.tiles = starts[low + 1] - starts[low];
+        it.pages = Pages{kv, tables + table_starts[low], page_shift, kv_heads, (int)(item % kv_heads)};
+        it.page_ids = it.pages.of_tile(it.tile * TILE_KEYS, it.context);
         return it;
     };
     auto load_keys = [&](const Item& it) {
-        load_tile<D, DECODE_THREADS>(keys, it.pages, 0, it.tile * TILE_KEYS, it.context);
+        load_tile<D, DECODE_THREADS>(keys, it.pages, it.page_ids, 0, it.tile * TILE_KEYS, it.context);
         for (int i = threadIdx.x; i < 16 * CHUNKS; i += DECODE_THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool valid = row < group;
-            u64 head = (u64)it.sequence * heads + it.kv_head * group + (valid ? row : 0);
+            u64 head = (u64)it.sequence * heads + it.pages.kv_head * group + (valid ? row : 0);
             copy_async(chunk_address<CHUNKS>(query_tile, row, chunk), queries + head * D + chunk * 8, valid);
         }
     };
     auto load_values = [&](const Item& it) {
-        load_tile<D, DECODE_THREADS>(values, it.pages, 1, it.tile * TILE_KEYS, it.context);
+        load_tile<D, DECODE_THREADS>(values, it.pages, it.page_ids, 1, it.tile * TILE_KEYS, it.context);
     };
 
     wait_for_producer();
@@ -257,7 +281,9 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     u32 items = tile_starts[sequences] * kv_heads;
     u32 item = blockIdx.x;
     if (item >= items) return;
-    Item it = find(item);
+    for (int i = threadIdx.x; i <= sequences; i += DECODE_THREADS) starts[i] = tile_starts[i];
+    __syncthreads();
+    Item it = find(item, 0);
     load_keys(it);
     copy_commit();
     load_values(it);
@@ -265,6 +291,8 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     while (true) {
         u32 next_item = item + gridDim.x;
         bool more = next_item < items;
+        Item next = it;
+        if (more) next = find(next_item, it.sequence);
         copy_wait<1>();
         __syncthreads();
         Fragment s[4];
@@ -289,11 +317,7 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
             maxima[warp][g + 8] = high_max;
         }
         __syncthreads();
-        Item next = it;
-        if (more) {
-            next = find(next_item);
-            load_keys(next);
-        }
+        if (more) load_keys(next);
         copy_commit();
         low_max = fmaxf(fmaxf(maxima[0][g], maxima[1][g]), fmaxf(maxima[2][g], maxima[3][g])) * scale;
         high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * scale;
@@ -334,7 +358,7 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
                     int column = warp * WARP_COLUMNS + i * 8 + 2 * t;
                     float v0 = o[i].c[2 * half], v1 = o[i].c[2 * half + 1];
                     if (single) {
-                        u64 head = (u64)it.sequence * heads + it.kv_head * group + row;
+                        u64 head = (u64)it.sequence * heads + it.pages.kv_head * group + row;
                         *(u32*)(out + head * D + column) =
                             pack_bf16(fold(0.0f, v0) * inverse, fold(0.0f, v1) * inverse);
                     } else {
@@ -349,11 +373,11 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
         if (more) load_values(next);
         copy_commit();
         if (!single) {
-            if (threadIdx.x == 0) is_last = arrive(tickets + it.sequence * kv_heads + it.kv_head, it.tiles);
+            if (threadIdx.x == 0) is_last = arrive(tickets + it.sequence * kv_heads + it.pages.kv_head, it.tiles);
             __syncthreads();
             if (is_last) {
-                u64 first_item = (u64)tile_starts[it.sequence] * kv_heads + it.kv_head;
-                u64 head = (u64)it.sequence * heads + it.kv_head * group;
+                u64 first_item = (u64)starts[it.sequence] * kv_heads + it.pages.kv_head;
+                u64 head = (u64)it.sequence * heads + it.pages.kv_head * group;
                 fold_parts<D>(out + head * D, part_values, part_stats, weights, first_item, kv_heads, it.tiles, group);
             }
         }
@@ -407,10 +431,12 @@ DEVICE void prefill(u16* out, const u16* queries, const u16* kv, const u32* tabl
     int first_tile = (position0 + 1 > window ? position0 + 1 - window : 0) / TILE_KEYS;
     int last_tile = (limit - 1) / TILE_KEYS;
 
+    u32 page_ids = pages.of_tile(first_tile * TILE_KEYS, limit);
     auto load_pair = [&](int tile) {
         u32 at = tiles + (tile & 1) * 2 * TILE_BYTES;
-        load_tile<D, PREFILL_THREADS>(at, pages, 0, tile * TILE_KEYS, limit);
-        load_tile<D, PREFILL_THREADS>(at + TILE_BYTES, pages, 1, tile * TILE_KEYS, limit);
+        load_tile<D, PREFILL_THREADS>(at, pages, page_ids, 0, tile * TILE_KEYS, limit);
+        load_tile<D, PREFILL_THREADS>(at + TILE_BYTES, pages, page_ids, 1, tile * TILE_KEYS, limit);
+        page_ids = pages.of_tile((tile + 1) * TILE_KEYS, limit);  // in time for the next
     };
     for (int i = threadIdx.x; i < PREFILL_ROWS * CHUNKS; i += PREFILL_THREADS) {
         int row = i / CHUNKS, chunk = i % CHUNKS;

@@ -45,12 +45,12 @@ DEVICE int segment_begin(int blocks, int segment, int segments) { return blocks 
 // with weights before the producer of x has ended.
 
 #define STREAM_WARPS 4
-#define STREAM_STAGES 8
 
 template <int R, int TOKEN_TILES>
 DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {
     extern __shared__ uint4 ring[];
     constexpr int SLOTS = R + TOKEN_TILES;
+    constexpr int STREAM_STAGES = R == 1 ? 16 : 8;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int g = lane / 4, t = lane % 4;
     int segment = warp % segments;
@@ -339,9 +339,9 @@ DEVICE void tile(void* out, const u16* x, const u16* w, int m, int n, int k, int
         void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {          \
         tile<WARPS_M, MT, HOW>(out, x, w, m, n, k, segments, output);                                    \
     }
-TILE(32, 1, 2, ONE, )
-TILE(64, 1, 4, ONE, )
-TILE(128_fold, 2, 4, FOLDED, )
-TILE(32_split, 1, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
-TILE(64_split, 1, 4, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
-TILE(128_split, 2, 4, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(32, 2, 1, ONE, )
+TILE(64, 2, 2, ONE, )
+TILE(128_fold, 4, 2, FOLDED, )
+TILE(32_split, 2, 1, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(64_split, 2, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(128_split, 4, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))

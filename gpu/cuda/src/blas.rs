@@ -1,6 +1,6 @@
 //! Large products through cuBLASLt: fast, but the order of additions is the library's choice for each shape.
 
-use std::{collections::HashMap, ffi::c_void, sync::Arc, sync::Mutex};
+use std::{cell::RefCell, collections::HashMap, ffi::c_void, rc::Rc, sync::Arc};
 
 use cudarc::{
     cublaslt::{result, sys},
@@ -38,7 +38,7 @@ struct Key {
 pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer<u8>,
-    plans: Mutex<HashMap<Key, Arc<Plan>>>,
+    plans: RefCell<HashMap<Key, Rc<Plan>>>,
 }
 
 impl Blas {
@@ -47,7 +47,7 @@ impl Blas {
         Ok(Self {
             handle: result::create_handle()?,
             workspace: Buffer::new(context, WORKSPACE_BYTES)?,
-            plans: Mutex::default(),
+            plans: RefCell::default(),
         })
     }
 
@@ -93,12 +93,12 @@ impl Blas {
         Ok(())
     }
 
-    fn plan(&self, key: Key) -> Result<Arc<Plan>, CudaError> {
-        let mut plans = self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn plan(&self, key: Key) -> Result<Rc<Plan>, CudaError> {
+        let mut plans = self.plans.borrow_mut();
         if let Some(plan) = plans.get(&key) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(self.handle, key)?);
+        let plan = Rc::new(Plan::new(self.handle, key)?);
         plans.insert(key, plan.clone());
         Ok(plan)
     }
@@ -106,7 +106,7 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.plans.borrow_mut().clear();
         // SAFETY: created by create_handle, destroyed once, after its plans.
         if let Err(error) = unsafe { result::destroy_handle(self.handle) } {
             tracing::warn!(%error, "cannot destroy the cublaslt handle");

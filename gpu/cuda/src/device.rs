@@ -114,7 +114,8 @@ impl Device {
         assert!(data.len() <= target.len(), "copy of {} elements into {}", data.len(), target.len());
         self.context.bind_to_thread()?;
         // SAFETY: the target holds at least as many elements; both sides outlive the call as the contract says.
-        Ok(unsafe { result::memcpy_htod_async(target.address(), data, self.stream.cu_stream())? })
+        unsafe { result::memcpy_htod_async(target.address(), data, self.stream.cu_stream())? };
+        Ok(())
     }
 
     /// Starts a copy to the host; `data` is complete once the stream has passed it.
@@ -126,16 +127,18 @@ impl Device {
         assert!(data.len() <= source.len(), "copy of {} elements from {}", data.len(), source.len());
         self.context.bind_to_thread()?;
         // SAFETY: the source holds at least as many elements; both sides outlive the call as the contract says.
-        Ok(unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream.cu_stream())? })
+        unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream.cu_stream())? };
+        Ok(())
     }
 
     /// Starts setting every byte of a view.
     pub fn fill_bytes<T: Element>(&self, target: View<'_, T>, byte: u8) -> Result<(), CudaError> {
         self.context.bind_to_thread()?;
         // SAFETY: the view's bytes are allocated.
-        Ok(unsafe {
-            result::memset_d8_async(target.address(), byte, target.bytes(), self.stream.cu_stream())?
-        })
+        unsafe {
+            result::memset_d8_async(target.address(), byte, target.bytes(), self.stream.cu_stream())?;
+        }
+        Ok(())
     }
 
     /// Waits for all work started so far.

@@ -12,6 +12,8 @@ pub const TILE_KEYS: usize = 128;
 pub const PREFILL_ROWS: usize = 128;
 /// Query heads that may share a key head.
 const MAX_GROUP: usize = 16;
+/// A tile has at most as many pages as a warp has lanes.
+const MIN_PAGE_SIZE: usize = TILE_KEYS / 32;
 const DECODE_BLOCKS_PER_MULTIPROCESSOR: usize = 3;
 
 /// Keys and values of one layer.
@@ -21,13 +23,15 @@ pub struct KvPages<'a> {
     pub pages: View<'a, bf16>,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// A power of two.
+    /// A power of two, at least 4.
     pub page_size: usize,
 }
 
 impl KvPages<'_> {
     pub(super) fn page_shift(&self) -> Result<u32, CudaError> {
-        check(self.page_size.is_power_of_two(), || format!("pages of {} tokens", self.page_size))?;
+        check(self.page_size.is_power_of_two() && self.page_size >= MIN_PAGE_SIZE, || {
+            format!("pages of {} tokens", self.page_size)
+        })?;
         Ok(self.page_size.trailing_zeros())
     }
 }
@@ -126,7 +130,8 @@ impl Device {
         check_len("tickets", op.tickets, op.sequences * kv_heads)?;
         let blocks = self.info().multiprocessors as usize * DECODE_BLOCKS_PER_MULTIPROCESSOR;
         let blocks = blocks.min(op.max_tiles * kv_heads);
-        let shared = 2 * TILE_KEYS * head_dim * 2 + 16 * head_dim * 2 + 16 * TILE_KEYS * 2;
+        let shared =
+            2 * TILE_KEYS * head_dim * 2 + 16 * head_dim * 2 + 16 * TILE_KEYS * 2 + (op.sequences + 1) * 4;
         let arguments = arguments![
             op.out,
             op.queries,

@@ -52,7 +52,6 @@ const BLAS_ROWS: usize = 17;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
-const STREAM_STAGES: usize = 8;
 const TILE_COLUMNS: usize = 128;
 const TILE_STAGES: usize = 4;
 /// Tiles of 128 rows from which on they fill the GPU without being split.
@@ -153,7 +152,8 @@ impl Device {
                     _ => "gemm_stream_4_2",
                 };
                 let rows_per_block = 8 * blocks * WARPS_PER_BLOCK / segments;
-                let ring = WARPS_PER_BLOCK * STREAM_STAGES * (blocks + token_tiles) * 512;
+                let stages = if blocks == 1 { 16 } else { 8 };
+                let ring = WARPS_PER_BLOCK * stages * (blocks + token_tiles) * 512;
                 let shape =
                     Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
                 let arguments =
@@ -173,7 +173,7 @@ impl Device {
                 let depth = if cut == Cut::Split { segments } else { 1 };
                 let grid = [m.div_ceil(rows) as u32, n.div_ceil(TILE_COLUMNS) as u32, depth as u32];
                 let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
-                let shape = Shape::new(grid, if rows == 128 { 256 } else { 128 }).shared(ring);
+                let shape = Shape::new(grid, if rows == 128 { 512 } else { 256 }).shared(ring);
                 let arguments =
                     arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
                 // SAFETY: signature of gemm_tile; lengths checked in `gemm`.

@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
                 closes: std::mem::take(&mut closes),
                 ..Batch::default()
             };
-            let mut sampled = Vec::new();
+            let (mut sampled, mut freed) = (Vec::new(), Vec::new());
             for (slot, place) in live.iter_mut().enumerate() {
                 let Some(one) = place else { continue };
                 if slots > 1 && random.below(5) == 0 {
@@ -241,10 +241,11 @@ impl<'a> Run<'a> {
                 self.add(&mut batch, SlotId(slot as u32), one, requests, random, slots, &mut sampled);
                 if one.sampled == requests[one.request].tokens {
                     closes.push(SlotId(slot as u32));
-                    self.free_pages.append(&mut one.pages);
+                    freed.append(&mut one.pages);
                     *place = None;
                 }
             }
+            self.free_pages.append(&mut freed);
             if batch.sequences.is_empty() && batch.closes.is_empty() {
                 continue;
             }
