@@ -5,7 +5,7 @@ import sys
 import openai
 
 client = openai.OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none", max_retries=0)
-ask = [{"role": "user", "content": "What is the capital of France?"}]
+ask = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 
 def chat(**kwargs):
@@ -48,7 +48,7 @@ assert [c.message.content for c in several.choices] == [c.message.content for c 
 stopped = chat(temperature=0, max_tokens=64, stop=["Paris"])
 assert "Paris" not in stopped.choices[0].message.content and stopped.choices[0].finish_reason == "stop"
 
-parts = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}]
+parts = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France? Answer in one sentence."}]}]
 assert chat(messages=parts, temperature=0, max_tokens=24).choices[0].message.content == text
 
 completion = client.completions.create(model="smollm2", prompt="The capital of France is", max_tokens=5, temperature=0, echo=True)

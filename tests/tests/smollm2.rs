@@ -13,7 +13,7 @@ async fn smollm2_knows_the_capital_of_france_and_the_openai_package_is_content()
     let cluster = Cluster::start(plan).await;
     let request = json!({
         "model": "smollm2", "temperature": 0, "max_tokens": 32,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
     });
     let reply = cluster.http().post("/v1/chat/completions", &request).await.unwrap();
     assert_eq!(reply.status, 200, "{}", reply.body);
