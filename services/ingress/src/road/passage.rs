@@ -86,6 +86,24 @@ struct Scores {
     done: bool,
 }
 
+impl Scores {
+    /// The first token of a prompt follows nothing: it has no probability, and no engine reports it.
+    fn begin(&mut self, prompt: &TokenIds) {
+        let first = prompt.iter().next().filter(|_| self.from == Some(0));
+        self.have = first.map(|id| TokenLogprobs { id, logprob: None, top: Vec::new() }).into_iter().collect();
+    }
+
+    /// All of them, once the last is here.
+    fn all(&mut self, prompt: Option<&TokenIds>) -> Option<Vec<TokenLogprobs>> {
+        let (from, prompt) = (self.from? as usize, prompt?);
+        if self.done || from + self.have.len() < prompt.len() {
+            return None;
+        }
+        self.done = true;
+        Some(std::mem::take(&mut self.have))
+    }
+}
+
 impl Passage {
     /// A request for `n` choices that wants the prompt scored from `score_from` on.
     pub fn new(request: RequestId, n: u32, score_from: Option<u32>, now: Instant) -> Self {
@@ -163,8 +181,7 @@ impl Passage {
     pub fn run_at(&self) -> Option<RunAt> {
         let engine = self.holders.engine.as_ref()?.instance.clone();
         self.prompt.as_ref()?;
-        let replayable = self.scores.done;
-        self.lock.filter(|_| replayable).map(|run| RunAt { engine, run })
+        self.lock.map(|run| RunAt { engine, run })
     }
 
     /// What another tokenizer or engine needs to go on; `None` if there is nothing to go on with.
@@ -185,8 +202,8 @@ impl Passage {
         self.mending = None;
         self.doubt = None;
         self.progress = now;
-        if !self.scores.done {
-            self.scores.have.clear();
+        if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.done) {
+            self.scores.begin(prompt);
         }
     }
 
@@ -224,8 +241,12 @@ impl Passage {
                 Effect::Nothing
             }
             Body::Rendered { prompt } => {
-                self.prompt.get_or_insert(prompt);
-                Effect::Nothing
+                if self.prompt.is_some() {
+                    return Effect::Nothing;
+                }
+                self.scores.begin(&prompt);
+                self.prompt = Some(prompt);
+                self.scores.all(self.prompt.as_ref()).map_or(Effect::Nothing, Effect::Scored)
             }
             Body::Started { cached_tokens, .. } => {
                 self.cached.get_or_insert(cached_tokens);
@@ -325,24 +346,17 @@ impl Passage {
 
     fn scored(&mut self, first: u32, tokens: Vec<TokenLogprobs>) -> Effect {
         let Some(from) = self.scores.from.filter(|_| !self.scores.done) else { return Effect::Nothing };
-        let Some(prompt) = &self.prompt else { return self.gap() };
         let have = from as usize + self.scores.have.len();
-        if first as usize > have {
+        if self.prompt.is_none() || first as usize > have {
             return self.gap();
         }
         self.scores.have.extend(tokens.into_iter().skip(have - first as usize));
-        if from as usize + self.scores.have.len() < prompt.len() {
-            return Effect::Nothing;
-        }
-        self.scores.done = true;
-        Effect::Scored(std::mem::take(&mut self.scores.have))
+        self.scores.all(self.prompt.as_ref()).map_or(Effect::Nothing, Effect::Scored)
     }
 
     fn closed(&mut self, usage: Usage) -> Effect {
         let prompt_tokens = self.prompt.as_ref().map_or(0, TokenIds::len);
-        // A start beyond the prompt leaves nothing to score.
-        let scored = self.scores.done || self.scores.from.is_some_and(|from| from as usize >= prompt_tokens);
-        if !scored || self.prompt.is_none() || !self.strands.iter().all(Strand::ended) {
+        if !self.scores.done || self.prompt.is_none() || !self.strands.iter().all(Strand::ended) {
             return self.gap();
         }
         self.over = true;

@@ -195,6 +195,21 @@ fn prompt_scores_come_as_one_and_in_order() {
 }
 
 #[test]
+fn a_prompts_first_token_has_no_probability_and_needs_no_report() {
+    let rendered = |ids: &[u32]| Body::Rendered { prompt: TokenIds::from(ids) };
+    let first = TokenLogprobs { id: 5, logprob: None, top: Vec::new() };
+    let mut scene = Scene::new(1, Some(0));
+    let alone = scene.say("tok", Role::Tokenizer, None, rendered(&[5]));
+    assert_eq!(alone, Effect::Scored(vec![first.clone()]));
+    let mut scene = Scene::new(1, Some(0));
+    scene.say("tok", Role::Tokenizer, None, rendered(&[5, 6]));
+    let second = TokenLogprobs { id: 6, logprob: Some(-1.0), top: Vec::new() };
+    let report = Body::Prompt { first: 1, tokens: vec![second.clone()] };
+    let all = Effect::Scored(vec![first, second]);
+    assert_eq!(scene.say("tok", Role::Tokenizer, Some(RUN), report), all);
+}
+
+#[test]
 fn a_silent_holder_is_asked_once_and_its_answer_buys_time() {
     let mut scene = Scene::running();
     scene.beat(0, &[]);
