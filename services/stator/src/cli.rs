@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, chat, child, drain, model, service, tap, up};
+use crate::{bench, chat, child, drain, health, model, service, tap, up};
 
 /// Serves language models: an OpenAI-style API in front, engines behind, NATS between.
 ///
@@ -39,6 +39,8 @@ enum Command {
     Model(model::ModelArgs),
     /// Ask an instance to finish its work and go
     Drain(drain::DrainArgs),
+    /// Exit with 0 if a url answers with success: a health check for containers
+    Health(health::HealthArgs),
     #[command(hide = true)]
     WithParent(child::WithParentArgs),
 }
@@ -56,6 +58,7 @@ impl Cli {
             Command::Bench(args) => bench::run(*args),
             Command::Model(args) => model::run(&args),
             Command::Drain(args) => drain::run(args),
+            Command::Health(args) => health::run(&args),
             Command::WithParent(args) => args.run(),
         }
     }

@@ -6,6 +6,7 @@ mod chat;
 mod child;
 mod cli;
 mod drain;
+mod health;
 mod http;
 mod model;
 mod service;
