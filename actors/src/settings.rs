@@ -57,6 +57,31 @@ pub fn resolve<L: Layer>(flags: L, file: Option<&Path>) -> Result<L::Resolved, S
     Ok(flags.over(below).resolve())
 }
 
+/// The help text of a setting with its default, which is given as source text.
+#[doc(hidden)]
+pub fn help(about: &str, default: &str) -> String {
+    let literal = default.trim_end_matches(".to_owned()");
+    let shown = match literal.split_once("::from(").map(|(_, argument)| argument.trim_end_matches(')')) {
+        Some(argument) => argument.trim_matches('"').to_owned(),
+        None if literal.starts_with('"') => literal.trim_matches('"').to_owned(),
+        None if literal.starts_with(|c: char| c.is_ascii_digit()) => literal.replace('_', ""),
+        None => kebab(literal.rsplit("::").next().unwrap_or(literal)),
+    };
+    format!("{} [default: {shown}]", about.trim())
+}
+
+/// `LeastLoaded` as `least-loaded`.
+fn kebab(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(c.to_ascii_lowercase());
+    }
+    text
+}
+
 /// Reads a list from a list, or from comma-separated text (an environment variable).
 #[doc(hidden)]
 pub fn list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
@@ -115,7 +140,7 @@ macro_rules! settings {
         $(#[doc = $doc:expr])+ value $name:ident : $ty:ty = $default:expr; $($rest:tt)*
     ) => {
         $crate::settings!(@munch $about $resolved $flags $section
-            {$($p)* #[arg(long, help = concat!($($doc),+, " [default: ", stringify!($default), "]"))]
+            {$($p)* #[arg(long, help = $crate::settings::help(concat!($($doc),+), stringify!($default)))]
                 pub $name: Option<$ty>,}
             {$($r)* $(#[doc = $doc])+ pub $name: $ty,}
             {$($o)* $name,}
@@ -188,4 +213,19 @@ macro_rules! settings {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::help;
+
+    #[test]
+    fn defaults_are_shown_as_one_would_type_them() {
+        let shown = |default| help(" About.", default);
+        assert_eq!(shown("\"127.0.0.1\".to_owned()"), "About. [default: 127.0.0.1]");
+        assert_eq!(shown("PathBuf::from(\"nats-server\")"), "About. [default: nats-server]");
+        assert_eq!(shown("Policy::LeastLoaded"), "About. [default: least-loaded]");
+        assert_eq!(shown("8_388_608"), "About. [default: 8388608]");
+        assert_eq!(shown("-1.5"), "About. [default: -1.5]");
+    }
 }
