@@ -5,6 +5,9 @@ use crate::{SamplingParams, TokenId};
 /// Runs steps of one decoder on one device: `submit` starts a batch, `collect` waits for its outputs. At most
 /// [`ExecutorSpec::depth`] tickets are open at once and they are collected in order.
 ///
+/// Steps take effect in the order in which they are submitted: a page that one step still reads may be written by the
+/// next.
+///
 /// Lives on one thread, the device thread, and is driven by one scheduler.
 pub trait Executor {
     fn spec(&self) -> &ExecutorSpec;
@@ -65,7 +68,8 @@ pub struct Batch {
     pub step: StepId,
     /// Slots whose sequences have ended; they may be opened again in the same batch.
     pub closes: Vec<SlotId>,
-    /// Whole pages copied before anything is computed (a choice that forks from a partly filled page).
+    /// Whole pages copied before anything is computed (a choice that forks from a partly filled page); all of them
+    /// read the pages as they were before the batch.
     pub copies: Vec<PageCopy>,
     pub opens: Vec<OpenSlot>,
     /// At most one per slot.
