@@ -188,7 +188,7 @@ impl ScaleFormat for Super16 {
 pub(super) struct QuantisedKernel<Q, S>(PhantomData<(Q, S)>);
 
 impl<Q: Quants, S: ScaleFormat> TileKernel for QuantisedKernel<Q, S> {
-    const TILES: usize = 1;
+    const TILES: usize = 2;
 
     #[inline(always)]
     unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part) {

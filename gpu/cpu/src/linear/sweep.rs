@@ -101,21 +101,25 @@ unsafe fn by_dtype<L: Lanes>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
     }
 }
 
-/// Few rows: all tiles in one call. Many: a few tiles, which stay in the nearest cache, against all rows in
-/// turn.
+/// Rows whose activations, a few hundred kilobytes, stay in the second-level cache while all tiles pass by.
+const CHUNK: usize = 16 * PANEL;
+
+/// Few rows: all tiles in one call. Many: chunk by chunk, a few tiles, which stay in the nearest cache, against
+/// all rows of the chunk.
 unsafe fn parts<L: Lanes, K: TileKernel>(job: &Job<'_>, m: usize, tiles: Range<usize>) {
     let step = if m <= L::ROWS { tiles.len() } else { K::TILES };
-    let mut from = tiles.start;
-    while from < tiles.end {
-        let to = tiles.end.min(from + step);
-        let mut row = 0;
-        while row < m {
-            let panel_end = (row / PANEL + 1) * PANEL;
-            let rows = L::ROWS.min(m.min(panel_end) - row);
-            // SAFETY: the caller's promise; the rows end where the panel does.
-            unsafe { L::enter::<K>(job, &Part { tiles: from..to, row, rows }) }
-            row += rows;
+    for chunk in (0..m).step_by(CHUNK) {
+        let chunk_end = m.min(chunk + CHUNK);
+        for from in tiles.clone().step_by(step) {
+            let to = tiles.end.min(from + step);
+            let mut row = chunk;
+            while row < chunk_end {
+                let panel_end = (row / PANEL + 1) * PANEL;
+                let rows = L::ROWS.min(chunk_end.min(panel_end) - row);
+                // SAFETY: the caller's promise; the rows end where the panel does.
+                unsafe { L::enter::<K>(job, &Part { tiles: from..to, row, rows }) }
+                row += rows;
+            }
         }
-        from = to;
     }
 }

@@ -262,7 +262,7 @@ proptest! {
         dtype in proptest::sample::select(DTYPES.to_vec()),
         rows in 1..150usize,
         blocks in 1..3usize,
-        m in 1..40usize,
+        m in 1..150usize,
         cut in 0.0..1.0f64,
     ) {
         let mut random = Random(seed);
