@@ -88,6 +88,12 @@ fn cors(origins: &[String]) -> Cors {
     origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
 }
 
+/// Half of the cores unless a number is set: the other half reads frames and does the rest.
+fn workers(set: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if set > 0 { set } else { (cores / 2).max(1) }
+}
+
 /// Binds the listener; the returned server runs until it is stopped.
 ///
 /// # Errors
@@ -96,7 +102,7 @@ pub fn listen(front: Data<Front>) -> anyhow::Result<(Server, std::net::SocketAdd
     let settings = &front.settings;
     let config: Option<ServerConfig> = tls::load(settings.tls_cert.as_deref(), settings.tls_key.as_deref())?;
     let secure = config.is_some();
-    let (address, workers) = ((settings.host.clone(), settings.port), settings.http_workers.max(1));
+    let (address, workers) = ((settings.host.clone(), settings.port), workers(settings.http_workers));
     let server = HttpServer::new(move || app(front.clone()))
         .workers(workers)
         .on_connect(ClientSocket::keep)

@@ -5,8 +5,8 @@ actors::settings! {
         value host: String = "127.0.0.1".to_owned();
         /// Port to listen on; 0 picks one.
         value port: u16 = 8000;
-        /// Threads that serve HTTP connections.
-        value http_workers: usize = 2;
+        /// Threads that serve HTTP connections; 0 takes half of the cores.
+        value http_workers: usize = 0;
         /// Key that clients must send as bearer token; may be repeated. With none, everybody may ask.
         list api_key: String;
         /// File with one API key a line; lines that begin with # are comments.

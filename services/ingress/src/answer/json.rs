@@ -16,7 +16,11 @@ pub fn string(out: &mut BytesMut, text: &str) {
 }
 
 pub fn number(out: &mut BytesMut, number: u64) {
-    let _ = write!(out, "{number}");
+    match u8::try_from(number) {
+        // Nearly always the index of a choice.
+        Ok(digit @ 0..=9) => out.put_u8(b'0' + digit),
+        _ => drop(write!(out, "{number}")),
+    }
 }
 
 pub fn value(out: &mut BytesMut, value: &Value) {

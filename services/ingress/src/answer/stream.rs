@@ -21,6 +21,8 @@ use crate::{
 
 /// A stream that has nothing to say yet says so this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Room for the chunks of a few steps: once they are on the wire it is used again.
+const BUFFER: usize = 4096;
 const KEEP_ALIVE_COMMENT: &[u8] = b": keep-alive\n\n";
 
 /// Server-sent events of one answer. Dropped before its end, it cancels the request.
@@ -38,7 +40,7 @@ pub struct EventStream<G> {
 
 impl<G> EventStream<G> {
     pub fn new(journey: Journey, script: Script, stopwatch: Stopwatch, guard: G) -> Self {
-        let (events, buffer) = (Vec::new(), BytesMut::new());
+        let (events, buffer) = (Vec::new(), BytesMut::with_capacity(BUFFER));
         let silence = Box::pin(sleep(KEEP_ALIVE));
         Self { journey, script, stopwatch, events, buffer, silence, ended: false, _guard: guard }
     }

@@ -90,7 +90,8 @@ impl Scores {
     /// The first token of a prompt follows nothing: it has no probability, and no engine reports it.
     fn begin(&mut self, prompt: &TokenIds) {
         let first = prompt.iter().next().filter(|_| self.from == Some(0));
-        self.have = first.map(|id| TokenLogprobs { id, logprob: None, top: Vec::new() }).into_iter().collect();
+        self.have =
+            first.map(|id| TokenLogprobs { id, logprob: None, top: Vec::new() }).into_iter().collect();
     }
 
     /// All of them, once the last is here.

@@ -101,7 +101,8 @@ impl Trip {
         now: Instant,
     ) -> Upshot {
         let mut passage = self.passage.lock();
-        let (was_open, had_begun) = (passage.is_open(), passage.has_begun());
+        let was_open = passage.is_open();
+        let begins = self.outlet.manner().ids && !passage.has_begun();
         let effect = passage.frame(from, role, frame, now);
         if !was_open && passage.is_open() {
             self.outlet.open();
@@ -113,7 +114,6 @@ impl Trip {
                     Some(strand) => strand.ids()[strand.ids().len() - piece.tokens..].to_vec(),
                     None => Vec::new(),
                 };
-                let begins = !had_begun && self.outlet.manner().ids;
                 let (prompt_tokens, cached_tokens) = passage.prompt_tokens();
                 drop(passage);
                 if begins {
