@@ -9,16 +9,18 @@ mod check;
 mod dimensions;
 mod engine;
 mod profile;
+mod setup;
 mod slots;
 mod step;
+mod task;
 
 pub use profile::Profile;
 pub use step::PhaseKind;
 
 use crate::{
-    CpuConfig, CpuError, Isa, KvBudget, MemoryReport, Precision,
-    kv_pool::{GROUP, KvPool, PageShape},
-    memory::{Shared, available_bytes},
+    CpuConfig, CpuError, Isa, MemoryReport,
+    kv_pool::{KvPool, PageShape},
+    memory::Shared,
     rope::Rope,
     team::Team,
     weights::{LoadProgress, Weights, estimate},
@@ -27,6 +29,7 @@ use buffers::{Buffers, Worker};
 use check::Checker;
 use dimensions::Dimensions;
 use engine::{Engine, State};
+use setup::{check_config, check_memory, numerics_class, pages};
 use slots::Slots;
 
 /// Runs a decoder on the cores of this machine. Depth 1: the other threads begin with a step when it is submitted, the
@@ -255,71 +258,6 @@ impl CpuExecutor {
         // SAFETY: no step is running, and the executor is borrowed exclusively.
         unsafe { engine.buffers.logits.read(index * vocab..(index + 1) * vocab) }
     }
-}
-
-/// Checks what can be checked before anything is loaded and chooses the instruction set.
-fn check_config(model: &Model, config: &CpuConfig) -> Result<Isa, CpuError> {
-    let positive = |field, value: u64| {
-        if value == 0 { Err(CpuError::Config { field, value, expected: "at least 1" }) } else { Ok(()) }
-    };
-    positive("threads", config.threads as u64)?;
-    positive("slots", config.slots.into())?;
-    positive("max_batch_tokens", config.max_batch_tokens.into())?;
-    positive("context_length", config.context_length.unwrap_or(1).into())?;
-    if !config.page_size.is_power_of_two() || (config.page_size as usize) < GROUP {
-        let value = config.page_size.into();
-        return Err(CpuError::Config { field: "page_size", value, expected: "a power of two, at least 16" });
-    }
-    let spec = &model.spec;
-    let shape = |holds: bool, what: String| if holds { Ok(()) } else { Err(CpuError::Shape(what)) };
-    shape(spec.layers > 0 && spec.vocab_size > 0, "no layers or no vocabulary".into())?;
-    shape(
-        spec.kv_heads > 0 && spec.heads.is_multiple_of(spec.kv_heads),
-        format!("{} heads over {} kv heads", spec.heads, spec.kv_heads),
-    )?;
-    shape(
-        spec.rope.dim.is_multiple_of(2) && spec.rope.dim <= spec.head_dim,
-        format!("{} rotated elements in a head of {}", spec.rope.dim, spec.head_dim),
-    )?;
-    let isa = config.isa.unwrap_or_else(Isa::detect);
-    if isa.is_available() { Ok(isa) } else { Err(CpuError::Isa(isa)) }
-}
-
-fn pages(config: &CpuConfig, shape: &PageShape) -> Result<u32, CpuError> {
-    let page_bytes = shape.page_bytes() as u64;
-    let (pages, budget) = match config.kv {
-        KvBudget::Pages(pages) => (pages, u64::from(pages) * page_bytes),
-        KvBudget::Bytes(bytes) => (u32::try_from(bytes / page_bytes).unwrap_or(u32::MAX), bytes),
-    };
-    match pages {
-        0 => Err(CpuError::KvBudget { budget, page_size: config.page_size, page_bytes }),
-        pages => Ok(pages),
-    }
-}
-
-fn check_memory(report: MemoryReport) -> Result<(), CpuError> {
-    let MemoryReport { weights, kv, scratch } = report;
-    match available_bytes() {
-        Some(available) if report.total() > available => {
-            Err(CpuError::Memory { weights, kv, scratch, available })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Executors of one class compute the same bits: kernel set, weight types, KV type.
-fn numerics_class(model: &Model, config: &CpuConfig) -> String {
-    /// Changes with any change of the arithmetic.
-    const KERNELS: &str = "cpu1";
-    let weights = match config.precision {
-        Precision::F32 => "f32".into(),
-        Precision::Packed => {
-            let names: Vec<String> =
-                model.weights.matrix_dtypes().iter().map(|dtype| dtype.to_string().to_lowercase()).collect();
-            names.join("+")
-        }
-    };
-    format!("{KERNELS}/{weights}/kv-{}", config.kv_dtype.name())
 }
 
 #[cfg(test)]

@@ -7,14 +7,12 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-
-use parking_lot::{Condvar, Mutex};
 
 /// How long a worker without work looks for some before it sleeps. Longer spinning takes the core from whoever else
 /// runs on it, which beside a busy process costs far more than waking up does.
@@ -132,7 +130,7 @@ impl<W: Work> Team<W> {
 impl<W: Work> Drop for Team<W> {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(self.shared.sleep.lock());
+        drop(self.shared.lock());
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -206,9 +204,14 @@ impl<W: Work> Shared<W> {
     fn publish(&self, progress: Progress) {
         self.progress.0.store(progress.word(), Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(self.sleep.lock());
+            drop(self.lock());
             self.wake.notify_all();
         }
+    }
+
+    /// Nothing is guarded but the moment between looking for work and sleeping.
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.sleep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_for_change(&self, word: u64, done: impl Fn() -> bool) {
@@ -226,9 +229,9 @@ impl<W: Work> Shared<W> {
             }
         }
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let mut guard = self.sleep.lock();
+        let mut guard = self.lock();
         while !changed() {
-            self.wake.wait(&mut guard);
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         drop(guard);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);

@@ -160,10 +160,11 @@ unsafe fn attend_span<V: Simd, E: Element>(
     segments: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    // SAFETY: instructions are the caller's promise.
-    unsafe { pack_queries::<V, E>(span, &mut scratch.head, &mut scratch.queries) };
     let rows = span.rows();
     let visible = span.visible();
+    span.prefetch(visible.start.max(segments.start * SEGMENT) / TILE * TILE);
+    // SAFETY: instructions are the caller's promise.
+    unsafe { pack_queries::<V, E>(span, &mut scratch.head, &mut scratch.queries) };
     for (index, segment) in segments.enumerate() {
         let into = if index == 0 { &mut scratch.total } else { &mut scratch.segment };
         into.reset(rows);
