@@ -128,8 +128,8 @@ DEVICE Fragment row_sums(const uint4 (&p)[8]) {
 
 // ---- decode: one query position a sequence -----------------------------------------------------------------------
 //
-// Work items are (tile of a sequence, kv head); blocks take them in strides, so the grid does not depend on the
-// lengths. `tile_starts[i]` is the number of tiles of sequences before i. Four warps share an item: they divide the
+// Work items are (tile of a sequence, kv head); a block has its first two by its number and draws more from `queue`
+// (items drawn, blocks done; zero between launches), so the grid does not depend on the lengths. `tile_starts[i]` is the number of tiles of sequences before i. Four warps share an item: they divide the
 // keys for the scores, then the columns of the values. A sequence of several tiles leaves its parts in `part_values`
 // and `part_stats`, and the last block to arrive folds them.
 
@@ -225,12 +225,13 @@ DEVICE void fold_parts(u16* out, const float* part_values, const float2* part_st
 template <int D>
 DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,
                    const u32* contexts, const u32* tile_starts, float* part_values, float2* part_stats, u32* tickets,
-                   int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {
+                   u32* queue, int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {
     constexpr int CHUNKS = D / 8;
     constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
     extern __shared__ __align__(1024) u8 memory[];
     __shared__ float maxima[4][16];
     __shared__ bool is_last;
+    __shared__ u32 following;
     u32 keys = shared_address(memory), values = keys + TILE_BYTES, query_tile = values + TILE_BYTES;
     u32 probabilities = query_tile + 16 * D * 2;
     float4* weights = (float4*)(memory + 2 * TILE_BYTES + 16 * D * 2);  // where the probabilities were
@@ -279,8 +280,11 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     wait_for_producer();
     allow_consumer();
     u32 items = tile_starts[sequences] * kv_heads;
-    u32 item = blockIdx.x;
-    if (item >= items) return;
+    u32 item = blockIdx.x, next_item = item + gridDim.x;
+    auto leave = [&]() {
+        if (threadIdx.x == 0 && arrive(queue + 1, gridDim.x)) queue[0] = 0;
+    };
+    if (item >= items) return leave();
     for (int i = threadIdx.x; i <= sequences; i += DECODE_THREADS) starts[i] = tile_starts[i];
     __syncthreads();
     Item it = find(item, 0);
@@ -289,8 +293,9 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     load_values(it);
     copy_commit();
     while (true) {
-        u32 next_item = item + gridDim.x;
         bool more = next_item < items;
+        u32 drawn = 0;
+        if (more && threadIdx.x == 0) drawn = atomicAdd(queue, 1);  // arrives while the tile is computed
         Item next = it;
         if (more) next = find(next_item, it.sequence);
         copy_wait<1>();
@@ -369,6 +374,7 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
                     __stcg(part_stats + unit + row, make_float2(half ? high_max : low_max, sums.c[2 * half]));
             }
         }
+        if (threadIdx.x == 0) following = drawn + 2 * gridDim.x;
         __syncthreads();
         if (more) load_values(next);
         copy_commit();
@@ -384,17 +390,19 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
         if (!more) break;
         item = next_item;
         it = next;
+        next_item = following;
     }
     copy_wait<0>();
+    leave();
 }
 
 #define DECODE(D)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3) attention_decode_##D(                           \
         u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,                     \
         const u32* contexts, const u32* tile_starts, float* part_values, float2* part_stats, u32* tickets,           \
-        int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {                           \
+        u32* queue, int sequences, int heads, int kv_heads, int page_shift, int window, float scale) {                           \
         decode<D>(out, queries, kv, tables, table_starts, contexts, tile_starts, part_values, part_stats, tickets,   \
-                  sequences, heads, kv_heads, page_shift, window, scale);                                            \
+                  queue, sequences, heads, kv_heads, page_shift, window, scale);                                            \
     }
 DECODE(64)
 DECODE(128)

@@ -198,28 +198,55 @@ DEVICE void tile(void* out, const u16* x, const u16* w, int m, int n, int k, int
     int first = HOW == SPLIT ? blockIdx.z : 0, last = HOW == SPLIT ? blockIdx.z + 1 : segments;
     u32 base = shared_address(ring) + lane * 16;
 
-    auto load = [&](const u16* source, int limit, int origin, int count, int skip, int slot, const Cursor& at) {
-        u32 target = base + slot * STAGE_BYTES + skip * 512;
-        for (int i = warp; i < count; i += WARPS) {
-            int row = origin + i / 2 * 8 + g;
-            int block = at.block + i % 2;
-            int element = block * 32 + 8 * t;
-            bool valid = row < limit && block < at.end && element < k;
-            copy_async(target + i * 512, source + (valid ? (u64)row * k + element : 0), valid);
+    // A lane always copies the same rows, and its warp always the same half of a stage.
+    constexpr int W_COPIES = W_BLOCKS / WARPS, X_COPIES = X_BLOCKS / WARPS;
+    int half = warp % 2;
+    const u16* w_rows[W_COPIES];
+    const u16* x_rows[X_COPIES];
+    u32 w_valid = 0, x_valid = 0;
+#pragma unroll
+    for (int i = 0; i < W_COPIES; i++) {
+        int row = column0 + (warp + i * WARPS) / 2 * 8 + g;
+        w_valid |= (row < n) << i;
+        w_rows[i] = w + (u64)(row < n ? row : 0) * k + 8 * t;
+    }
+#pragma unroll
+    for (int i = 0; i < X_COPIES; i++) {
+        int row = row0 + (warp + i * WARPS) / 2 * 8 + g;
+        x_valid |= (row < m) << i;
+        x_rows[i] = x + (u64)(row < m ? row : 0) * k + 8 * t;
+    }
+    auto load_weights = [&](int slot, const Cursor& at) {
+        int element = (at.block + half) * 32;
+        bool inside = at.block + half < at.end && element + 8 * t < k;
+        u32 target = base + slot * STAGE_BYTES + warp * 512;
+#pragma unroll
+        for (int i = 0; i < W_COPIES; i++) {
+            bool valid = inside && (w_valid >> i & 1);
+            copy_async(target + i * WARPS * 512, valid ? w_rows[i] + element : w, valid);
+        }
+    };
+    auto load_tokens = [&](int slot, const Cursor& at) {
+        int element = (at.block + half) * 32;
+        bool inside = at.block + half < at.end && element + 8 * t < k;
+        u32 target = base + slot * STAGE_BYTES + (W_BLOCKS + warp) * 512;
+#pragma unroll
+        for (int i = 0; i < X_COPIES; i++) {
+            bool valid = inside && (x_valid >> i & 1);
+            copy_async(target + i * WARPS * 512, valid ? x_rows[i] + element : x, valid);
         }
     };
 
     Cursor ahead(blocks, segments, first, last);
     {
         Cursor weights = ahead;
-        for (int s = 0; s < TILE_STAGES - 1 && !weights.done(); s++, weights.advance())
-            load(w, n, column0, W_BLOCKS, 0, s, weights);
+        for (int s = 0; s < TILE_STAGES - 1 && !weights.done(); s++, weights.advance()) load_weights(s, weights);
     }
     wait_for_producer();
     allow_consumer();
     for (int s = 0; s < TILE_STAGES - 1; s++) {
         if (!ahead.done()) {
-            load(x, m, row0, X_BLOCKS, W_BLOCKS, s, ahead);
+            load_tokens(s, ahead);
             ahead.advance();
         }
         copy_commit();
@@ -233,23 +260,23 @@ DEVICE void tile(void* out, const u16* x, const u16* w, int m, int n, int k, int
         __syncthreads();
         if (!ahead.done()) {
             int free = (slot + TILE_STAGES - 1) % TILE_STAGES;
-            load(w, n, column0, W_BLOCKS, 0, free, ahead);
-            load(x, m, row0, X_BLOCKS, W_BLOCKS, free, ahead);
+            load_weights(free, ahead);
+            load_tokens(free, ahead);
             ahead.advance();
         }
         copy_commit();
         u32 stage = base + slot * STAGE_BYTES;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            if (at.block + half >= at.end) continue;
+        for (int part = 0; part < 2; part++) {
+            if (at.block + part >= at.end) continue;
             uint4 b[4], a[MT][2];
 #pragma unroll
-            for (int i = 0; i < 4; i++) b[i] = load_shared(stage + ((warp_n * 4 + i) * 2 + half) * 512);
+            for (int i = 0; i < 4; i++) b[i] = load_shared(stage + ((warp_n * 4 + i) * 2 + part) * 512);
 #pragma unroll
             for (int j = 0; j < MT; j++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++)
-                    a[j][h] = load_shared(stage + (W_BLOCKS + ((warp_m * MT + j) * 2 + h) * 2 + half) * 512);
+                    a[j][h] = load_shared(stage + (W_BLOCKS + ((warp_m * MT + j) * 2 + h) * 2 + part) * 512);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -341,7 +368,7 @@ DEVICE void tile(void* out, const u16* x, const u16* w, int m, int n, int k, int
     }
 TILE(32, 2, 1, ONE, )
 TILE(64, 2, 2, ONE, )
-TILE(128_fold, 4, 2, FOLDED, )
+TILE(128_fold, 2, 4, FOLDED, )
 TILE(32_split, 2, 1, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
 TILE(64_split, 2, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
-TILE(128_split, 4, 2, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))
+TILE(128_split, 2, 4, SPLIT, __cluster_dims__(1, 1, SPLIT_SEGMENTS))

@@ -40,6 +40,7 @@ pub(super) struct Buffers {
     part_values: Buffer<f32>,
     part_stats: Buffer<f32>,
     tickets: Buffer<u32>,
+    queue: Buffer<u32>,
     /// [slots]
     pub drawn: Buffer<Drawn>,
     /// [tokens]
@@ -76,11 +77,13 @@ impl Buffers {
             part_values: device.allocate(max_tiles * heads * head_dim)?,
             part_stats: device.allocate(max_tiles * heads * 2)?,
             tickets: device.allocate(tokens * kv_heads)?,
+            queue: device.allocate(2)?,
             drawn: device.allocate(slots)?,
             scored: device.allocate(tokens)?,
             max_tiles,
         };
         device.fill_bytes(buffers.tickets.view(), 0)?;
+        device.fill_bytes(buffers.queue.view(), 0)?;
         // rows of padding are attended by nobody: what they hold must be numbers
         device.fill_bytes(buffers.attended.view(), 0)?;
         Ok(buffers)
@@ -186,6 +189,7 @@ impl Forward {
                 part_values: buffers.part_values.view(),
                 part_stats: buffers.part_stats.view(),
                 tickets: buffers.tickets.view(),
+                queue: buffers.queue.view(),
                 sequences: counts.decodes,
                 max_tiles: buffers.max_tiles,
                 heads,

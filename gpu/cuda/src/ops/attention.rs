@@ -61,6 +61,8 @@ pub struct DecodeAttention<'a> {
     pub part_stats: View<'a, f32>,
     /// [sequences, kv_heads], zero between launches.
     pub tickets: View<'a, u32>,
+    /// [2], zero between launches.
+    pub queue: View<'a, u32>,
     pub sequences: usize,
     /// At most so many tiles: bounds the launch, not the result.
     pub max_tiles: usize,
@@ -128,6 +130,7 @@ impl Device {
         check_len("part_values", op.part_values, op.max_tiles * op.heads * head_dim)?;
         check_len("part_stats", op.part_stats, op.max_tiles * op.heads * 2)?;
         check_len("tickets", op.tickets, op.sequences * kv_heads)?;
+        check_len("queue", op.queue, 2)?;
         let blocks = self.info().multiprocessors as usize * DECODE_BLOCKS_PER_MULTIPROCESSOR;
         let blocks = blocks.min(op.max_tiles * kv_heads);
         let shared =
@@ -143,6 +146,7 @@ impl Device {
             op.part_values,
             op.part_stats,
             op.tickets,
+            op.queue,
             op.sequences as i32,
             op.heads as i32,
             kv_heads as i32,

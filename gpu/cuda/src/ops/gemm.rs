@@ -54,6 +54,9 @@ const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
 const TILE_COLUMNS: usize = 128;
 const TILE_STAGES: usize = 4;
+const TILE_THREADS: u32 = 256;
+/// Shared memory that no two blocks of a multiprocessor can have.
+const ALONE_BYTES: usize = 120 * 1024;
 /// Tiles of 128 rows from which on they fill the GPU without being split.
 const ENOUGH_TILES: usize = 132;
 
@@ -172,8 +175,12 @@ impl Device {
                 };
                 let depth = if cut == Cut::Split { segments } else { 1 };
                 let grid = [m.div_ceil(rows) as u32, n.div_ceil(TILE_COLUMNS) as u32, depth as u32];
-                let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
-                let shape = Shape::new(grid, if rows == 128 { 512 } else { 256 }).shared(ring);
+                let mut ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
+                if grid.iter().product::<u32>() <= self.info().multiprocessors {
+                    // else clusters may share multiprocessors while others idle
+                    ring = ring.max(ALONE_BYTES);
+                }
+                let shape = Shape::new(grid, TILE_THREADS).shared(ring);
                 let arguments =
                     arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
                 // SAFETY: signature of gemm_tile; lengths checked in `gemm`.

@@ -105,6 +105,7 @@ impl Cache {
         let tickets = device.upload(&vec![0u32; sequences.len() * kv_heads])?;
         let (contexts, starts) = (device.upload(&contexts)?, device.upload(&starts)?);
         let (tile_starts, queries) = (device.upload(&tile_starts)?, device.upload(queries)?);
+        let queue = device.upload(&[0u32; 2])?;
         let part_values = poisoned::<f32>(device, max_tiles * heads * head_dim)?;
         let part_stats = poisoned::<f32>(device, max_tiles * heads * 2)?;
         // twice: the tickets must be back at zero
@@ -120,6 +121,7 @@ impl Cache {
                 part_values: part_values.view(),
                 part_stats: part_stats.view(),
                 tickets: tickets.view(),
+                queue: queue.view(),
                 sequences: sequences.len(),
                 max_tiles,
                 heads,

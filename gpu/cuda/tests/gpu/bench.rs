@@ -182,6 +182,7 @@ impl Bench<'_> {
             let out = self.device.allocate(queries.len())?;
             let part_values = self.device.allocate(max_tiles * shape.heads * HEAD_DIM)?;
             let part_stats = self.device.allocate(max_tiles * shape.heads * 2)?;
+            let queue = self.device.upload(&[0u32; 2])?;
             let tickets = self.device.upload(&vec![0u32; sequences * KV_HEADS])?;
             let seconds = self.time(LAUNCHES, |i| {
                 let pages = kv.slice(i % copies * total * page_elements..);
@@ -196,6 +197,7 @@ impl Bench<'_> {
                     part_values: part_values.view(),
                     part_stats: part_stats.view(),
                     tickets: tickets.view(),
+                    queue: queue.view(),
                     sequences,
                     max_tiles,
                     heads: shape.heads,
