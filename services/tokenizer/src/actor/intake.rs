@@ -107,7 +107,7 @@ impl TokenizerActor {
     fn prompt(&self, order: &Order, words: &mut Words) -> Result<(TokenIds, u32), Fault> {
         let generate = &order.generate;
         if let Some(journal) = &generate.journal {
-            let max_tokens = self.model.room(generate, journal.prompt.len())?;
+            let max_tokens = self.model.room(generate, journal.prompt.len(), self.pool_tokens())?;
             return Ok((journal.prompt.clone(), max_tokens));
         }
         let began = Instant::now();
@@ -116,8 +116,14 @@ impl TokenizerActor {
         metrics::histogram!("stator_tokenizer_prompt_tokens").record(prompt.ids.len() as f64);
         metrics::counter!("stator_tokenizer_prompt_tokens_total").increment(prompt.ids.len() as u64);
         metrics::counter!("stator_tokenizer_cached_tokens_total").increment(prompt.cached as u64);
-        let max_tokens = self.model.room(generate, prompt.ids.len())?;
+        let max_tokens = self.model.room(generate, prompt.ids.len(), self.pool_tokens())?;
         Ok((prompt.ids.as_slice().into(), max_tokens))
+    }
+
+    /// KV tokens of the largest engine of this pool, if any is known.
+    fn pool_tokens(&self) -> Option<u64> {
+        let engines = self.context.directory.instances(Role::Decode, &self.context.me.pool);
+        engines.iter().filter_map(|lease| lease.kv_tokens).max()
     }
 
     /// Makes the choices and brings them to where the journal left them.
