@@ -55,8 +55,6 @@ const WARPS_PER_BLOCK: usize = 4;
 const TILE_COLUMNS: usize = 128;
 const TILE_STAGES: usize = 4;
 const TILE_THREADS: u32 = 256;
-/// Shared memory that no two blocks of a multiprocessor can have.
-const ALONE_BYTES: usize = 120 * 1024;
 /// Tiles of 128 rows from which on they fill the GPU without being split.
 const ENOUGH_TILES: usize = 132;
 
@@ -175,11 +173,7 @@ impl Device {
                 };
                 let depth = if cut == Cut::Split { segments } else { 1 };
                 let grid = [m.div_ceil(rows) as u32, n.div_ceil(TILE_COLUMNS) as u32, depth as u32];
-                let mut ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
-                if grid.iter().product::<u32>() <= self.info().multiprocessors {
-                    // else clusters may share multiprocessors while others idle
-                    ring = ring.max(ALONE_BYTES);
-                }
+                let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
                 let shape = Shape::new(grid, TILE_THREADS).shared(ring);
                 let arguments =
                     arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];

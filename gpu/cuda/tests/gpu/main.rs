@@ -2,7 +2,8 @@
 //!
 //! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine` whole
 //! steps, `gpu compare` checks a model against what `scripts/gpu-reference` computed for it. GPU_TEST_SEED repeats
-//! the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers).
+//! the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
+//! GPU_TEST_OPERATIONS=1 the executor.
 
 mod attention;
 mod bench;
