@@ -1,5 +1,7 @@
 //! Leases, the directory and start-up errors against a real nats-server.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::time::{Duration, Instant};
 
 use actors::{

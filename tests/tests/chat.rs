@@ -1,5 +1,7 @@
 //! A chat over the whole road: HTTP, ingress, tokenizer, router, decode and back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::time::Duration;
 
 use serde_json::json;

@@ -1,5 +1,7 @@
 //! What breaks while streams run, and that no client notices: no token lost, none repeated, no error.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::{
     sync::{
         Arc,

@@ -1,5 +1,7 @@
 //! The real model, through the real road, with the real client library.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::{path::Path, process::Command};
 
 use serde_json::json;

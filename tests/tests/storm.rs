@@ -1,5 +1,7 @@
 //! Clients that misbehave or come in crowds; afterwards nothing is leaked.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
