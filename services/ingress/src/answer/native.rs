@@ -79,7 +79,11 @@ fn object(form: &NativeForm, heading: &Heading, prelude: &Prelude, delta: &Delta
         Some(End::StopString { tokens, .. }) => *tokens as usize,
         _ => delta.tokens,
     };
-    let id = form.ids.get(prompt).cloned().flatten().unwrap_or_else(|| heading.id.clone());
+    let id = match form.ids.get(prompt).cloned().flatten() {
+        Some(id) => id,
+        None if form.batch || heading.n > 1 => format!("{}-{}", heading.id, delta.index),
+        None => heading.id.clone(),
+    };
     let mut meta = json!({
         "id": id,
         "finish_reason": finish_reason(delta.end.as_ref(), completion_tokens),
