@@ -1,10 +1,7 @@
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use dashmap::DashMap;
 use messages::InstanceId;
-use parking_lot::Mutex;
 
 /// How long a suspect is passed over while others can serve.
 pub const SUSPECT_FOR: Duration = Duration::from_secs(10);
@@ -12,22 +9,21 @@ pub const SUSPECT_FOR: Duration = Duration::from_secs(10);
 /// Instances that lately failed to answer. A preference, never a veto: with nobody else left, a suspect serves.
 #[derive(Debug, Default)]
 pub struct Suspects {
-    until: Mutex<HashMap<InstanceId, Instant>>,
+    until: DashMap<InstanceId, Instant>,
 }
 
 impl Suspects {
     pub fn mark(&self, instance: &InstanceId) {
         let now = Instant::now();
-        let mut until = self.until.lock();
-        until.retain(|_, end| *end > now);
-        until.insert(instance.clone(), now + SUSPECT_FOR);
+        self.until.retain(|_, end| *end > now);
+        self.until.insert(instance.clone(), now + SUSPECT_FOR);
     }
 
     pub fn clear(&self, instance: &InstanceId) {
-        self.until.lock().remove(instance);
+        self.until.remove(instance);
     }
 
     pub fn is_suspect(&self, instance: &InstanceId) -> bool {
-        self.until.lock().get(instance).is_some_and(|end| *end > Instant::now())
+        self.until.get(instance).is_some_and(|end| *end > Instant::now())
     }
 }
