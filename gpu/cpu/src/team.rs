@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -82,7 +83,7 @@ struct Shared<W> {
 }
 
 impl<W: Work> Team<W> {
-    /// Starts `size - 1` threads beside the caller's.
+    /// Starts `size - 1` threads beside the caller's and waits until they run.
     pub fn new(size: usize, work: W) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             work,
@@ -97,11 +98,19 @@ impl<W: Work> Team<W> {
             poisoned: AtomicBool::new(false),
         });
         let mut team = Self { shared, threads: Vec::with_capacity(size) };
+        let (started, running) = mpsc::sync_channel(size);
         for worker in 1..size.max(1) {
-            let shared = team.shared.clone();
-            let name = format!("cpu-{worker}");
-            team.threads.push(std::thread::Builder::new().name(name).spawn(move || shared.serve(worker))?);
+            let (shared, started) = (team.shared.clone(), started.clone());
+            let serve = move || {
+                // Fails only if another thread could not be started and the team is given up.
+                if started.send(()).is_ok() {
+                    shared.serve(worker);
+                }
+            };
+            team.threads.push(std::thread::Builder::new().name(format!("cpu-{worker}")).spawn(serve)?);
         }
+        drop(started);
+        running.iter().take(team.threads.len()).for_each(drop);
         Ok(team)
     }
 

@@ -28,7 +28,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Buffers that need not grow for rows of `vocab` logits.
+    /// Buffers that need not grow for rows of `vocab` logits, unless parameters edit more logits than there are.
     pub fn for_vocab(vocab: usize) -> Self {
         let blocks = vocab.div_ceil(BLOCK);
         Self {
@@ -36,14 +36,15 @@ impl Scratch {
             selection: Vec::with_capacity(blocks),
             sums: Vec::with_capacity(blocks),
             candidates: Vec::with_capacity(vocab),
-            edits: Edits::default(),
+            edits: Edits::with_capacity(vocab),
         }
     }
 
     /// Bytes that [`Self::for_vocab`] allocates.
     pub fn bytes_for_vocab(vocab: usize) -> u64 {
         let blocks = vocab.div_ceil(BLOCK);
-        (3 * blocks * size_of::<f32>() + vocab * size_of::<Candidate>()) as u64
+        (3 * blocks * size_of::<f32>() + vocab * (size_of::<Candidate>() + size_of::<(TokenId, f32)>()))
+            as u64
     }
 }
 

@@ -10,10 +10,13 @@ pub(super) struct Edits {
 }
 
 impl Edits {
+    pub fn with_capacity(edits: usize) -> Self {
+        Self { undo: Vec::with_capacity(edits) }
+    }
+
     /// Bias, `min_tokens` mask, repetition penalty, presence and frequency penalty, in this order.
     pub fn apply(&mut self, logits: &mut [f32], params: &SamplingParams, history: &History) {
         self.undo.clear();
-        self.undo.reserve(params.logit_bias.len() + params.stop_ids.len() + history.room());
         for &(token, bias) in &params.logit_bias {
             self.change(logits, token, |logit| logit + bias);
         }

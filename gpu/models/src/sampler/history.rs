@@ -57,11 +57,6 @@ impl History {
         self.output_len
     }
 
-    /// Different tokens that can be held before [`Self::push`] may allocate.
-    pub(super) fn room(&self) -> usize {
-        self.seen.capacity()
-    }
-
     pub(super) fn seen(&self) -> &[Seen] {
         &self.seen
     }
