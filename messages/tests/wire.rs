@@ -1,5 +1,7 @@
 //! What must stay true of bodies on the wire, whatever is added to them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use bytes::Bytes;
 use messages::{
     Attempt, Fault, FaultCode, InstanceId, RequestId, Role, RunId, TokenIds, codec,
