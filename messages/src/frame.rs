@@ -63,7 +63,8 @@ pub enum Body<D> {
         cached_tokens: u32,
         queued_us: u64,
     },
-    /// Log probabilities of the prompt.
+    /// Log probabilities of the prompt's tokens from index `first` on, in order. The very first token of a prompt has
+    /// none and is left out.
     Prompt {
         first: u32,
         tokens: Vec<TokenLogprobs>,
@@ -124,7 +125,7 @@ pub enum End {
     Cancelled,
 }
 
-/// Log probability of a token and of the most likely ones at its place, best first. `None` for a prompt's first.
+/// Log probability of a token and of the most likely ones at its place, best first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
     pub id: u32,

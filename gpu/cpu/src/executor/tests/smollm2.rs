@@ -1,22 +1,17 @@
 //! The quantised kernels on a real model: its distributions against those of an f32 computation from the same
 //! (dequantised) weights. Skipped where the file is not in the cache.
 
-use std::{env, path::PathBuf};
-
 use models::{Model, Score, fixtures};
 
 use super::rig::{Rig, Work, greedy};
 use crate::{CpuConfig, KvBudget, Precision};
 
 pub fn model() -> Option<Model> {
-    let cache =
-        env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cache")))?;
-    let path = cache.join("stator/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    if path.exists() {
-        return Some(Model::open(&path).unwrap());
-    }
-    println!("skipped: no model at {}", path.display());
-    None
+    let Some(path) = fixtures::smollm2_file() else {
+        println!("skipped: no SmolLM2 file, see scripts/model");
+        return None;
+    };
+    Some(Model::open(&path).unwrap())
 }
 
 /// Teacher-forced: mean divergence, and positions where the best token is another although the reference's lead over
