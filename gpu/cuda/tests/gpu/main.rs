@@ -23,15 +23,12 @@ use std::process::ExitCode;
 use harness::{Case, Context};
 
 fn cases() -> Vec<Case> {
-    [
-        elementwise::cases(),
-        gemm::cases(),
-        attention::cases(),
-        sampling::cases(),
-        order::cases(),
-        executor::cases(),
-    ]
-    .concat()
+    let operations =
+        [elementwise::cases(), gemm::cases(), attention::cases(), sampling::cases(), order::cases()].concat();
+    match std::env::var_os("GPU_TEST_OPERATIONS") {
+        Some(_) => operations,
+        None => [operations, executor::cases()].concat(),
+    }
 }
 
 fn main() -> ExitCode {
