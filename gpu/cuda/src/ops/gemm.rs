@@ -208,7 +208,7 @@ mod tests {
     fn few_rows_stream_and_many_rows_tile() {
         assert_eq!(Plan::new(1, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(1, 1024), Plan::Stream { blocks: 1, token_tiles: 1 });
-        assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 2, token_tiles: 2 });
+        assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 4, token_tiles: 2 });
         assert_eq!(Plan::new(17, 4096), Plan::Tile { rows: 32, cut: Cut::Split });
         assert_eq!(Plan::new(64, 24_576), Plan::Tile { rows: 64, cut: Cut::Split });
         assert_eq!(Plan::new(64, 151_936), Plan::Tile { rows: 64, cut: Cut::Whole });
