@@ -96,8 +96,13 @@ impl Cluster {
 
     /// Starts one more process of a service; returns its place among the children.
     pub fn add(&mut self, service: Service) -> usize {
+        self.add_over(service, &self.nats.url())
+    }
+
+    /// The same, with its own road to the nats-server.
+    pub fn add_over(&mut self, service: Service, nats_url: &str) -> usize {
         let mut command = Command::new(stator());
-        command.arg(service.name()).arg("--nats-url").arg(self.nats.url());
+        command.arg(service.name()).arg("--nats-url").arg(nats_url);
         match service {
             Service::Ingress => {
                 command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
@@ -147,6 +152,20 @@ impl Cluster {
         &mut self.children[place].1
     }
 
+    /// The n-th running engine that holds a run, once there is one.
+    pub async fn engine_with_a_run(&mut self, within: Duration) -> usize {
+        eventually("an engine holds a run", within, async || {
+            for (n, address) in self.admin_addresses("decode").iter().enumerate() {
+                let Ok(figures) = Http::at(address).get("/metrics").await else { continue };
+                if figure(&figures.body, "stator_engine_runs_live").is_some_and(|runs| runs > 0.0) {
+                    return Some(n);
+                }
+            }
+            None
+        })
+        .await
+    }
+
     fn running(&mut self, service: Service) -> Vec<usize> {
         let all = self.children.iter_mut().enumerate();
         all.filter(|(_, (of, _))| *of == service)
@@ -171,7 +190,7 @@ impl Cluster {
 
     /// Waits until no engine holds a run or a used block any more.
     pub async fn settled(&mut self, within: Duration) {
-        let admins = self.admin_addresses("decode").await;
+        let admins = self.admin_addresses("decode");
         for address in admins {
             let http = Http::at(&address);
             eventually("every block is free again", within, async || {
@@ -184,7 +203,7 @@ impl Cluster {
     }
 
     /// Admin listeners of the running processes of a role, as their logs tell.
-    pub async fn admin_addresses(&mut self, role: &str) -> Vec<String> {
+    pub fn admin_addresses(&mut self, role: &str) -> Vec<String> {
         let mut found = Vec::new();
         for (service, child) in &mut self.children {
             if service.name() != role || !child.is_running() {

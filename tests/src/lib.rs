@@ -5,10 +5,12 @@ pub mod cluster;
 pub mod http;
 pub mod model;
 pub mod nats;
+mod proxy;
 
 pub use child::Child;
 pub use cluster::{Cluster, Service};
 pub use nats::NatsServer;
+pub use proxy::Proxy;
 pub use rustix::process::Signal;
 
 use std::time::{Duration, Instant};

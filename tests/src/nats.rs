@@ -69,8 +69,12 @@ impl NatsServer {
         self.child.as_ref().expect("the server runs")
     }
 
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.address())
     }
 }
 

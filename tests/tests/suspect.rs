@@ -1,0 +1,83 @@
+//! Engines that are not what they seem: one that is cut off from the bus, and those that die under one request.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stator_tests::{
+    Cluster, Proxy, Service,
+    cluster::{Plan, figure},
+    eventually,
+    http::{Http, assemble},
+    model::toy,
+};
+
+const PACED: [&str; 2] = ["--step-floor-ms", "10"];
+
+fn chat(i: usize, max_tokens: u32) -> Value {
+    json!({
+        "model": "toy", "stream": true, "max_tokens": max_tokens, "ignore_eos": true, "seed": i,
+        "messages": [{"role": "user", "content": format!("question {i}")}],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_cut_off_ends_its_runs_and_comes_back_clean() {
+    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &PACED)).await;
+    let http = cluster.http();
+    let whole = assemble(&http.stream("/v1/chat/completions", &chat(1, 400), |_| {}).await.unwrap()).unwrap();
+
+    // The first engine goes; the one that is left reaches NATS through the proxy.
+    let proxy = Proxy::to(cluster.nats.address()).await.unwrap();
+    cluster.child(Service::Decode, 0).kill();
+    cluster.add_over(Service::Decode, &format!("nats://{}", proxy.address()));
+    cluster.ready().await;
+    let streaming = tokio::spawn({
+        let http = http.clone();
+        async move { http.stream("/v1/chat/completions", &chat(1, 400), |_| {}).await }
+    });
+    assert_eq!(cluster.engine_with_a_run(Duration::from_secs(10)).await, 0);
+    proxy.cut();
+    cluster.add(Service::Decode);
+    let events = streaming.await.unwrap().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    assert_eq!(assemble(&events).unwrap(), whole, "the other engine went on with the same tokens");
+
+    let cut_off = cluster.admin_addresses("decode")[0].clone();
+    let live = async |address: &str| {
+        let figures = Http::at(address).get("/metrics").await.ok()?.body;
+        figure(&figures, "stator_engine_kv_blocks_used")
+    };
+    eventually("the engine has fenced itself", Duration::from_secs(20), async || {
+        live(&cut_off).await.filter(|blocks| *blocks == 0.0)
+    })
+    .await;
+    proxy.heal();
+    cluster.ready().await;
+    for i in 0..4 {
+        let events = http.stream("/v1/chat/completions", &chat(i, 8), |_| {}).await.unwrap();
+        assert_eq!(assemble(&events).unwrap()[0].1.as_deref(), Some("length"));
+    }
+    cluster.settled(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_which_engines_die_fails_alone_after_the_third() {
+    let mut cluster = Cluster::start(Plan::of(toy()).replicas(1, 1, 4).with(Service::Decode, &PACED)).await;
+    let http = cluster.http();
+    let poison = tokio::spawn({
+        let http = http.clone();
+        async move { http.stream("/v1/chat/completions", &chat(1, 1500), |_| {}).await }
+    });
+    for _ in 0..3 {
+        let engine = cluster.engine_with_a_run(Duration::from_secs(10)).await;
+        cluster.child(Service::Decode, engine).kill();
+    }
+    let events = poison.await.unwrap().unwrap();
+    let last: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
+    assert_eq!(last["error"]["code"], "engine_fault", "{last}\n{}", cluster.logs());
+
+    let events = http.stream("/v1/chat/completions", &chat(2, 8), |_| {}).await.unwrap();
+    assert_eq!(assemble(&events).unwrap()[0].1.as_deref(), Some("length"), "the fourth engine serves others");
+    cluster.settled(Duration::from_secs(5)).await;
+}
