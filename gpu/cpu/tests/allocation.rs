@@ -65,6 +65,13 @@ fn batch(step: u64, start: u32, tokens: &[u32]) -> Batch {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Test runners ask for a list first.
+    if std::env::args().any(|argument| argument == "--list") {
+        if !std::env::args().any(|argument| argument == "--ignored") {
+            println!("a_step_allocates_nothing_but_its_outputs: test");
+        }
+        return;
+    }
     let folder = tempfile::tempdir()?;
     write_toy(folder.path())?;
     let model = Model::open(folder.path())?;

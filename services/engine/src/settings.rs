@@ -10,18 +10,24 @@ actors::settings! {
         optional model_path: PathBuf;
         /// Name that clients ask for; default: that of the folder or file.
         optional served_model_name: String;
-        /// What computes: auto, cpu, or sim (a timing model instead of arithmetic).
+        /// What computes: auto (a GPU if there is one), cpu, cuda:N, or sim (a timing model instead of arithmetic).
         value device: String = "auto".to_owned();
         /// Compute threads; 0 takes all cores.
         value threads: usize = 0;
         /// Tokens per KV block.
         value page_size: u32 = 16;
-        /// Element type of the KV cache: f16, bf16 or f32.
+        /// CPU: element type of the KV cache: f16, bf16 or f32. A GPU keeps bf16.
         value kv_cache_dtype: String = "f16".to_owned();
         /// Tokens of KV; default: what the memory budget holds.
         optional max_total_tokens: u32;
-        /// Memory for the KV cache in MiB, if max_total_tokens is not given.
+        /// CPU: memory for the KV cache in MiB, if max_total_tokens is not given.
         value kv_cache_mib: u64 = 1024;
+        /// GPU: share of its memory for weights and KV cache, if max_total_tokens is not given.
+        value mem_fraction_static: f64 = 0.88;
+        /// GPU: the fastest kernels, whose results may depend on what else is in the batch.
+        switch batch_variant_kernels;
+        /// GPU: folder of compiled kernels; default: stator/kernels in the user's cache.
+        optional kernel_cache: PathBuf;
         /// Sequences that run at once.
         value max_running_requests: u32 = 64;
         /// Requests that wait for their first step.

@@ -18,6 +18,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // The cuda executor compiles its kernels in children of this program.
+    if let Some(code) = cuda::nvrtc_worker(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
     match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {

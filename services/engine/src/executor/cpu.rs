@@ -1,0 +1,39 @@
+use anyhow::Context;
+use cpu::{CpuConfig, CpuExecutor, KvBudget, KvDtype, LoadProgress, Precision};
+use messages::lease::ModelCard;
+
+use super::open_model;
+use crate::settings::EngineSettings;
+
+pub(super) fn build(settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<CpuExecutor> {
+    let model = open_model(settings)?;
+    let kv = match settings.max_total_tokens {
+        Some(tokens) => KvBudget::Pages(tokens / settings.page_size),
+        None => KvBudget::Bytes(settings.kv_cache_mib << 20),
+    };
+    let threads = match settings.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let config = CpuConfig {
+        threads,
+        kv_dtype: kv_dtype(&settings.kv_cache_dtype)?,
+        page_size: settings.page_size,
+        kv,
+        slots: settings.max_running_requests,
+        max_batch_tokens: settings.max_batch_tokens(),
+        context_length: Some(card.context_length),
+        isa: None,
+        precision: Precision::Packed,
+    };
+    let mut progress = |LoadProgress { done, total }| {
+        tracing::info!(target: "progress", done, total, "loading weights");
+    };
+    CpuExecutor::new(&model, &config, &mut progress).context("cpu executor")
+}
+
+fn kv_dtype(name: &str) -> anyhow::Result<KvDtype> {
+    let known = [KvDtype::F16, KvDtype::Bf16, KvDtype::F32];
+    let found = known.into_iter().find(|dtype| dtype.name() == name);
+    found.with_context(|| format!("--kv-cache-dtype {name} is none of f16, bf16, f32"))
+}

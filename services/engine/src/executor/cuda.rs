@@ -1,0 +1,49 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use cuda::{CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, Library, ops::GemmMode};
+use messages::lease::ModelCard;
+
+use super::open_model;
+use crate::settings::EngineSettings;
+
+/// Whether this machine has what a CUDA engine needs.
+pub(super) fn is_present() -> bool {
+    Library::Driver.is_present() && Library::Nvrtc.is_present()
+}
+
+pub(super) fn build(
+    settings: &EngineSettings,
+    card: &ModelCard,
+    ordinal: usize,
+) -> anyhow::Result<CudaExecutor> {
+    let model = open_model(settings)?;
+    let kv = match settings.max_total_tokens {
+        Some(tokens) => KvBudget::Pages(tokens / settings.page_size),
+        None => KvBudget::MemoryFraction(settings.mem_fraction_static),
+    };
+    let config = CudaConfig {
+        device: DeviceConfig {
+            ordinal,
+            cache_dir: settings.kernel_cache.clone().map_or_else(default_cache, Ok)?,
+            compile: CompileMode::Workers(std::env::current_exe().context("path of this program")?),
+        },
+        page_size: settings.page_size,
+        kv,
+        slots: settings.max_running_requests,
+        max_batch_tokens: settings.max_batch_tokens(),
+        context_length: Some(card.context_length),
+        gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
+        graphs: true,
+    };
+    let total = model.spec.layers as usize;
+    let mut progress = |done| tracing::info!(target: "progress", done, total, "loading weights");
+    CudaExecutor::new(&model, &config, &mut progress).context("cuda executor")
+}
+
+fn default_cache() -> anyhow::Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = cache.or_else(home).context("no HOME to keep compiled kernels in: set --kernel-cache")?;
+    Ok(cache.join("stator/kernels"))
+}
