@@ -46,6 +46,13 @@ impl Rate {
         self.units = self.units * MEMORY + f64::from(units);
     }
 
+    /// Forgets what it knew if that many units took less time than it says.
+    fn at_most(&mut self, seconds: f64, units: u32) {
+        if self.get().is_some_and(|rate| rate * f64::from(units) > seconds) {
+            *self = Self { seconds, units: f64::from(units) };
+        }
+    }
+
     /// Seconds per unit.
     fn get(&self) -> Option<f64> {
         (self.units > 0.0).then(|| self.seconds / self.units)
@@ -59,6 +66,9 @@ impl Speed {
         if work.prefill_tokens == 0 {
             self.decode.add(seconds, work.decodes);
         } else {
+            // While prompts wait every step has some: a rate learned at a small batch, fixed costs included, must not
+            // outlive it, or nothing would seem to be left for prompts.
+            self.decode.at_most(seconds, work.decodes);
             let decoding = f64::from(work.decodes) * self.decode.get().unwrap_or(0.0);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
         }
@@ -124,6 +134,19 @@ mod tests {
         assert!(largest <= TARGET, "{largest:?}");
         let settled = Work { decodes: 0, prefill_tokens: speed.prefill_budget(0, TARGET) };
         assert!(device(settled) > TARGET / 2, "{settled:?}");
+    }
+
+    #[test]
+    fn a_cost_per_sequence_learned_at_a_small_batch_does_not_starve_prompts_at_a_large_one() {
+        let mut speed = Speed::default();
+        let step = Duration::from_millis(6);
+        speed.observe(Work { decodes: 1, prefill_tokens: 0 }, step);
+        speed.observe(Work { decodes: 1, prefill_tokens: 256 }, step);
+        for _ in 0..3 {
+            let prefill_tokens = speed.prefill_budget(63, TARGET);
+            speed.observe(Work { decodes: 63, prefill_tokens }, step);
+        }
+        assert!(speed.prefill_budget(63, TARGET) > 1000);
     }
 
     #[test]
