@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
-use bytes::Bytes;
 use futures_util::StreamExt;
 use messages::{Envelope, codec, control::Control, subject};
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,12 +31,8 @@ pub struct Responder {
 
 impl Responder {
     pub fn send<M: Serialize>(self, message: &M) {
-        self.send_encoded(codec::encode(message));
-    }
-
-    pub fn send_encoded(self, body: Bytes) {
         if let Some(to) = self.to {
-            self.bus.reply(to, body);
+            self.bus.reply(to, codec::encode(message));
         }
     }
 }

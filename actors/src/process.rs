@@ -90,7 +90,6 @@ pub struct Context {
 pub struct Life {
     root: Addr<Root>,
     draining: CancellationToken,
-    stopping: CancellationToken,
 }
 
 impl Life {
@@ -111,11 +110,6 @@ impl Life {
 
     pub fn draining_token(&self) -> CancellationToken {
         self.draining.clone()
-    }
-
-    /// Cancelled when nothing more is to be waited for.
-    pub fn stopping_token(&self) -> CancellationToken {
-        self.stopping.clone()
     }
 }
 
@@ -175,7 +169,7 @@ where
     let (server, address) = admin::listen(bind, settings.admin_key, root.clone(), metrics.clone())?;
     lease.send_modify(|lease| lease.admin = Some(address.to_string()));
     actix_rt::spawn(server);
-    let life = Life { root, draining: draining.clone(), stopping: stopping.clone() };
+    let life = Life { root, draining: draining.clone() };
     watch_signals(life.clone())?;
 
     let lease_given_back = CancellationToken::new();

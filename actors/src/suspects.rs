@@ -19,10 +19,6 @@ impl Suspects {
         self.until.insert(instance.clone(), now + SUSPECT_FOR);
     }
 
-    pub fn clear(&self, instance: &InstanceId) {
-        self.until.remove(instance);
-    }
-
     pub fn is_suspect(&self, instance: &InstanceId) -> bool {
         self.until.get(instance).is_some_and(|end| *end > Instant::now())
     }

@@ -140,10 +140,6 @@ impl RequestId {
     pub fn mint() -> Self {
         Self(Uuid::now_v7())
     }
-
-    pub fn as_uuid(&self) -> &Uuid {
-        &self.0
-    }
 }
 
 impl fmt::Display for RequestId {

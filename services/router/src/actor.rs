@@ -95,8 +95,11 @@ impl RouterActor {
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    let alive = self.held.lock().alive();
-                    metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
+                    let (alive, held) = {
+                        let held = self.held.lock();
+                        (held.alive(), held.len())
+                    };
+                    metrics::gauge!("stator_router_held").set(held as f64);
                     self.outbox.beat(alive, None);
                 }
                 Ok(lease) = departures.recv() => match lease.role {
