@@ -235,6 +235,7 @@ fn first_lease(me: &Me, card: Option<ModelCard>) -> Lease {
         card,
         numerics_class: None,
         kv_tokens: None,
+        page_size: None,
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     frame::Pulse,
     id::{Attempt, InstanceId, RequestId, RunId},
     lease::State,
+    prefill::PrefillNews,
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,10 @@ pub enum Control {
         request: Option<RequestId>,
         run: Option<RunId>,
     },
+    /// What does your prefix cache hold? Answered by [`crate::kv::KvSnapshot`].
+    KvSnapshot {},
+    /// About a prompt that is computed elsewhere.
+    Prefill(PrefillNews),
     /// Go away: finish or hand over within the grace, at once if `now`.
     Drain {
         now: bool,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{InstanceId, RunId},
-    submit::Sampling,
+    submit::{Routing, Sampling},
     text::Json,
     tokens::TokenIds,
 };
@@ -36,6 +36,8 @@ pub struct Generate {
     /// Separates prefix caches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_salt: Option<String>,
+    #[serde(default)]
+    pub routing: Routing,
     /// Where frames go.
     pub ingress: InstanceId,
     /// Set when an earlier attempt got somewhere.

@@ -2,7 +2,8 @@
 //!
 //! Bodies are MessagePack maps with field names ([`codec`]), so that a reader ignores fields it does not know.
 //! The road of a request: [`generate`] (ingress to tokenizer), [`submit`] (tokenizer to router to engine),
-//! [`frame`] (replies on the way back), [`control`] (cancel, attach, ping, drain), [`lease`] (who is alive).
+//! [`frame`] (replies on the way back), [`control`] (cancel, attach, ping, drain), [`lease`] (who is alive),
+//! [`kv`] (which blocks lie where), [`prefill`] (prompts computed elsewhere).
 
 pub mod block;
 pub mod codec;
@@ -12,8 +13,10 @@ pub mod fault;
 pub mod frame;
 pub mod generate;
 pub mod id;
+pub mod kv;
 pub mod lease;
 pub mod load;
+pub mod prefill;
 pub mod subject;
 pub mod submit;
 pub mod text;

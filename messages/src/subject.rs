@@ -39,6 +39,16 @@ pub fn all_loads(ns: &Namespace) -> String {
     format!("{ns}.{VERSION}.ev.load.*.*")
 }
 
+/// Changes of one engine's prefix cache.
+pub fn kv_events(ns: &Namespace, pool: &Pool, instance: &InstanceId) -> String {
+    format!("{ns}.{VERSION}.ev.kv.{pool}.{instance}")
+}
+
+/// Changes of all prefix caches.
+pub fn all_kv_events(ns: &Namespace) -> String {
+    format!("{ns}.{VERSION}.ev.kv.*.*")
+}
+
 /// Everything of a namespace.
 pub fn everything(ns: &Namespace) -> String {
     format!("{ns}.{VERSION}.>")
@@ -61,6 +71,7 @@ pub enum Kind {
     Control(Role),
     Frames(InstanceId),
     Load(Pool),
+    Kv(Pool),
 }
 
 /// Reads a subject back; `None` if it is not one of these.
@@ -74,6 +85,7 @@ pub fn parse(subject: &str) -> Option<Kind> {
     match rest.as_slice() {
         ["inbox", instance, "frames"] => Some(Kind::Frames(instance.parse().ok()?)),
         ["ev", "load", pool, _instance] => Some(Kind::Load(pool.parse().ok()?)),
+        ["ev", "kv", pool, _instance] => Some(Kind::Kv(pool.parse().ok()?)),
         [role, _pool, "req"] | [role, _pool, _, "req"] => Some(Kind::Requests(role.parse().ok()?)),
         [role, _pool, "ctl"] | [role, _pool, _, "ctl"] => Some(Kind::Control(role.parse().ok()?)),
         _ => None,
@@ -97,6 +109,7 @@ mod tests {
             (pool_control(&ns, Role::Decode, &pool), Kind::Control(Role::Decode)),
             (frames(&ns, &instance), Kind::Frames(instance.clone())),
             (load(&ns, &pool, &instance), Kind::Load(pool.clone())),
+            (kv_events(&ns, &pool, &instance), Kind::Kv(pool.clone())),
         ];
         for (subject, kind) in cases {
             assert_eq!(parse(&subject), Some(kind), "{subject}");

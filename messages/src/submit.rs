@@ -27,6 +27,14 @@ pub struct Submit {
     pub priority: i32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_salt: Option<String>,
+    /// Drawn by the router: who dispatches, and the number of the dispatch. Loads name the highest one they include.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<(InstanceId, u64)>,
+    /// Named by the router if it pays to compute the prompt there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<InstanceId>,
+    #[serde(default)]
+    pub routing: Routing,
     /// Where token frames go.
     pub tokenizer: InstanceId,
     /// Where a copy of each acceptance goes.
@@ -35,6 +43,21 @@ pub struct Submit {
     pub avoid: Vec<InstanceId>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub alone: bool,
+}
+
+/// What a client or its API key says of where a request should go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Routing {
+    /// Requests of one session are best served where its last one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// Serve it by this engine and no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin: Option<InstanceId>,
+    /// Whose share of the capacity it takes: a label of the API key, never the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

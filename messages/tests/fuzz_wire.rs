@@ -21,9 +21,11 @@ use messages::{
     control::{Attach, Cancel, Control},
     frame::{Alive, Body, End, Frame, Pulse, TextBatch, TextDelta, TokenBatch, TokenDelta, TokenLogprobs},
     generate::{Chat, ChoiceJournal, Generate, Input, Journal, TextOptions, ToTokenizer},
+    kv::{BlockIds, KvChange, KvEvents, KvSnapshot},
     lease::Lease,
     load::Load,
-    submit::{ChoiceStart, Custody, Sampling, Submit},
+    prefill::{PrefillNews, PrefillTask},
+    submit::{ChoiceStart, Custody, Routing, Sampling, Submit},
     text::Json,
 };
 use mutate::Random;
@@ -53,6 +55,7 @@ fn corpus() -> Vec<Bytes> {
         score_prompt_from: None,
         priority: 0,
         cache_salt: Some("salt".to_owned()),
+        routing: Routing { session: Some("s".to_owned()), pin: Some(instance.clone()), tenant: None },
         ingress: instance.clone(),
         journal: Some(Journal {
             prompt: ids.into(),
@@ -72,6 +75,9 @@ fn corpus() -> Vec<Bytes> {
         score_prompt_from: Some(1),
         priority: 1,
         cache_salt: None,
+        routing: Routing::default(),
+        dispatch: Some((instance.clone(), 7)),
+        prefill: Some(instance.clone()),
         tokenizer: instance.clone(),
         ingress: instance.clone(),
         avoid: Vec::new(),
@@ -113,7 +119,27 @@ fn corpus() -> Vec<Bytes> {
     let cancel = Control::Cancel(Cancel { request, attempt, run, choice: Some(1) });
     let attach =
         Control::Attach(Attach { request, run: RunId(7), inbox: instance.clone(), from: vec![(0, 3)] });
+    let blocks = || BlockIds::from_iter([1, u64::MAX]);
+    let events = KvEvents {
+        instance: instance.clone(),
+        epoch: 9,
+        number: 1,
+        changes: vec![KvChange::Stored(blocks()), KvChange::Removed(blocks()), KvChange::Cleared],
+    };
+    let task = PrefillTask {
+        run: RunId(7),
+        prompt: ids.into(),
+        cache_salt: None,
+        held_blocks: 1,
+        priority: 0,
+        decode: instance.clone(),
+        layout: "f16".to_owned(),
+    };
     vec![
+        codec::encode(&events),
+        codec::encode(&KvSnapshot { instance: instance.clone(), epoch: 9, next: 2, blocks: blocks() }),
+        codec::encode(&task),
+        codec::encode(&Control::Prefill(PrefillNews::WantSlots { run: RunId(7), blocks: 2 })),
         codec::encode(&ToTokenizer::Generate(Box::new(generate))),
         codec::encode(&submit),
         codec::encode(&tokens),
@@ -142,6 +168,9 @@ fn reads_as_any(body: &[u8]) -> bool {
         reads::<Custody>(body),
         reads::<Lease>(body),
         reads::<Load>(body),
+        reads::<KvEvents>(body),
+        reads::<KvSnapshot>(body),
+        reads::<PrefillTask>(body),
     ];
     accepted.contains(&true)
 }

@@ -40,6 +40,7 @@ fn a_lease() -> Lease {
         card: None,
         numerics_class: None,
         kv_tokens: None,
+        page_size: None,
     }
 }
 

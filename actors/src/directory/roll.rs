@@ -143,6 +143,7 @@ mod tests {
             card: None,
             numerics_class: None,
             kv_tokens: None,
+            page_size: None,
         }
     }
 

@@ -326,6 +326,7 @@ impl Service for EngineActor {
                     knows_run,
                 });
             }
+            Control::KvSnapshot {} | Control::Prefill(_) => {}
             Control::Drain { now } => self.context.life.drain(now),
         }
     }

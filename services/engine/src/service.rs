@@ -41,6 +41,7 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
             .life
             .ready(move |lease| {
                 lease.kv_tokens = Some(u64::from(engine.pages) * u64::from(engine.page_size));
+                lease.page_size = Some(engine.page_size);
                 lease.numerics_class = Some(engine.numerics_class);
             })
             .await;

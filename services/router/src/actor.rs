@@ -270,7 +270,7 @@ impl Service for RouterActor {
                 reply.send(&Pong { instance, state, pulse: Pulse::default(), knows_run });
             }
             // Routers hold no run and are drained by their lane.
-            Control::Attach(_) | Control::Drain { .. } => {}
+            Control::Attach(_) | Control::KvSnapshot {} | Control::Prefill(_) | Control::Drain { .. } => {}
         }
     }
 }

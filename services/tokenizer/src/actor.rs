@@ -210,7 +210,7 @@ impl Service for TokenizerActor {
                 reply.send(&Pong { instance, state, pulse: Pulse::default(), knows_run });
             }
             // Tokenizers keep no log of runs, and their lane drains them.
-            Control::Attach(_) | Control::Drain { .. } => {}
+            Control::Attach(_) | Control::KvSnapshot {} | Control::Prefill(_) | Control::Drain { .. } => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 use messages::{
     frame::End,
-    submit::{ChoiceStart, Sampling, Submit},
+    submit::{ChoiceStart, Routing, Sampling, Submit},
 };
 
 use super::*;
@@ -19,6 +19,9 @@ fn submit(choices: &[(u32, &[u32])]) -> Submit {
         score_prompt_from: None,
         priority: 0,
         cache_salt: None,
+        routing: Routing::default(),
+        dispatch: None,
+        prefill: None,
         tokenizer: "tokenizer-1".parse().unwrap(),
         ingress: "ingress-1".parse().unwrap(),
         avoid: Vec::new(),

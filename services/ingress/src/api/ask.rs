@@ -4,7 +4,7 @@ use messages::{
     InstanceId,
     generate::{Generate, Input, TextOptions},
     lease::ModelCard,
-    submit::Sampling,
+    submit::{Routing, Sampling},
 };
 
 /// Prompts in one request.
@@ -77,6 +77,7 @@ pub fn generate(input: Input, n: u32, sampling: Sampling, text: TextOptions) -> 
         score_prompt_from: None,
         priority: 0,
         cache_salt: None,
+        routing: Routing::default(),
         ingress: InstanceId::draw(messages::Role::Ingress),
         journal: None,
         attach: None,

@@ -1,7 +1,8 @@
 //! `stator bench engine`: the executor alone, fed with batches by hand.
 
 mod drive;
-mod read_rate;
+mod limits;
+mod report;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -9,7 +10,7 @@ use anyhow::{Context, ensure};
 use cpu::{CpuConfig, CpuExecutor, KvBudget};
 use drive::Driver;
 use models::{Executor, Model};
-use serde::Serialize;
+use report::{Figure, GIGA, Limits, Work};
 use serde_json::json;
 
 use super::cpu as machine;
@@ -45,19 +46,6 @@ pub struct EngineBenchArgs {
     json: Option<PathBuf>,
 }
 
-/// One figure.
-#[derive(Debug, Clone, Serialize)]
-struct Figure {
-    name: String,
-    tokens_per_s: f64,
-    /// All measurements, sorted.
-    measured: Vec<f64>,
-    /// Weights read per second, as a share of what the machine can read; decoding only.
-    share_of_read_rate: Option<f64>,
-    /// Multiply-adds in the matrices, 10^9 operations a second (two each).
-    gops: f64,
-}
-
 pub fn run(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(
         args.repeat > 0 && args.tokens > 0 && args.context > 0,
@@ -76,47 +64,30 @@ pub fn run(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     config.kv = KvBudget::Pages(pages_each * batch);
     config.context_length = Some(pages_each * config.page_size);
     let mut executor = CpuExecutor::new(&model, &config, &mut |_| {})?;
-    let weight_bytes = executor.weight_bytes_per_step() as f64;
-    let parameters = matrix_parameters(&model);
-    let read_rate = read_rate::bytes_per_second(config.threads);
+    let work = Work::of(&model, executor.weight_bytes_per_step());
+    let limits = Limits { read: limits::read_rate(config.threads), int8: limits::int8_rate(config.threads) };
     let probe_before = machine::probe_ms();
 
     let mut driver = Driver::new(&mut executor, pages_each, args.chunked_prefill_size);
     let mut figures = Vec::new();
     for &length in &args.prefill {
         let measured = repeat(args.repeat, || driver.prefill(length))?;
-        figures.push(figure(format!("pp{length}"), measured, parameters, None));
+        figures.push(Figure::of_prompt(length, measured, &work, &limits));
     }
     for &batch in &args.batch {
         let measured = repeat(args.repeat, || driver.decode(batch, args.context, args.tokens))?;
-        let steps = |rate: f64| rate / f64::from(batch);
-        let share = |rate: f64| steps(rate) * weight_bytes / read_rate;
-        figures.push(figure(format!("tg batch {batch}"), measured, parameters, Some(&share)));
+        figures.push(Figure::of_output(batch, measured, &work, &limits));
     }
 
-    println!(
-        "{:14}{:>12}{:>12}{:>12}{:>14}{:>10}",
-        "", "token/s", "slowest", "fastest", "of read rate", "GOP/s"
-    );
-    for figure in &figures {
-        let share = figure
-            .share_of_read_rate
-            .map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0));
-        println!(
-            "{:14}{:>12.1}{:>12.1}{:>12.1}{share:>14}{:>10.0}",
-            figure.name,
-            figure.tokens_per_s,
-            figure.measured.first().copied().unwrap_or_default(),
-            figure.measured.last().copied().unwrap_or_default(),
-            figure.gops
-        );
-    }
+    report::print(&figures);
     let probe = (probe_before, machine::probe_ms());
     println!(
-        "{} threads, {:.1} MiB of weights a step, read rate {:.1} GB/s, CPU probe {:.0} ms before, {:.0} ms after",
+        "{} threads, {:.1} MiB of weights a step, read rate {:.1} GB/s, int8 peak {} GOP/s, CPU probe {:.0} ms \
+         before, {:.0} ms after",
         config.threads,
-        weight_bytes / f64::from(1 << 20),
-        read_rate / 1e9,
+        work.weight_bytes / f64::from(1 << 20),
+        limits.read / GIGA,
+        limits.int8.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}", rate / GIGA)),
         probe.0,
         probe.1
     );
@@ -127,8 +98,9 @@ pub fn run(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
             "numerics_class": executor.spec().numerics_class,
             "context": args.context,
             "tokens": args.tokens,
-            "weight_bytes_per_step": weight_bytes,
-            "read_rate_bytes_per_s": read_rate,
+            "weight_bytes_per_step": work.weight_bytes,
+            "read_rate_bytes_per_s": limits.read,
+            "int8_peak_operations_per_s": limits.int8,
             "cpu_probe_ms": probe,
             "figures": figures,
         });
@@ -142,19 +114,4 @@ fn repeat(times: usize, mut measure: impl FnMut() -> anyhow::Result<f64>) -> any
     let mut measured = (0..times).map(|_| measure()).collect::<anyhow::Result<Vec<f64>>>()?;
     measured.sort_by(f64::total_cmp);
     Ok(measured)
-}
-
-fn figure(name: String, measured: Vec<f64>, parameters: f64, share: Option<&dyn Fn(f64) -> f64>) -> Figure {
-    let median = measured[measured.len() / 2];
-    let share_of_read_rate = share.map(|share| share(median));
-    Figure { name, tokens_per_s: median, share_of_read_rate, gops: 2.0 * parameters * median / 1e9, measured }
-}
-
-/// Weights that every input token is multiplied with: the layers' matrices, without embedding and head.
-fn matrix_parameters(model: &Model) -> f64 {
-    let spec = &model.spec;
-    let [hidden, heads, kv_heads, head_dim, inner, layers] =
-        [spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size, spec.layers]
-            .map(f64::from);
-    layers * hidden * (2.0 * heads * head_dim + 2.0 * kv_heads * head_dim + 3.0 * inner)
 }

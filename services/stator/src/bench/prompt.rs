@@ -34,22 +34,18 @@ pub struct Ask {
 }
 
 #[derive(Deserialize)]
-struct Tokenized {
-    count: usize,
-}
-
-#[derive(Deserialize)]
 struct Answer {
     usage: Usage,
 }
 
 #[derive(Deserialize)]
 struct Usage {
-    prompt_tokens: u32,
+    prompt_tokens: usize,
 }
 
 impl Prompts {
-    /// Asks the server how it cuts words into tokens, and what its chat template adds.
+    /// Learns how the server cuts words into tokens, and what its chat template adds, from the usage that it counts for
+    /// short questions: any server that speaks OpenAI's API will do.
     ///
     /// # Errors
     /// If the server does not answer, or the wanted input length is less than a template with one word.
@@ -67,16 +63,7 @@ impl Prompts {
             words.len() >= WORDS_AT_LEAST,
             "this vocabulary cuts common English words: prompts of exact length cannot be made"
         );
-        let body = json!({
-            "model": model,
-            "messages": [{"role": "user", "content": FIRST}],
-            "max_completion_tokens": 1,
-        });
-        let answer: Answer = connection
-            .json(Method::POST, "/v1/chat/completions", Bytes::from(body.to_string()))
-            .await
-            .context("calibration request")?;
-        let prompts = Self { words, overhead: answer.usage.prompt_tokens, args: args.clone() };
+        let prompts = Self { words, overhead: u32::try_from(alone)?, args: args.clone() };
         prompts.check()?;
         Ok(prompts)
     }
@@ -121,13 +108,18 @@ impl Prompts {
     }
 }
 
+/// Tokens of the prompt that asks `text`.
 async fn count(connection: &mut Connection, model: &str, text: &str) -> anyhow::Result<usize> {
-    let body = json!({"model": model, "prompt": text, "add_special_tokens": false});
-    let answer: Tokenized = connection
-        .json(Method::POST, "/tokenize", Bytes::from(body.to_string()))
+    let body = json!({
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "max_completion_tokens": 1,
+    });
+    let answer: Answer = connection
+        .json(Method::POST, "/v1/chat/completions", Bytes::from(body.to_string()))
         .await
-        .context("calibration by /tokenize")?;
-    Ok(answer.count)
+        .context("calibration request")?;
+    Ok(answer.usage.prompt_tokens)
 }
 
 fn rng(seed: u64, stream: u64) -> StdRng {

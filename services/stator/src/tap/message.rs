@@ -7,8 +7,10 @@ use messages::{
     frame::{TextBatch, TokenBatch},
     generate::ToTokenizer,
     id::Role,
+    kv::{KvEvents, KvSnapshot},
     lease::Lease,
     load::Load,
+    prefill::{PrefillAnswer, PrefillTask, SlotAnswer},
     subject::{self, Kind},
     submit::{Custody, Submit},
     text::Answer,
@@ -44,6 +46,7 @@ impl Decoded {
 pub fn decode(subject: &str, body: &[u8]) -> Decoded {
     let decoded = match subject::parse(subject) {
         Some(Kind::Requests(Role::Tokenizer)) => codec::decode(body).map(to_tokenizer),
+        Some(Kind::Requests(Role::Prefill)) => codec::decode(body).map(prefill),
         Some(Kind::Requests(_)) => codec::decode(body).map(submit),
         Some(Kind::Control(_)) => codec::decode(body).map(control),
         Some(Kind::Frames(inbox)) if role_of(&inbox) == Some(Role::Tokenizer) => {
@@ -51,6 +54,7 @@ pub fn decode(subject: &str, body: &[u8]) -> Decoded {
         }
         Some(Kind::Frames(_)) => codec::decode(body).map(text),
         Some(Kind::Load(_)) => codec::decode(body).map(load),
+        Some(Kind::Kv(_)) => codec::decode(body).map(kv_events),
         None if subject.starts_with("$KV.") => codec::decode(body).map(lease),
         None => return guess(body),
     };
@@ -63,7 +67,18 @@ pub fn reply(body: &[u8], status: Option<u16>) -> Decoded {
         let why = if status == 503 { "nobody serves it" } else { "status of the server" };
         return Decoded { kind: "reply", from: None, body: json!({"status": status, "meaning": why}) };
     }
-    let mut decoded = try_each(body, &[is(custody), is(answer), is(pong), is(attached)]);
+    let mut decoded = try_each(
+        body,
+        &[
+            is(custody),
+            is(answer),
+            is(prefill_answer),
+            is(slot_answer),
+            is(kv_snapshot),
+            is(pong),
+            is(attached),
+        ],
+    );
     if decoded.kind != "malformed" {
         decoded.kind = "reply";
     }
@@ -78,6 +93,9 @@ pub fn guess(body: &[u8]) -> Decoded {
             is(submit),
             is(lease),
             is(load),
+            is(prefill),
+            is(kv_events),
+            is(kv_snapshot),
             is(text),
             is(tokens),
             is(pong),
@@ -123,6 +141,8 @@ fn control(body: Control) -> Decoded {
         Control::Ping { request, run } => {
             Decoded::new("ping", None, &json!({"request": request, "run": run}))
         }
+        Control::KvSnapshot {} => Decoded::new("kv_snapshot", None, &json!({})),
+        Control::Prefill(news) => Decoded::new("prefill_news", None, news),
         Control::Drain { now } => Decoded::new("drain", None, &json!({"now": now})),
     }
 }
@@ -137,6 +157,26 @@ fn text(body: TextBatch) -> Decoded {
 
 fn load(body: Load) -> Decoded {
     Decoded::new("load", Some(body.instance.clone()), &body)
+}
+
+fn kv_events(body: KvEvents) -> Decoded {
+    Decoded::new("kv_events", Some(body.instance.clone()), &body)
+}
+
+fn kv_snapshot(body: KvSnapshot) -> Decoded {
+    Decoded::new("kv_snapshot", Some(body.instance.clone()), &body)
+}
+
+fn prefill(body: PrefillTask) -> Decoded {
+    Decoded::new("prefill", Some(body.decode.clone()), &body)
+}
+
+fn prefill_answer(body: PrefillAnswer) -> Decoded {
+    Decoded::new("prefill_answer", None, &body)
+}
+
+fn slot_answer(body: SlotAnswer) -> Decoded {
+    Decoded::new("slot_answer", None, &body)
 }
 
 fn lease(body: Lease) -> Decoded {

@@ -1,4 +1,9 @@
-use messages::{generate::Chat, lease::GenerationDefaults, submit::Sampling, text::Json};
+use messages::{
+    generate::Chat,
+    lease::GenerationDefaults,
+    submit::{Routing, Sampling},
+    text::Json,
+};
 use serde_json::{Value, json};
 
 use super::*;
@@ -44,6 +49,7 @@ fn request(input: Input, max_tokens: Option<u32>) -> Generate {
         score_prompt_from: None,
         priority: 0,
         cache_salt: None,
+        routing: Routing::default(),
         ingress: "ingress-1".parse().unwrap(),
         journal: None,
         attach: None,

@@ -1,0 +1,81 @@
+//! Decode to prefill and back: blocks of a prompt, computed elsewhere.
+//!
+//! Decode keeps the request and lends out one task: compute the full blocks of this prompt that I lack and push them
+//! to me. What is handed over are cached blocks under their names, nothing else: once they have landed the request
+//! is admitted like one whose prefix was cached all along, and decode computes the tokens after the last full block
+//! itself. So nothing is sampled by prefill, `n` choices need one prefill, and a hand-over that breaks off leaves
+//! decode with whatever has landed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fault::Fault,
+    id::{InstanceId, RunId},
+    tokens::TokenIds,
+};
+
+/// On the prefill instance's request subject. Answered by [`PrefillAnswer`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrefillTask {
+    /// The run at decode: names the task in all that follows.
+    pub run: RunId,
+    /// Whole blocks of tokens, at least one.
+    pub prompt: TokenIds,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_salt: Option<String>,
+    /// Leading blocks that decode holds already.
+    pub held_blocks: u32,
+    #[serde(default)]
+    pub priority: i32,
+    /// Who lends slots and waits.
+    pub decode: InstanceId,
+    /// How decode lays out a page, in the words of `kv::PageLayout`: a prefill that differs refuses with both.
+    pub layout: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefillAnswer {
+    Accepted {
+        /// Milliseconds until the last block is expected to be computed, work queued before it included.
+        estimate_ms: u32,
+    },
+    Refused(Fault),
+}
+
+/// From prefill to decode's control subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefillNews {
+    /// The task is in this state; said four times a second, and after each chunk.
+    Pulse {
+        run: RunId,
+        computed_blocks: u32,
+        remaining_ms: u32,
+    },
+    /// Computing begins: lend me slots for these blocks. Answered by [`SlotAnswer`].
+    WantSlots {
+        run: RunId,
+        blocks: u32,
+    },
+    /// Every block was pushed.
+    Done {
+        run: RunId,
+    },
+    Failed {
+        run: RunId,
+        fault: Fault,
+    },
+    /// No store into the slots of this epoch will come any more.
+    Closed {
+        epoch: u64,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotAnswer {
+    /// A `kv` grant in its own encoding.
+    Granted(bytes::Bytes),
+    Refused(Fault),
+}
