@@ -25,4 +25,26 @@ pub struct Load {
     /// Per router, the highest dispatch number that this report includes.
     #[serde(default)]
     pub seen: Vec<(InstanceId, u64)>,
+    /// Epoch and number of the next [`crate::kv::KvEvents`]: shows that the last ones were lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<(u64, u64)>,
+    /// A request that must run alone is aboard.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+    /// Runs that began since the last report, at most [`STARTED_PER_REPORT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub started: Vec<Started>,
+}
+
+/// Beginnings that one report tells of; the rest are not told.
+pub const STARTED_PER_REPORT: usize = 256;
+
+/// What a prefix cache was worth to a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The dispatch: router and number.
+    pub router: InstanceId,
+    pub number: u64,
+    /// Tokens of the prompt that the cache held when the run began.
+    pub cached_tokens: u32,
 }

@@ -137,6 +137,9 @@ impl EngineActor {
             step_us: narrow(load.step_time.as_micros()),
             prefill_token_ns: narrow(load.prefill_token_time.as_nanos()),
             seen: Vec::new(),
+            kv: None,
+            alone: false,
+            started: Vec::new(),
         }
     }
 

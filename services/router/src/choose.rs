@@ -82,6 +82,9 @@ mod tests {
             step_us: 0,
             prefill_token_ns: 0,
             seen: Vec::new(),
+            kv: None,
+            alone: false,
+            started: Vec::new(),
         }
     }
 
