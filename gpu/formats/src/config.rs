@@ -1,12 +1,14 @@
 //! What a decoder is made of, read from `config.json` or from GGUF metadata into one form.
 
+mod decoder;
 mod fields;
 mod gguf;
 mod huggingface;
 mod rope;
 
+pub use decoder::DecoderSpec;
 pub(crate) use fields::Fields;
-pub use rope::{RopeConfig, RopeScaling};
+pub use rope::{RopeScaling, RopeSpec};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,22 +42,7 @@ impl Architecture {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub architecture: Architecture,
-    pub vocab_size: u32,
-    pub hidden_size: u32,
-    pub layers: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub intermediate_size: u32,
-    pub norm_eps: f32,
-    pub rope: RopeConfig,
-    /// Tokens.
-    pub context_length: u32,
-    pub qkv_bias: bool,
-    pub qk_norm: bool,
-    pub tied_embeddings: bool,
-    /// Latest positions that a token attends to, itself included.
-    pub sliding_window: Option<u32>,
+    pub decoder: DecoderSpec,
     pub bos: Option<u32>,
     /// Ids that end a sequence.
     pub eos: Vec<u32>,
@@ -74,40 +61,42 @@ pub mod limits {
 impl DecoderConfig {
     /// Checks the numbers against the limits and each other. `name` gives the file's own name of a field.
     fn check(&self, name: impl Fn(&'static str) -> String) -> Result<(), ErrorKind> {
+        let decoder = &self.decoder;
         let ranges = [
-            ("vocab_size", self.vocab_size, limits::VOCAB_SIZE),
-            ("hidden_size", self.hidden_size, limits::WIDTH),
-            ("num_hidden_layers", self.layers, limits::LAYERS),
-            ("num_attention_heads", self.heads, limits::HEADS),
-            ("num_key_value_heads", self.kv_heads, limits::HEADS),
-            ("head_dim", self.head_dim, limits::HEAD_DIM),
-            ("intermediate_size", self.intermediate_size, limits::WIDTH),
-            ("max_position_embeddings", self.context_length, limits::CONTEXT_LENGTH),
-            ("sliding_window", self.sliding_window.unwrap_or(1), u32::MAX),
+            ("vocab_size", decoder.vocab_size, limits::VOCAB_SIZE),
+            ("hidden_size", decoder.hidden_size, limits::WIDTH),
+            ("num_hidden_layers", decoder.layers, limits::LAYERS),
+            ("num_attention_heads", decoder.heads, limits::HEADS),
+            ("num_key_value_heads", decoder.kv_heads, limits::HEADS),
+            ("head_dim", decoder.head_dim, limits::HEAD_DIM),
+            ("intermediate_size", decoder.intermediate_size, limits::WIDTH),
+            ("max_position_embeddings", decoder.context_length, limits::CONTEXT_LENGTH),
+            ("sliding_window", decoder.sliding_window.unwrap_or(1), u32::MAX),
         ];
         for (field, value, limit) in ranges {
             if value == 0 || value > limit {
                 return Err(ErrorKind::malformed(name(field), format!("{value} is not within 1 to {limit}")));
             }
         }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            let reason = format!("{} key-value heads do not divide {} heads", self.kv_heads, self.heads);
+        if !decoder.heads.is_multiple_of(decoder.kv_heads) {
+            let reason =
+                format!("{} key-value heads do not divide {} heads", decoder.kv_heads, decoder.heads);
             return Err(ErrorKind::malformed(name("num_key_value_heads"), reason));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(ErrorKind::malformed(name("head_dim"), format!("{} is odd", self.head_dim)));
+        if !decoder.head_dim.is_multiple_of(2) {
+            return Err(ErrorKind::malformed(name("head_dim"), format!("{} is odd", decoder.head_dim)));
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+        if !(decoder.norm_eps.is_finite() && decoder.norm_eps > 0.0) {
             return Err(ErrorKind::malformed(
                 name("rms_norm_eps"),
-                format!("{} is not above 0", self.norm_eps),
+                format!("{} is not above 0", decoder.norm_eps),
             ));
         }
-        if let Some(id) = self.bos.iter().chain(&self.eos).find(|id| **id >= self.vocab_size) {
-            let reason = format!("{id} is not in the vocabulary of {}", self.vocab_size);
+        if let Some(id) = self.bos.iter().chain(&self.eos).find(|id| **id >= decoder.vocab_size) {
+            let reason = format!("{id} is not in the vocabulary of {}", decoder.vocab_size);
             return Err(ErrorKind::malformed(name("eos_token_id"), reason));
         }
-        self.rope.check(self.head_dim)
+        decoder.rope.check(decoder.head_dim)
     }
 }
 

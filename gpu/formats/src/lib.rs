@@ -21,7 +21,7 @@ mod tensor;
 mod tokenizer;
 
 pub use chat_template::ChatTemplates;
-pub use config::{Architecture, DecoderConfig, RopeConfig, RopeScaling, limits};
+pub use config::{Architecture, DecoderConfig, DecoderSpec, RopeScaling, RopeSpec, limits};
 pub use dequant::dequantise_row;
 pub use dtype::DType;
 pub use error::{Error, ErrorKind};

@@ -111,15 +111,15 @@ impl ModelFiles {
             Location::Folder(folder) => folder.join(tokenizer::TOKENIZER_FILE),
             Location::Gguf(file) => file.clone(),
         };
-        tokenizer::build(&self.tokenizer_json, self.config.vocab_size).in_file(&file)
+        tokenizer::build(&self.tokenizer_json, self.config.decoder.vocab_size).in_file(&file)
     }
 
     pub fn card(&self) -> ModelCard {
         ModelCard {
             revision: self.revision.clone(),
             architecture: self.config.architecture,
-            vocab_size: self.config.vocab_size,
-            context_length: self.config.context_length,
+            vocab_size: self.config.decoder.vocab_size,
+            context_length: self.config.decoder.context_length,
             special_tokens: self.special_tokens.clone(),
             generation: self.generation.clone(),
             has_chat_template: self.chat_templates.default.is_some(),

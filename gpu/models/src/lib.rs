@@ -3,7 +3,6 @@
 //! Nothing here knows a device or the bus. A model is a [`DecoderSpec`] and a set of named weights; an
 //! [`Executor`] runs any decoder that the spec can describe.
 
-mod config;
 mod executor;
 #[doc(hidden)]
 pub mod fixtures;
@@ -13,7 +12,6 @@ pub mod philox;
 mod rope;
 pub mod sampler;
 mod sampling;
-mod spec;
 pub mod synthetic;
 mod weights;
 
@@ -21,12 +19,11 @@ pub use executor::{
     Batch, Executor, ExecutorError, ExecutorSpec, OpenSlot, Outputs, PageCopy, Sampled, Score, Scored,
     SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
 };
-pub use formats::DType;
+pub use formats::{DType, DecoderSpec, RopeScaling, RopeSpec};
 pub use matrix::Matrix;
 pub use model::{Model, ModelError};
 pub use rope::{RopeTable, rope_frequencies};
 pub use sampling::{Logprobs, SamplingParams};
-pub use spec::{DecoderSpec, RopeScaling, RopeSpec};
 pub use weights::{LayerWeight, WeightId, Weights};
 
 /// A token id of the model's vocabulary.

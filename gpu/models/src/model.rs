@@ -44,15 +44,15 @@ impl Model {
             formats::Location::Gguf(file) => {
                 let file = Gguf::open(file)?;
                 config = DecoderConfig::from_gguf(&file)?;
-                weights = Weights::open_gguf(file, &DecoderSpec::from(&config), config.architecture)?;
+                weights = Weights::open_gguf(file, &config.decoder, config.architecture)?;
             }
             formats::Location::Folder(folder) => {
                 config = DecoderConfig::from_config_json(&folder.join(formats::CONFIG_FILE))?;
-                weights = Weights::open_safetensors(folder, &DecoderSpec::from(&config))?;
+                weights = Weights::open_safetensors(folder, &config.decoder)?;
             }
         }
         Ok(Self {
-            spec: DecoderSpec::from(&config),
+            spec: config.decoder,
             weights,
             architecture: config.architecture,
             path: path.path().to_owned(),

@@ -24,7 +24,7 @@ pub struct Naming {
 /// If the files are missing or malformed, or the context asked for is longer than the model's.
 pub fn open(path: &Path, naming: &Naming) -> anyhow::Result<(ModelFiles, ModelCard)> {
     let files = ModelFiles::open(path).with_context(|| format!("model {}", path.display()))?;
-    let made_for = files.config.context_length;
+    let made_for = files.config.decoder.context_length;
     let context_length = naming.context_length.unwrap_or(made_for);
     anyhow::ensure!(
         (1..=made_for).contains(&context_length),
@@ -36,7 +36,7 @@ pub fn open(path: &Path, naming: &Naming) -> anyhow::Result<(ModelFiles, ModelCa
         revision: files.revision.as_str().to_owned(),
         path: path.display().to_string(),
         context_length,
-        vocab_size: files.config.vocab_size,
+        vocab_size: files.config.decoder.vocab_size,
         architecture: files.config.architecture.name().to_owned(),
         has_chat_template: files.chat_templates.default.is_some(),
         eos_ids: files.special_tokens.eos.clone(),

@@ -1,4 +1,4 @@
-use super::{Architecture, DecoderConfig, RopeConfig, RopeScaling};
+use super::{Architecture, DecoderConfig, DecoderSpec, RopeScaling, RopeSpec};
 use crate::{
     DType, Metadata,
     dequant::dequantise_row,
@@ -47,8 +47,7 @@ impl DecoderConfig {
             ));
         }
         let context_length = keys.required("context_length")?;
-        let config = Self {
-            architecture,
+        let decoder = DecoderSpec {
             vocab_size: vocab_size(keys)?,
             hidden_size,
             layers: keys.required("block_count")?,
@@ -59,7 +58,7 @@ impl DecoderConfig {
             norm_eps: keys
                 .f32("attention.layer_norm_rms_epsilon")?
                 .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
-            rope: RopeConfig {
+            rope: RopeSpec {
                 theta: keys.f32("rope.freq_base")?.unwrap_or(10_000.0),
                 dim: keys.u32("rope.dimension_count")?.unwrap_or(head_dim),
                 scaling: rope_scaling(file, keys, context_length)?,
@@ -69,16 +68,16 @@ impl DecoderConfig {
             qk_norm: architecture == Architecture::Qwen3,
             tied_embeddings: !file.contains("output.weight"),
             sliding_window: keys.u32("attention.sliding_window")?.filter(|window| *window > 0),
-            bos: metadata.u32("tokenizer.ggml.bos_token_id")?,
-            eos: end_tokens(metadata)?,
         };
         // Files of this architecture store query and key rows in pairs for the whole head.
-        if architecture == Architecture::Llama && config.rope.dim != head_dim {
+        if architecture == Architecture::Llama && decoder.rope.dim != head_dim {
             return Err(ErrorKind::unsupported(
                 keys.name("rope.dimension_count"),
                 "RoPE over a part of the head",
             ));
         }
+        let (bos, eos) = (metadata.u32("tokenizer.ggml.bos_token_id")?, end_tokens(metadata)?);
+        let config = Self { architecture, decoder, bos, eos };
         config.check(|field| keys.name(gguf_name(field)))?;
         Ok(config)
     }
@@ -197,7 +196,7 @@ fn rope_scaling(file: &Gguf, keys: Keys<'_>, context: u32) -> Result<RopeScaling
         (DType::F32, &[length]) => {
             let mut factors = vec![0.0; length];
             dequantise_row(DType::F32, table.data, &mut factors);
-            Ok(RopeScaling::Factors(factors))
+            Ok(RopeScaling::Factors { factors })
         }
         (dtype, shape) => {
             Err(ErrorKind::malformed(TABLE, format!("{dtype} of shape {shape:?}, expected one row of F32")))

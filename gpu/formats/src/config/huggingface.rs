@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Architecture, DecoderConfig, RopeConfig, fields::Fields};
+use super::{Architecture, DecoderConfig, DecoderSpec, RopeSpec, fields::Fields};
 use crate::{
     error::{Error, ErrorKind, InFile},
     json::parse_object,
@@ -45,8 +45,7 @@ impl DecoderConfig {
         };
         let layers = or("num_hidden_layers", 32)?;
         let context_length = or("max_position_embeddings", defaults.context_length)?;
-        let config = Self {
-            architecture,
+        let decoder = DecoderSpec {
             vocab_size: or("vocab_size", defaults.vocab_size)?,
             hidden_size,
             layers,
@@ -55,15 +54,15 @@ impl DecoderConfig {
             head_dim,
             intermediate_size: or("intermediate_size", defaults.intermediate_size)?,
             norm_eps: fields.f32("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: RopeConfig::from_json(fields, head_dim, context_length)?,
+            rope: RopeSpec::from_json(fields, head_dim, context_length)?,
             context_length,
             qkv_bias: architecture == Architecture::Qwen2,
             qk_norm: architecture == Architecture::Qwen3,
             tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
             sliding_window: sliding_window(fields, architecture, layers)?,
-            bos: fields.u32("bos_token_id")?,
-            eos: fields.ids("eos_token_id")?,
         };
+        let (bos, eos) = (fields.u32("bos_token_id")?, fields.ids("eos_token_id")?);
+        let config = Self { architecture, decoder, bos, eos };
         config.check(str::to_owned)?;
         Ok(config)
     }

@@ -1,23 +1,29 @@
+use serde::{Deserialize, Serialize};
+
 use super::fields::Fields;
 use crate::error::ErrorKind;
 
 const DEFAULT_THETA: f32 = 10_000.0;
 
-/// Rotary position embedding over the first `dim` elements of a head.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
+/// Rotary position embedding over the first `dim` elements of a head, in the half-split ("NeoX") layout: element
+/// `i` turns together with element `i + dim / 2`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RopeSpec {
     pub theta: f32,
     pub dim: u32,
     pub scaling: RopeScaling,
 }
 
-/// Frequency scalings, as `modeling_rope_utils.py` of Hugging Face transformers defines them.
-#[derive(Debug, Clone, PartialEq)]
+/// Frequency scalings as Hugging Face transformers defines them (`modeling_rope_utils.py`).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
+    #[default]
     None,
     Linear {
         factor: f32,
     },
+    /// NTK-aware, base grows with the sequence beyond `original_context`.
     Dynamic {
         factor: f32,
         original_context: u32,
@@ -33,15 +39,17 @@ pub enum RopeScaling {
         original_context: u32,
         beta_fast: f32,
         beta_slow: f32,
-        /// `None`: `0.1 ln(factor) + 1`.
+        /// Multiplies cosine and sine; `None` means `0.1 ln(factor) + 1`.
         attention_factor: Option<f32>,
         truncate: bool,
     },
-    /// Each inverse frequency is divided by its own factor, `dim / 2` of them (GGUF's `rope_freqs` tensor).
-    Factors(Vec<f32>),
+    /// Each inverse frequency is divided by its own factor, `dim / 2` of them (as GGUF files store Llama 3's).
+    Factors {
+        factors: Vec<f32>,
+    },
 }
 
-impl RopeConfig {
+impl RopeSpec {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
     pub(super) fn from_json(config: Fields<'_>, head_dim: u32, context: u32) -> Result<Self, ErrorKind> {
         let scaling = match config.object("rope_scaling")? {
@@ -139,11 +147,11 @@ impl RopeScaling {
                 positive("attention_factor", attention_factor.unwrap_or(1.0))?;
                 context(*original_context)
             }
-            Self::Factors(factors) if factors.len() != dim as usize / 2 => {
+            Self::Factors { factors } if factors.len() != dim as usize / 2 => {
                 let reason = format!("{} factors for {} frequencies", factors.len(), dim / 2);
                 Err(ErrorKind::malformed("rope_freqs.weight", reason))
             }
-            Self::Factors(factors) => {
+            Self::Factors { factors } => {
                 factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor))
             }
         }

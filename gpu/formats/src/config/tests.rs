@@ -21,8 +21,12 @@ fn with(mut config: Value, changes: Value) -> Value {
     config
 }
 
-fn read(config: &Value) -> Result<DecoderConfig, String> {
+fn read_all(config: &Value) -> Result<DecoderConfig, String> {
     DecoderConfig::parse_json(config.to_string().as_bytes()).map_err(|error| error.to_string())
+}
+
+fn read(config: &Value) -> Result<DecoderSpec, String> {
+    read_all(config).map(|config| config.decoder)
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn qwen_slides_in_all_layers_or_none() {
 #[test]
 fn ends_are_one_id_or_a_list() {
     let eos =
-        |value: Value| read(&with(mistral(), json!({ "eos_token_id": value }))).map(|config| config.eos);
+        |value: Value| read_all(&with(mistral(), json!({ "eos_token_id": value }))).map(|config| config.eos);
     assert_eq!(eos(json!(2)), Ok(vec![2]));
     assert_eq!(eos(json!([2, 7])), Ok(vec![2, 7]));
     assert_eq!(eos(json!(null)), Ok(vec![]));
@@ -160,7 +164,7 @@ fn gguf(tensors: &[&str], change: impl FnOnce(&mut Writer)) -> Result<DecoderCon
 
 #[test]
 fn gguf_metadata_and_tensors_make_a_configuration() {
-    let config = gguf(&[], |_| {}).unwrap();
+    let config = gguf(&[], |_| {}).unwrap().decoder;
     assert_eq!((config.head_dim, config.kv_heads, config.rope.theta, config.rope.dim), (16, 2, 10_000.0, 16));
     assert!(config.tied_embeddings && !config.qkv_bias);
     let config = gguf(&["output.weight", "blk.0.attn_q.bias"], |writer| {
@@ -168,8 +172,8 @@ fn gguf_metadata_and_tensors_make_a_configuration() {
         writer.number("tokenizer.ggml.eos_token_id", 2).number("tokenizer.ggml.eot_token_id", 7);
     });
     let config = config.unwrap();
-    assert!(!config.tied_embeddings && config.qkv_bias);
-    assert_eq!((config.sliding_window, config.eos), (Some(128), vec![2, 7]));
+    assert!(!config.decoder.tied_embeddings && config.decoder.qkv_bias);
+    assert_eq!((config.decoder.sliding_window, config.eos), (Some(128), vec![2, 7]));
 }
 
 #[test]
@@ -181,9 +185,9 @@ fn gguf_rope_scalings_are_read() {
             writer.number("llama.rope.scaling.original_context_length", 128);
         })
     };
-    assert_eq!(scaling("none").unwrap().rope.scaling, RopeScaling::None);
-    assert_eq!(scaling("linear").unwrap().rope.scaling, RopeScaling::Linear { factor: 4.0 });
-    let yarn = scaling("yarn").unwrap().rope.scaling;
+    assert_eq!(scaling("none").unwrap().decoder.rope.scaling, RopeScaling::None);
+    assert_eq!(scaling("linear").unwrap().decoder.rope.scaling, RopeScaling::Linear { factor: 4.0 });
+    let yarn = scaling("yarn").unwrap().decoder.rope.scaling;
     assert!(matches!(
         yarn,
         RopeScaling::Yarn { factor: 4.0, original_context: 128, attention_factor: None, .. }
@@ -197,7 +201,7 @@ fn gguf_rope_scalings_are_read() {
         let ones: Vec<u8> = [1f32; 8].iter().flat_map(|one| one.to_le_bytes()).collect();
         writer.tensor("rope_freqs.weight", DType::F32, &[8], &ones);
     });
-    assert_eq!(table.unwrap().rope.scaling, RopeScaling::Factors(vec![1.0; 8]));
+    assert_eq!(table.unwrap().decoder.rope.scaling, RopeScaling::Factors { factors: vec![1.0; 8] });
 }
 
 #[test]

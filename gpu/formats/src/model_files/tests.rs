@@ -215,7 +215,7 @@ fn a_gguf_file_gives_every_part() {
     fs::write(folder.path().join("model.gguf"), gguf_file().finish()).unwrap();
     let files = ModelFiles::open(folder.path()).unwrap();
     assert_eq!(files.location, Location::Gguf(folder.path().join("model.gguf")));
-    assert_eq!(files.config.vocab_size, 5);
+    assert_eq!(files.config.decoder.vocab_size, 5);
     assert_eq!(files.special_tokens.eos, [4, 3], "a chat model also ends where its turns end");
     assert_eq!(files.special_tokens.texts["eos_token"], "<|endoftext|>");
     assert_eq!(files.chat_templates.default.as_deref(), Some("template"));

@@ -4,7 +4,6 @@ use formats::DecoderConfig;
 use serde::Deserialize;
 
 use super::*;
-use crate::DecoderSpec;
 
 #[derive(Deserialize)]
 struct Case {
@@ -23,8 +22,8 @@ fn frequencies_are_those_of_transformers_for_every_scaling() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.json");
         fs::write(&file, case.config.to_string()).unwrap();
-        let spec = DecoderSpec::from(&DecoderConfig::from_config_json(&file).unwrap());
-        let table = rope_frequencies(&spec.rope, case.sequence_length);
+        let config = DecoderConfig::from_config_json(&file).unwrap();
+        let table = rope_frequencies(&config.decoder.rope, case.sequence_length);
         assert_eq!(table.inverse_frequencies.len(), case.inverse_frequencies.len(), "{}", case.config);
         assert!((table.attention_factor - case.attention_factor).abs() <= 1e-7, "{}", case.config);
         for (ours, theirs) in table.inverse_frequencies.iter().zip(&case.inverse_frequencies) {

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::RopeSpec;
+
 /// What a decoder-only transformer of the Llama family is made of. Llama, Mistral, Qwen2 and Qwen3 differ
 /// only in these fields.
 ///
@@ -42,48 +44,4 @@ impl DecoderSpec {
     pub fn query_width(&self) -> u32 {
         self.heads * self.head_dim
     }
-}
-
-/// Rotary position embedding over the first `dim` elements of a head, in the half-split ("NeoX") layout: element
-/// `i` turns together with element `i + dim / 2`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RopeSpec {
-    pub theta: f32,
-    pub dim: u32,
-    pub scaling: RopeScaling,
-}
-
-/// Frequency scalings as Hugging Face transformers defines them (`modeling_rope_utils.py`).
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-pub enum RopeScaling {
-    #[default]
-    None,
-    Linear {
-        factor: f32,
-    },
-    /// NTK-aware, base grows with the sequence beyond `original_context`.
-    Dynamic {
-        factor: f32,
-        original_context: u32,
-    },
-    Llama3 {
-        factor: f32,
-        low_freq_factor: f32,
-        high_freq_factor: f32,
-        original_context: u32,
-    },
-    Yarn {
-        factor: f32,
-        original_context: u32,
-        beta_fast: f32,
-        beta_slow: f32,
-        /// Multiplies cosine and sine; `None` means `0.1 ln(factor) + 1`.
-        attention_factor: Option<f32>,
-        truncate: bool,
-    },
-    /// Each inverse frequency is divided by its own factor, `dim / 2` of them (as GGUF files store Llama 3's).
-    Factors {
-        factors: Vec<f32>,
-    },
 }
