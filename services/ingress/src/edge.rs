@@ -6,5 +6,6 @@ pub mod gate;
 pub mod keys;
 pub mod label;
 pub mod observe;
+pub mod routing;
 pub mod tls;
 pub mod trace;

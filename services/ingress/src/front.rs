@@ -50,10 +50,15 @@ pub struct Front {
 impl Front {
     /// # Errors
     /// If the keys cannot be read.
-    pub fn new(settings: IngressSettings, road: Arc<dyn Road>, bus_limit: usize) -> anyhow::Result<Self> {
+    pub fn new(
+        settings: IngressSettings,
+        admin_key: Option<&str>,
+        road: Arc<dyn Road>,
+        bus_limit: usize,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             road,
-            keys: Keys::load(&settings.api_key, settings.api_key_file.as_deref())?,
+            keys: Keys::load(&settings.api_key, settings.api_key_file.as_deref(), admin_key)?,
             gate: Gate::new(settings.max_concurrent_requests),
             sentry: Arc::default(),
             figures: Figures::new(),

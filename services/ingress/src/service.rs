@@ -24,17 +24,22 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// The life of an ingress process.
 pub fn run(settings: IngressSettings, process: ProcessSettings) -> ExitCode {
     let spec = Spec { role: Role::Ingress, pool: Pool::http(), card: None };
-    process::run(spec, process, |context| start(context, settings))
+    let admin_key = process.admin_key.clone();
+    process::run(spec, process, |context| start(context, settings, admin_key))
 }
 
-async fn start(context: Context, settings: IngressSettings) -> anyhow::Result<Service> {
+async fn start(
+    context: Context,
+    settings: IngressSettings,
+    admin_key: Option<String>,
+) -> anyhow::Result<Service> {
     let backlog = Backlog::new(settings.stream_backlog_bytes, settings.total_backlog_bytes);
     let desk = Desk::new(context.clone(), Duration::from_secs(settings.hold_when_empty), backlog);
     read_frames::<TextDelta, _>(&context.bus, &context.me.instance, desk.clone()).await?;
     tokio::spawn(desk.clone().keep());
 
     let bus_limit = context.bus.max_payload().saturating_sub(BUS_MARGIN);
-    let front = Data::new(Front::new(settings, Arc::new(desk.clone()), bus_limit)?);
+    let front = Data::new(Front::new(settings, admin_key.as_deref(), Arc::new(desk.clone()), bus_limit)?);
     tokio::spawn(front.sentry.clone().patrol());
     let (server, address, secure) = front::listen(front.clone())?;
     let handle = server.handle();

@@ -9,7 +9,7 @@ actors::settings! {
         value http_workers: usize = 0;
         /// Key that clients must send as bearer token; may be repeated. With none, everybody may ask.
         list api_key: String;
-        /// File with one API key a line; lines that begin with # are comments.
+        /// File with one API key a line, or a name and a key (names show in figures); # begins a comment line.
         optional api_key_file: std::path::PathBuf;
         /// PEM file with the certificate chain; turns on TLS.
         optional tls_cert: std::path::PathBuf;

@@ -103,6 +103,13 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key", "Incorrect API key provided.")
     }
 
+    /// A header that takes the admin key.
+    pub fn admins_only(header: &'static str) -> Self {
+        let message = format!("The header '{header}' takes the admin key as bearer token.");
+        let error = Self::new(StatusCode::FORBIDDEN, INVALID, "admin_key_needed", message);
+        Self { param: Some(header.to_owned()), ..error }
+    }
+
     /// This ingress serves as many requests as it may.
     pub fn too_many(limit: usize) -> Self {
         let message = format!("Too many requests at once: this server serves {limit}. Please retry shortly.");

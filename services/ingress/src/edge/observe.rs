@@ -9,7 +9,11 @@ use actix_web::{
     web::Data,
 };
 
-use super::label::{self, Label};
+use super::{
+    keys::Caller,
+    label::{self, Label},
+    routing,
+};
 use crate::front::Front;
 
 pub async fn observe<B: MessageBody>(
@@ -20,7 +24,8 @@ pub async fn observe<B: MessageBody>(
     request.extensions_mut().insert(label.clone());
     let front = request.app_data::<Data<Front>>().cloned();
     let key = request.headers().get(header::AUTHORIZATION);
-    let refusal = front.and_then(|front| front.keys.check(request.path(), key).err());
+    let caller = front.map(|front| front.keys.check(request.path(), key)).unwrap_or(Ok(Caller::Anyone));
+    let refusal = caller.map(|caller| request.extensions_mut().insert(caller)).err();
     let mut response = match refusal {
         Some(error) => {
             metrics::counter!("stator_ingress_refusals_total", "code" => error.code.unwrap_or(""))
@@ -32,6 +37,7 @@ pub async fn observe<B: MessageBody>(
     if let Ok(value) = HeaderValue::from_str(&label.0) {
         response.headers_mut().insert(label::HEADER, value);
     }
+    routing::tell(&mut response);
     let route = response.request().match_pattern().unwrap_or_else(|| "unknown".to_owned());
     let status = response.status().as_u16().to_string();
     metrics::counter!("stator_ingress_responses_total", "route" => route, "status" => status).increment(1);

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use messages::Fault;
+use messages::{Fault, RequestId};
 
 use super::outlet::{Event, Outlet};
 
@@ -14,13 +14,20 @@ use super::outlet::{Event, Outlet};
 #[derive(Debug)]
 pub struct Journey {
     outlet: Arc<Outlet>,
+    /// One for each prompt.
+    requests: Vec<RequestId>,
     /// Events put back to be taken first.
     kept: Vec<Event>,
 }
 
 impl Journey {
-    pub fn new(outlet: Arc<Outlet>) -> Self {
-        Self { outlet, kept: Vec::new() }
+    pub fn new(outlet: Arc<Outlet>, requests: Vec<RequestId>) -> Self {
+        Self { outlet, requests, kept: Vec::new() }
+    }
+
+    /// The bus ids of the prompts.
+    pub fn requests(&self) -> &[RequestId] {
+        &self.requests
     }
 
     /// Ends all of it.

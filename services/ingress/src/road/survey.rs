@@ -68,6 +68,7 @@ impl Road for Arc<Desk> {
     fn set_out(&self, prompts: Vec<Generate>, passenger: Passenger, manner: Manner) -> Journey {
         let choices: usize = prompts.iter().map(|generate| generate.n as usize).sum();
         let outlet = Arc::new(Outlet::new(prompts.len(), choices, manner, self.backlog.clone()));
+        let mut requests = Vec::with_capacity(prompts.len());
         let mut choices_before = 0;
         for (prompt, mut generate) in prompts.into_iter().enumerate() {
             generate.ingress = self.context.me.instance.clone();
@@ -75,10 +76,11 @@ impl Road for Arc<Desk> {
             let trip = Trip::new(generate, prompt, choices_before, passenger.clone(), outlet.clone());
             let trip = Arc::new(trip);
             choices_before += n;
+            requests.push(trip.request);
             self.enter(trip.clone());
             self.context.tasks.spawn_on(drive::drive(self.clone(), trip), &self.runtime);
         }
-        Journey::new(outlet)
+        Journey::new(outlet, requests)
     }
 
     fn ask(

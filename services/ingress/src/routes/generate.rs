@@ -18,7 +18,7 @@ use crate::{
         departure::{ClientSocket, Watch},
         gate::Pass,
         label::Label,
-        trace,
+        routing, trace,
     },
     figures::Stopwatch,
     front::Front,
@@ -135,7 +135,9 @@ async fn answer(
     let pass = front.gate.enter()?;
     let fields = super::fields(request, payload, front).await?;
     let (ask, card) = route.read(fields, front)?;
-    let Ask { prompts, stream, form } = ask;
+    let Ask { mut prompts, stream, form } = ask;
+    let hints = routing::read(request)?;
+    prompts.iter_mut().for_each(|prompt| prompt.routing = hints.clone());
     let label = Label::of(request);
     let n = prompts.first().map_or(1, |prompt| prompt.n);
     if prompts.iter().any(|prompt| prompt.n != n) {
@@ -148,6 +150,7 @@ async fn answer(
     let passenger = passenger(request, &card, &label, arrived)?;
     let manner = Manner { stream, ids: form.shows_ids() };
     let mut journey = front.road.set_out(prompts, passenger, manner);
+    routing::keep(request, journey.requests());
     let socket = request.conn_data::<ClientSocket>();
     let watch = socket.map(|socket| front.sentry.watch(socket, journey.done().clone()));
     if stream {

@@ -43,7 +43,7 @@ impl Road for ScriptedRoad {
         let outlet = Arc::new(Outlet::new(prompts.len(), choices, manner, backlog));
         if let Some(fault) = &self.refuse {
             outlet.fail(fault.clone());
-            return Journey::new(outlet);
+            return Journey::new(outlet, Vec::new());
         }
         let mut index = 0;
         for (prompt, generate) in prompts.iter().enumerate() {
@@ -66,7 +66,7 @@ impl Road for ScriptedRoad {
             let usage = Usage { prompt_tokens: 1, cached_tokens: 0, output_tokens: 2 * generate.n };
             outlet.push(Event::Closed { prompt, usage });
         }
-        Journey::new(outlet)
+        Journey::new(outlet, prompts.iter().map(|_| messages::RequestId::mint()).collect())
     }
 
     fn ask(&self, _: &Pool, question: ToTokenizer) -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>> {
@@ -122,7 +122,7 @@ impl Reply {
 }
 
 async fn call_with(road: ScriptedRoad, settings: IngressSettings, request: TestRequest) -> Reply {
-    let front = Data::new(Front::new(settings, Arc::new(road), 1 << 20).unwrap());
+    let front = Data::new(Front::new(settings, Some("root"), Arc::new(road), 1 << 20).unwrap());
     let service = test::init_service(app(front)).await;
     let response = test::call_service(&service, request.to_request()).await;
     let (status, headers) = (response.status(), response.headers().clone());
@@ -264,6 +264,23 @@ async fn a_requests_label_comes_back_and_a_missing_one_is_made() {
     let error = call(TestRequest::get().uri("/nowhere").insert_header(("x-request-id", "abc-2"))).await;
     assert_eq!(echoed(&error), "abc-2");
     assert!(!echoed(&call(TestRequest::get().uri("/live")).await).is_empty());
+}
+
+#[actix_web::test]
+async fn an_engine_is_pinned_with_the_admin_key_only() {
+    let pinned = |key: &'static str| {
+        chat(json!({})).insert_header(("x-stator-instance", "decode-1")).insert_header(("authorization", key))
+    };
+    assert_eq!(call(pinned("Bearer somebody")).await.error().0, 403);
+    assert_eq!(call(pinned("Bearer root")).await.status, 200);
+}
+
+#[actix_web::test]
+async fn an_explained_answer_names_the_requests_that_routers_know() {
+    let reply = call(chat(json!({})).insert_header(("x-stator-explain", "1"))).await;
+    let ids = reply.headers.get("x-stator-requests").unwrap().to_str().unwrap();
+    assert!(ids.parse::<messages::RequestId>().is_ok(), "{ids}");
+    assert!(!call(chat(json!({}))).await.headers.contains_key("x-stator-requests"));
 }
 
 #[actix_web::test]
