@@ -1,6 +1,16 @@
-//! The KV cache's bookkeeping: which page belongs to whom. No device memory lives here; a page is a number that an
-//! executor and a scheduler agree on.
+//! KV memory: which page belongs to whom, and how pages travel from one engine to another.
+//!
+//! - [`PagePool`] counts references to pages. No device memory lives there; a page is a number that an executor and
+//!   a scheduler agree on.
+//! - [`transfer`] moves whole pages. Decode owns a [`transfer::Receiver`] and lends slots of it with
+//!   [`transfer::Receiver::grant`]; the [`transfer::Grant`] goes to prefill, which opens it with
+//!   [`transfer::Transports::open`] and pushes layers through a [`transfer::PageWriter`]. A page whose layers have all
+//!   arrived comes back to decode as [`transfer::Event::Landed`].
+//! - [`PageLayout`] says what the bytes of a page mean; both ends must agree.
 
+mod layout;
 mod pool;
+pub mod transfer;
 
+pub use layout::{Mismatch, PageLayout};
 pub use pool::{PageId, PagePool};

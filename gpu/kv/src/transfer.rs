@@ -1,0 +1,32 @@
+//! Pages from one engine to another.
+//!
+//! The receiver (decode) owns a staging region of slots, one page each; no writer ever reaches its page pool. It
+//! lends some slots under a [`Grant`]: a number of pages, an [`Epoch`] that is never used again, and addresses. The
+//! writer (prefill) opens the first address it can and pushes layers of pages, each with a checksum. A page has
+//! landed when all its layers have; the receiver hears of it as [`Event::Landed`], copies it where it belongs and
+//! drops the [`LandedPage`], which hands the slot to the next page of the same grant. So a grant may have more pages
+//! than slots, and the writer waits when the receiver is slow.
+//!
+//! Page `i` of a grant with a window of `w` slots uses slot `i mod w`: at most `w` consecutive pages are under way.
+//! Who pushes layer by layer must complete pages `0..w` before it starts on page `w`.
+//!
+//! A receiver may revoke a grant at any time. A slot to which somebody might still store (shared memory, the writer
+//! has not closed) stays quarantined until the writer closes or its process is gone.
+
+mod grant;
+mod key;
+mod receiver;
+mod shm;
+mod tcp;
+mod transport;
+mod writer;
+
+pub use grant::{Address, Epoch, Grant, PageIndex};
+pub use key::TransferKey;
+pub use receiver::{
+    Event, GrantEnd, GrantError, LandedPage, Receiver, ReceiverConfig, SlotArena, SlotCounts, StartError,
+};
+pub use shm::ShmTransport;
+pub use tcp::TcpTransport;
+pub use transport::{KvTransport, LinkConfig, Listening, Transports};
+pub use writer::{OpenError, PageWriter, WriteError};

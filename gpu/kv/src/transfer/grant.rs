@@ -1,0 +1,54 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::PageLayout;
+
+/// Names a grant. Drawn at random, so that no two grants of any receiver, before or after a restart, share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A page's place in its grant, from 0 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PageIndex(pub u32);
+
+/// Leave to push pages to a receiver. It travels from receiver to writer in any serde format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub epoch: Epoch,
+    /// Pages `0..pages` may be pushed.
+    pub pages: u32,
+    /// Slots lent: page `i` may be pushed once page `i - window` has landed and was taken.
+    pub window: u32,
+    /// How the receiver lays out a page.
+    pub layout: PageLayout,
+    /// Where the receiver listens, best first.
+    pub addresses: Vec<Address>,
+}
+
+/// `scheme:rest`, as `shm:/run/stator/kv.sock` or `tcp://10.0.0.7:4300`. Schemes that a writer does not know are
+/// skipped, so a receiver may offer newer ones.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Address(pub String);
+
+impl Address {
+    /// What comes before the first colon, and what comes after; the scheme is empty if there is no colon.
+    pub fn split(&self) -> (&str, &str) {
+        self.0.split_once(':').unwrap_or(("", &self.0))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

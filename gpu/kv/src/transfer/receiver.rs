@@ -1,0 +1,155 @@
+use std::{io, sync::Arc};
+
+use super::{Epoch, Grant, KvTransport, Listening, PageIndex};
+use crate::PageLayout;
+
+#[derive(Debug, Clone)]
+pub struct ReceiverConfig {
+    pub layout: PageLayout,
+    /// Pages that the staging region holds.
+    pub slots: u32,
+    /// Most slots that one grant gets.
+    pub slots_per_grant: u32,
+}
+
+/// What becomes of a grant. Told on a transport's thread, which must not be held up.
+#[derive(Debug)]
+pub enum Event {
+    /// All layers arrived as they were sent. Of one grant at most [`Grant::window`] are alive at once.
+    Landed(LandedPage),
+    /// No further page of this grant will land; what has landed stays good. Told once, and not of a grant that the
+    /// receiver itself gave up.
+    Ended { epoch: Epoch, end: GrantEnd },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantEnd {
+    /// Every page landed and the writer closed.
+    Finished,
+    /// The writer closed before every page had landed.
+    Closed,
+    /// The connection to the writer broke or fell silent.
+    Gone,
+    /// A checksum did not match.
+    Corrupt,
+    /// The writer broke the protocol.
+    Violation,
+}
+
+/// The bytes of a page that landed, in its slot. Dropping it frees the slot for the grant's next page.
+#[derive(Debug)]
+pub struct LandedPage {
+    arena: Arc<SlotArena>,
+    epoch: Epoch,
+    index: PageIndex,
+}
+
+impl LandedPage {
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn index(&self) -> PageIndex {
+        self.index
+    }
+
+    /// The page, layer after layer.
+    pub fn bytes(&self) -> &[u8] {
+        &[]
+    }
+
+    /// One layer of the page.
+    ///
+    /// # Panics
+    /// If the layout has no such layer.
+    pub fn layer(&self, layer: u32) -> &[u8] {
+        let bytes = self.arena.layout.layer_bytes as usize;
+        &self.bytes()[layer as usize * bytes..][..bytes]
+    }
+}
+
+/// Slots by what they are used for; together all slots of the receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotCounts {
+    pub free: u32,
+    /// Lent to a grant that lives.
+    pub granted: u32,
+    /// Of a grant that is over, but a [`LandedPage`] in it is still held.
+    pub held: u32,
+    /// Of a grant that is over, but its writer might still store there.
+    pub quarantined: u32,
+}
+
+/// The staging region and who uses which of its slots.
+#[derive(Debug)]
+pub struct SlotArena {
+    layout: PageLayout,
+}
+
+/// The end that lends slots. Dropping it revokes every grant and stops listening.
+pub struct Receiver {
+    arena: Arc<SlotArena>,
+    listening: Vec<Box<dyn Listening>>,
+}
+
+impl Receiver {
+    /// Maps the slots and listens on `transports`, whose order is that of the addresses in grants.
+    ///
+    /// # Errors
+    /// If memory or an address cannot be had, or the layout is empty.
+    pub fn start(
+        config: ReceiverConfig,
+        transports: &[Box<dyn KvTransport>],
+        on_event: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, StartError> {
+        drop(on_event);
+        let arena = Arc::new(SlotArena { layout: config.layout });
+        let listening = transports.iter().map(|transport| transport.listen(arena.clone()));
+        Ok(Self { listening: listening.collect::<io::Result<_>>()?, arena })
+    }
+
+    /// Lends slots for `pages` pages to `writer`, a name that [`Receiver::writer_gone`] knows it by.
+    ///
+    /// # Errors
+    /// If no slot is free, or `pages` is 0.
+    pub fn grant(&self, pages: u32, writer: &str) -> Result<Grant, GrantError> {
+        let _ = (writer, pages, &self.arena, &self.listening);
+        Err(GrantError::NoSlots)
+    }
+
+    /// Takes the slots of a grant back. Pages that have landed and are held stay readable. Slots that the writer might
+    /// still store to are quarantined. Unknown epochs are ignored, as below.
+    pub fn revoke(&self, epoch: Epoch) {
+        let _ = epoch;
+    }
+
+    /// The writer said, by whatever way, that it will store nothing more under `epoch`: revokes and ends quarantine.
+    pub fn closed(&self, epoch: Epoch) {
+        let _ = epoch;
+    }
+
+    /// The process of `writer` has ended, beyond doubt (a lease that expired is none): as `closed` for all its grants.
+    pub fn writer_gone(&self, writer: &str) {
+        let _ = writer;
+    }
+
+    pub fn counts(&self) -> SlotCounts {
+        SlotCounts::default()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GrantError {
+    #[error("no transfer slot is free")]
+    NoSlots,
+    #[error("a grant of no pages")]
+    NoPages,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("a page of {0} has no bytes")]
+    EmptyLayout(PageLayout),
+    #[error("transfer slots: {0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,71 @@
+use std::{io, sync::Arc, time::Duration};
+
+use super::{Address, Grant, OpenError, PageWriter, SlotArena, TransferKey};
+use crate::PageLayout;
+
+/// What every transport needs to know of its peers.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    pub key: TransferKey,
+    /// A peer that has not proved itself by then is cut off.
+    pub handshake: Duration,
+    /// How long a writer waits for a free slot, or for the network to take its bytes.
+    pub stall: Duration,
+    /// A receiver takes a network writer that says nothing for this long for gone.
+    pub idle: Duration,
+}
+
+impl LinkConfig {
+    pub fn new(key: TransferKey) -> Self {
+        let [handshake, stall, idle] = [2, 10, 60].map(Duration::from_secs);
+        Self { key, handshake, stall, idle }
+    }
+}
+
+/// A way for pages to travel, both ends of it.
+pub trait KvTransport: Send + Sync {
+    /// What addresses of this transport start with.
+    fn scheme(&self) -> &'static str;
+
+    /// Accepts writers for the grants of `arena`.
+    ///
+    /// # Errors
+    /// If it cannot listen where it was told to.
+    fn listen(&self, arena: Arc<SlotArena>) -> io::Result<Box<dyn Listening>>;
+
+    /// Opens `grant` at one of its addresses, which is of this scheme.
+    ///
+    /// # Errors
+    /// [`OpenError::Unreachable`] if another address may do better; other errors hold for all addresses.
+    fn open(&self, grant: &Grant, address: &Address) -> Result<Box<dyn PageWriter>, OpenError>;
+}
+
+/// Accepts writers until it is dropped.
+pub trait Listening: Send + Sync {
+    fn address(&self) -> Address;
+}
+
+/// The transports of a process, best first.
+pub struct Transports(pub Vec<Box<dyn KvTransport>>);
+
+impl Transports {
+    /// Opens `grant` at the first of its addresses that can be reached, to push pages laid out as `layout`.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(&self, grant: &Grant, layout: &PageLayout) -> Result<Box<dyn PageWriter>, OpenError> {
+        layout.check(&grant.layout)?;
+        let mut failed = Vec::new();
+        for address in &grant.addresses {
+            let Some(transport) = self.0.iter().find(|transport| transport.scheme() == address.split().0)
+            else {
+                continue;
+            };
+            match transport.open(grant, address) {
+                Err(OpenError::Unreachable(why)) => failed.push(why),
+                opened => return opened,
+            }
+        }
+        Err(OpenError::Unreachable(failed.join("; ")))
+    }
+}
