@@ -43,13 +43,13 @@ impl Child {
     }
 
     /// Its exit status, once it has ended within the time given.
-    pub fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
+    pub async fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
         let give_up = Instant::now() + time;
         loop {
             match self.inner.try_wait() {
                 Ok(Some(status)) => return Some(status),
                 _ if Instant::now() >= give_up => return None,
-                _ => std::thread::sleep(Duration::from_millis(10)),
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
     }

@@ -6,32 +6,41 @@ use std::{
 
 use crate::{Child, NatsServer, eventually, free_port, http::Http};
 
-/// The roles of a cluster without a prefill pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The services that a cluster is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     Ingress,
     Tokenizer,
     Router,
+    Prefill,
     Decode,
 }
 
 impl Service {
-    fn name(self) -> &'static str {
+    pub const ALL: [Self; 5] = [Self::Ingress, Self::Tokenizer, Self::Router, Self::Prefill, Self::Decode];
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Tokenizer => "tokenizer",
             Self::Router => "router",
+            Self::Prefill => "prefill",
             Self::Decode => "decode",
         }
     }
 }
 
 /// How a cluster is made up.
+#[derive(Debug, Clone)]
 pub struct Plan {
     pub model: PathBuf,
+    pub ingresses: usize,
     pub tokenizers: usize,
     pub routers: usize,
+    pub prefills: usize,
     pub decodes: usize,
+    /// Three nats-servers instead of one.
+    pub nats_cluster: bool,
     /// Further flags by service.
     pub flags: Vec<(Service, Vec<String>)>,
 }
@@ -39,12 +48,49 @@ pub struct Plan {
 impl Plan {
     /// One of each, the model of the path given.
     pub fn of(model: &Path) -> Self {
-        Self { model: model.to_owned(), tokenizers: 1, routers: 1, decodes: 1, flags: Vec::new() }
+        Self {
+            model: model.to_owned(),
+            ingresses: 1,
+            tokenizers: 1,
+            routers: 1,
+            prefills: 0,
+            decodes: 1,
+            nats_cluster: false,
+            flags: Vec::new(),
+        }
+    }
+
+    fn count(&self, service: Service) -> usize {
+        match service {
+            Service::Ingress => self.ingresses,
+            Service::Tokenizer => self.tokenizers,
+            Service::Router => self.routers,
+            Service::Prefill => self.prefills,
+            Service::Decode => self.decodes,
+        }
     }
 
     #[must_use]
     pub fn replicas(mut self, tokenizers: usize, routers: usize, decodes: usize) -> Self {
         (self.tokenizers, self.routers, self.decodes) = (tokenizers, routers, decodes);
+        self
+    }
+
+    #[must_use]
+    pub fn ingresses(mut self, ingresses: usize) -> Self {
+        self.ingresses = ingresses;
+        self
+    }
+
+    #[must_use]
+    pub fn prefills(mut self, prefills: usize) -> Self {
+        self.prefills = prefills;
+        self
+    }
+
+    #[must_use]
+    pub fn over_three_nats_servers(mut self) -> Self {
+        self.nats_cluster = true;
         self
     }
 
@@ -55,9 +101,11 @@ impl Plan {
     }
 }
 
-/// Real processes of every service over a real nats-server.
+/// Real processes of every service over real nats-servers.
 pub struct Cluster {
-    pub nats: NatsServer,
+    /// One server, or three that are one cluster.
+    pub nats: Vec<NatsServer>,
+    /// Port of the first ingress.
     pub port: u16,
     plan: Plan,
     dir: tempfile::TempDir,
@@ -73,20 +121,15 @@ impl Cluster {
     pub async fn start(plan: Plan) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let mut cluster = Self {
-            nats: NatsServer::start(),
+            nats: if plan.nats_cluster { NatsServer::start_three() } else { vec![NatsServer::start()] },
             port: free_port(),
             plan,
             dir,
             children: Vec::new(),
             started: 0,
         };
-        cluster.add(Service::Ingress);
-        for (service, count) in [
-            (Service::Tokenizer, cluster.plan.tokenizers),
-            (Service::Router, cluster.plan.routers),
-            (Service::Decode, cluster.plan.decodes),
-        ] {
-            for _ in 0..count {
+        for service in Service::ALL {
+            for _ in 0..cluster.plan.count(service) {
                 cluster.add(service);
             }
         }
@@ -96,7 +139,8 @@ impl Cluster {
 
     /// Starts one more process of a service; returns its place among the children.
     pub fn add(&mut self, service: Service) -> usize {
-        self.add_over(service, &self.nats.url())
+        let urls: Vec<String> = self.nats.iter().map(NatsServer::url).collect();
+        self.add_over(service, &urls.join(","))
     }
 
     /// The same, with its own road to the nats-server.
@@ -105,9 +149,11 @@ impl Cluster {
         command.arg(service.name()).arg("--nats-url").arg(nats_url);
         match service {
             Service::Ingress => {
-                command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
+                let first = !self.children.iter_mut().any(|(of, c)| *of == service && c.is_running());
+                let port = if first { self.port } else { free_port() };
+                command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
             }
-            Service::Tokenizer | Service::Decode => {
+            Service::Tokenizer | Service::Prefill | Service::Decode => {
                 command.arg("--model-path").arg(&self.plan.model);
             }
             Service::Router => {}
@@ -125,25 +171,29 @@ impl Cluster {
         self.children.len() - 1
     }
 
-    /// Waits until ingress says it could answer a chat and every process has its lease.
+    /// Waits until every process has said that it is ready, and ingress that it sees them all and could answer a chat.
     pub async fn ready(&mut self) {
-        let expected = [Service::Tokenizer, Service::Router, Service::Decode]
-            .map(|service| (service, self.running(service).len()));
+        let expected = Service::ALL.map(|service| (service, self.running(service).len()));
         let http = self.http();
         let mut last = String::new();
         for _ in 0..1500 {
             if let Ok(reply) = http.get("/health").await {
                 last = reply.body.clone();
-                let counted = expected.iter().all(|(service, count)| {
-                    reply.json()["instances"][service.name()].as_u64().is_none_or(|n| n >= *count as u64)
-                });
-                if reply.status == 200 && counted {
+                let instances = &reply.json()["cluster"]["instances"];
+                let seen = |service: Service| instances[service.name()].as_u64().unwrap_or(0);
+                let all_seen = expected.iter().all(|(service, count)| seen(*service) >= *count as u64);
+                if reply.status == 200 && all_seen && self.all_say_ready() {
                     return;
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("the cluster did not become ready: {last}\n{}", self.logs());
+    }
+
+    fn all_say_ready(&mut self) -> bool {
+        let mut running = self.children.iter_mut().filter_map(|(_, child)| child.is_running().then_some(child));
+        running.all(|child| child.output().contains(": ready instance="))
     }
 
     /// The n-th running process of a service.
@@ -166,7 +216,8 @@ impl Cluster {
         .await
     }
 
-    fn running(&mut self, service: Service) -> Vec<usize> {
+    /// Places of the running processes of a service among the children.
+    pub fn running(&mut self, service: Service) -> Vec<usize> {
         let all = self.children.iter_mut().enumerate();
         all.filter(|(_, (of, _))| *of == service)
             .filter_map(|(i, (_, c))| c.is_running().then_some(i))
@@ -175,6 +226,21 @@ impl Cluster {
 
     pub fn http(&self) -> Http {
         Http::to(self.port)
+    }
+
+    /// Copies every log into a folder.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_logs(&self, folder: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for (_, child) in &self.children {
+            std::fs::copy(&child.log, folder.join(child.log.file_name().unwrap_or_default()))?;
+        }
+        for (n, server) in self.nats.iter().enumerate() {
+            std::fs::write(folder.join(format!("nats-{n}.log")), server.output())?;
+        }
+        Ok(())
     }
 
     /// What every process has logged.
@@ -226,11 +292,15 @@ pub fn figure(page: &str, name: &str) -> Option<f64> {
     values.reduce(|a, b| a + b)
 }
 
-/// The binary that ships, built beside this test.
-fn stator() -> PathBuf {
+/// The binary that ships: `STATOR_TEST_BINARY`, else the one built beside this test.
+///
+/// # Panics
+/// If there is none.
+pub fn stator() -> PathBuf {
+    if let Some(path) = std::env::var_os("STATOR_TEST_BINARY") {
+        return path.into();
+    }
     let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
-    let binary = profile.join("stator");
-    assert!(binary.exists(), "{} is missing: cargo build --release -p stator", binary.display());
-    binary
+    let built = test.ancestors().skip(1).take(2).map(|folder| folder.join("stator"));
+    built.into_iter().find(|path| path.is_file()).expect("stator is built: cargo build --release -p stator")
 }

@@ -5,13 +5,19 @@ use std::{
     time::Duration,
 };
 
-use crate::{Child, free_port};
+use crate::{Child, Signal, free_port};
+
+/// User and password of the clustered servers.
+const LOGIN: [&str; 2] = ["stator", "secret"];
 
 /// A nats-server of the test's own on loopback, with JetStream.
 pub struct NatsServer {
     child: Option<Child>,
     port: u16,
     config: String,
+    /// What the configuration takes from the environment.
+    environment: Vec<(String, String)>,
+    login: Option<[&'static str; 2]>,
     dir: tempfile::TempDir,
 }
 
@@ -31,10 +37,54 @@ impl NatsServer {
     pub fn start_with(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let store = format!("jetstream {{ store_dir: {:?} }}", dir.path().join("store"));
-        let config = config.replace("jetstream {}", &store);
-        let mut server = Self { child: None, port: free_port(), config, dir };
+        let port = free_port();
+        let config = format!("listen: 127.0.0.1:{port}\n{}", config.replace("jetstream {}", &store));
+        let mut server = Self { child: None, port, config, environment: Vec::new(), login: None, dir };
         server.resume();
         server
+    }
+
+    /// Starts three servers that are one cluster, configured by `docker/nats-cluster.conf`.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_three() -> Vec<Self> {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/nats-cluster.conf");
+        let config = std::fs::read_to_string(config).expect("the configuration can be read");
+        let ports: [(u16, u16); 3] = std::array::from_fn(|_| (free_port(), free_port()));
+        let routes = ports.map(|(_, cluster)| format!("\"nats://127.0.0.1:{cluster}\""));
+        let mut servers = Vec::new();
+        for (n, (port, cluster)) in ports.into_iter().enumerate() {
+            let dir = tempfile::tempdir().expect("a temporary folder can be made");
+            let environment = [
+                ("NAME", format!("nats-{n}")),
+                ("HOST", "127.0.0.1".to_owned()),
+                ("PORT", port.to_string()),
+                ("CLUSTER_PORT", cluster.to_string()),
+                ("ROUTES", format!("[{}]", routes.join(", "))),
+                ("STORE", format!("{:?}", dir.path().join("store"))),
+                ("PASSWORD", LOGIN[1].to_owned()),
+            ];
+            let environment = environment.map(|(key, value)| (format!("STATOR_NATS_{key}"), value)).into();
+            let mut server = Self {
+                child: None,
+                port,
+                config: config.clone(),
+                environment,
+                login: Some(LOGIN),
+                dir,
+            };
+            server.resume();
+            servers.push(server);
+        }
+        let led = || servers.iter().any(|server| server.output().contains("cluster metadata leader"));
+        for _ in 0..1000 {
+            if led() {
+                return servers;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the servers found no leader:\n{}", servers[0].output());
     }
 
     /// Starts it (again) on the same port.
@@ -43,10 +93,9 @@ impl NatsServer {
     /// If it does not come up.
     pub fn resume(&mut self) {
         let config = self.dir.path().join("nats.conf");
-        let text = format!("listen: 127.0.0.1:{}\n{}", self.port, self.config);
-        std::fs::write(&config, text).expect("the configuration can be written");
+        std::fs::write(&config, &self.config).expect("the configuration can be written");
         let mut command = Command::new(binary());
-        command.arg("-c").arg(&config);
+        command.arg("-c").arg(&config).envs(self.environment.iter().cloned());
         let child =
             Child::start(&mut command, &self.dir.path().join("nats.log")).expect("nats-server starts");
         let address = ("127.0.0.1", self.port);
@@ -65,8 +114,17 @@ impl NatsServer {
         self.child = None;
     }
 
-    pub fn child(&self) -> &Child {
-        self.child.as_ref().expect("the server runs")
+    /// Sends it a signal, such as [`Signal::STOP`].
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) {
+        self.child.as_ref().expect("the server runs").signal(signal);
+    }
+
+    /// What it has logged.
+    pub fn output(&self) -> String {
+        self.child.as_ref().map(Child::output).unwrap_or_default()
     }
 
     pub fn address(&self) -> String {
@@ -74,7 +132,10 @@ impl NatsServer {
     }
 
     pub fn url(&self) -> String {
-        format!("nats://{}", self.address())
+        match self.login {
+            Some([user, password]) => format!("nats://{user}:{password}@{}", self.address()),
+            None => format!("nats://{}", self.address()),
+        }
     }
 }
 

@@ -134,9 +134,9 @@ async fn kill_of_a_router_goes_unnoticed_by_running_streams() {
 async fn a_nats_server_that_restarts_costs_a_pause_and_nothing_else() {
     let plan = Plan::of(toy()).with(Service::Decode, &PACED);
     survives(plan, 8, async |cluster| {
-        cluster.nats.kill();
+        cluster.nats[0].kill();
         tokio::time::sleep(Duration::from_millis(700)).await;
-        cluster.nats.resume();
+        cluster.nats[0].resume();
     })
     .await;
 }
@@ -147,7 +147,7 @@ async fn a_drained_engine_finishes_what_it_has_and_leaves() {
     survives(plan, 8, async |cluster| {
         let engine = cluster.child(Service::Decode, 0);
         engine.signal(Signal::TERM);
-        assert!(engine.ended_within(Duration::from_secs(30)).is_some_and(|status| status.success()));
+        assert!(engine.ended_within(Duration::from_secs(30)).await.is_some_and(|status| status.success()));
     })
     .await;
 }

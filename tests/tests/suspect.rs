@@ -29,7 +29,7 @@ async fn an_engine_that_is_cut_off_ends_its_runs_and_comes_back_clean() {
     let whole = assemble(&http.stream("/v1/chat/completions", &chat(1, 400), |_| {}).await.unwrap()).unwrap();
 
     // The first engine goes; the one that is left reaches NATS through the proxy.
-    let proxy = Proxy::to(cluster.nats.address()).await.unwrap();
+    let proxy = Proxy::to(cluster.nats[0].address()).await.unwrap();
     cluster.child(Service::Decode, 0).kill();
     cluster.add_over(Service::Decode, &format!("nats://{}", proxy.address()));
     cluster.ready().await;

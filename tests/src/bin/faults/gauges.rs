@@ -1,0 +1,61 @@
+//! What the processes say of themselves on their admin listeners.
+
+use std::time::{Duration, Instant};
+
+use stator_tests::{
+    Cluster, Service,
+    cluster::figure,
+    http::Http,
+};
+
+/// How long an idle cluster may take to free what it held.
+const IDLE_WITHIN: Duration = Duration::from_secs(15);
+/// Everything that must be zero in an idle cluster, by the service that tells it.
+const HELD: [(Service, &str); 8] = [
+    (Service::Ingress, "stator_ingress_in_flight"),
+    (Service::Ingress, "stator_ingress_backlog_bytes"),
+    (Service::Tokenizer, "stator_tokenizer_requests_live"),
+    (Service::Router, "stator_router_held"),
+    (Service::Decode, "stator_engine_runs_live"),
+    (Service::Decode, "stator_engine_kv_blocks_used"),
+    (Service::Prefill, "stator_engine_runs_live"),
+    (Service::Prefill, "stator_engine_kv_blocks_used"),
+];
+
+/// What is still held once nothing is asked any more.
+pub async fn leaks(cluster: &mut Cluster) -> Vec<String> {
+    let give_up = Instant::now() + IDLE_WITHIN;
+    loop {
+        let held = held(cluster).await;
+        if held.is_empty() || Instant::now() >= give_up {
+            return held;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn held(cluster: &mut Cluster) -> Vec<String> {
+    let mut found = Vec::new();
+    for service in Service::ALL {
+        for address in cluster.admin_addresses(service.name()) {
+            let Ok(page) = Http::at(&address).get("/metrics").await else {
+                found.push(format!("{} at {address} tells nothing", service.name()));
+                continue;
+            };
+            for (_, name) in HELD.iter().filter(|(of, _)| *of == service) {
+                if let Some(value) = figure(&page.body, name).filter(|value| *value != 0.0) {
+                    found.push(format!("{} at {address}: {name} {value}", service.name()));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Journals that the first ingress sent as new attempts.
+pub async fn sent_again(cluster: &mut Cluster) -> usize {
+    let Some(address) = cluster.admin_addresses("ingress").first().cloned() else { return 0 };
+    let Ok(page) = Http::at(&address).get("/metrics").await else { return 0 };
+    let again: Vec<&str> = page.body.lines().filter(|line| line.contains("way=\"again\"")).collect();
+    figure(&again.join("\n"), "stator_ingress_repairs_total").map_or(0, |count| count as usize)
+}

@@ -1,0 +1,103 @@
+//! What is done to the cluster: the rows of the table as data.
+
+use std::time::Duration;
+
+use stator_tests::Service;
+
+/// How long a stopped process stays stopped.
+pub const HANG: Duration = Duration::from_secs(10);
+/// How long a single nats-server is away.
+pub const OUTAGE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blow {
+    Kill,
+    /// SIGSTOP, and SIGCONT after [`HANG`].
+    Hang,
+    /// SIGTERM: the process must end by itself with success.
+    Drain,
+    /// Cut off from NATS for that long, then healed.
+    Cut(Duration),
+    /// Killed, and started again after [`OUTAGE`] without its memory.
+    Restart,
+    /// Nothing.
+    Calm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The second of two instances; for an ingress the one that holds no stream.
+    Service(Service),
+    /// The only nats-server.
+    Nats,
+    /// One of three.
+    NatsOfThree,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scenario {
+    pub blow: Blow,
+    pub target: Target,
+}
+
+impl Scenario {
+    pub const fn new(blow: Blow, target: Target) -> Self {
+        Self { blow, target }
+    }
+
+    pub fn name(self) -> String {
+        let blow = match self.blow {
+            Blow::Kill => "kill -9".to_owned(),
+            Blow::Hang => format!("stop {} s", HANG.as_secs()),
+            Blow::Drain => "drain".to_owned(),
+            Blow::Cut(time) => format!("cut off {} s", time.as_secs()),
+            Blow::Restart => format!("restart after {} s", OUTAGE.as_secs()),
+            Blow::Calm => "nothing".to_owned(),
+        };
+        let target = match self.target {
+            Target::Service(service) => service.name(),
+            Target::Nats => "nats-server",
+            Target::NatsOfThree => "nats-server of three",
+        };
+        format!("{target}: {blow}")
+    }
+
+    /// How long a stream may pause beyond what prefill takes.
+    pub fn bound(self) -> Option<Duration> {
+        match (self.target, self.blow) {
+            (_, Blow::Calm) => None,
+            (Target::NatsOfThree, _) => Some(Duration::from_secs(2)),
+            (Target::Nats, _) => Some(OUTAGE + Duration::from_secs(1)),
+            (_, Blow::Hang | Blow::Cut(_)) => Some(Duration::from_secs(3)),
+            (_, Blow::Kill | Blow::Drain | Blow::Restart) => Some(Duration::from_secs(1)),
+        }
+    }
+
+    /// How long new requests go on coming after the blow.
+    pub fn aftermath(self) -> Duration {
+        match self.blow {
+            Blow::Hang => HANG + Duration::from_secs(5),
+            Blow::Cut(time) => time + Duration::from_secs(5),
+            Blow::Calm => Duration::ZERO,
+            _ => Duration::from_secs(6),
+        }
+    }
+}
+
+/// All rows; those of services first.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![Scenario::new(Blow::Calm, Target::Service(Service::Decode))];
+    for service in Service::ALL {
+        for blow in [Blow::Kill, Blow::Hang, Blow::Drain] {
+            all.push(Scenario::new(blow, Target::Service(service)));
+        }
+    }
+    for seconds in [5, 15] {
+        let blow = Blow::Cut(Duration::from_secs(seconds));
+        all.push(Scenario::new(blow, Target::Service(Service::Decode)));
+    }
+    all.push(Scenario::new(Blow::Restart, Target::Nats));
+    all.push(Scenario::new(Blow::Kill, Target::NatsOfThree));
+    all.push(Scenario::new(Blow::Hang, Target::NatsOfThree));
+    all
+}
