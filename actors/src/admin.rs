@@ -1,6 +1,6 @@
 //! The second listener of every process: figures and administration, on loopback unless told otherwise.
 
-use std::net::SocketAddr;
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use actix::Addr;
 use actix_web::{
@@ -9,13 +9,36 @@ use actix_web::{
     web::{self, Data},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::RwLock;
 
 use crate::root::{Drain, Observe, Root};
+
+/// What a service shows of itself: `GET /admin/{page}/{key}`.
+#[derive(Clone, Default)]
+pub struct Pages(Arc<RwLock<HashMap<&'static str, Arc<Page>>>>);
+
+/// The JSON for a key; `None` is a 404.
+pub type Page = dyn Fn(&str) -> Option<serde_json::Value> + Send + Sync;
+
+impl Pages {
+    pub fn add(
+        &self,
+        name: &'static str,
+        page: impl Fn(&str) -> Option<serde_json::Value> + Send + Sync + 'static,
+    ) {
+        self.0.write().insert(name, Arc::new(page));
+    }
+
+    fn get(&self, name: &str) -> Option<Arc<Page>> {
+        self.0.read().get(name).cloned()
+    }
+}
 
 /// What the routes need.
 #[derive(Clone)]
 struct Desk {
     root: Addr<Root>,
+    pages: Pages,
     metrics: PrometheusHandle,
     key: Option<String>,
 }
@@ -28,9 +51,10 @@ pub fn listen(
     bind: SocketAddr,
     key: Option<String>,
     root: Addr<Root>,
+    pages: Pages,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<(Server, SocketAddr)> {
-    let desk = Desk { root, metrics, key };
+    let desk = Desk { root, pages, metrics, key };
     let server = HttpServer::new(move || {
         App::new()
             .app_data(Data::new(desk.clone()))
@@ -38,6 +62,7 @@ pub fn listen(
             .route("/live", web::get().to(|| async { HttpResponse::Ok().body("alive\n") }))
             .route("/admin/state", web::get().to(state))
             .route("/admin/drain", web::post().to(drain))
+            .route("/admin/{page}/{key}", web::get().to(page))
     })
     .workers(1)
     .disable_signals()
@@ -58,6 +83,17 @@ async fn state(desk: Data<Desk>, request: HttpRequest) -> HttpResponse {
     match desk.root.send(Observe).await {
         Ok(observed) => HttpResponse::Ok().json(observed),
         Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+    }
+}
+
+async fn page(desk: Data<Desk>, request: HttpRequest, path: web::Path<(String, String)>) -> HttpResponse {
+    if !allowed(&desk, &request) {
+        return HttpResponse::Unauthorized().finish();
+    }
+    let (name, key) = path.into_inner();
+    match desk.pages.get(&name).and_then(|page| page(&key)) {
+        Some(shown) => HttpResponse::Ok().json(shown),
+        None => HttpResponse::NotFound().finish(),
     }
 }
 

@@ -37,8 +37,8 @@ crate::settings! {
         optional nats_credentials: PathBuf;
         /// First token of every subject; separates clusters on one NATS.
         value namespace: String = "stator".to_owned();
-        /// Replicas of the lease bucket; 3 on a NATS cluster.
-        value lease_replicas: usize = 1;
+        /// Replicas of the lease bucket; default: 3 on a NATS cluster, else 1.
+        optional lease_replicas: usize;
         /// Address of the admin listener (/metrics, /admin); port 0 picks one.
         value admin_bind: String = "127.0.0.1:0".to_owned();
         /// Bearer key of /admin.
@@ -79,6 +79,8 @@ pub struct Context {
     pub me: Me,
     pub directory: Directory,
     pub life: Life,
+    /// What the admin listener shows of the service.
+    pub pages: admin::Pages,
     /// Renders this process's metrics.
     pub metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Tasks that a stop waits for.
@@ -166,7 +168,9 @@ where
         .admin_bind
         .parse()
         .map_err(|_| anyhow::anyhow!("--admin-bind '{}' is no address:port", settings.admin_bind))?;
-    let (server, address) = admin::listen(bind, settings.admin_key, root.clone(), metrics.clone())?;
+    let pages = admin::Pages::default();
+    let (server, address) =
+        admin::listen(bind, settings.admin_key, root.clone(), pages.clone(), metrics.clone())?;
     lease.send_modify(|lease| lease.admin = Some(address.to_string()));
     actix_rt::spawn(server);
     let life = Life { root, draining: draining.clone() };
@@ -175,8 +179,10 @@ where
     let lease_given_back = CancellationToken::new();
     let keeper = tokio::spawn(lease::keep(bus.clone(), replicas, lease_view, lease_given_back.clone()));
     let directory = Directory::watch(bus.clone(), replicas);
+    directory.holds_own(&lease.borrow());
     tracing::info!(instance = %me.instance, pool = %me.pool, admin = %address, "started");
-    let context = Context { bus: bus.clone(), me, directory, life, metrics, tasks: TaskTracker::new() };
+    let tasks = TaskTracker::new();
+    let context = Context { bus: bus.clone(), me, directory, life, pages, metrics, tasks };
     let tasks = context.tasks.clone();
 
     let outcome = tokio::select! {

@@ -1,19 +1,29 @@
+//! The router on the bus: takes requests into custody, and control messages.
+
+mod dispatch;
+mod explain;
+mod hear;
+mod snapshots;
+
 use std::{
-    sync::Arc,
-    time::{Duration, Instant},
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use actors::{
     Context,
-    custody::hand_over,
     frames::{HEARTBEAT, Outbox},
     lane::{Responder, Service},
     suspects::Suspects,
     tombstones::Tombstones,
 };
-use futures_util::StreamExt;
 use messages::{
-    Envelope, Fault, FaultCode, InstanceId, Role, RunId, codec,
+    Attempt, Envelope, Fault, FaultCode, InstanceId, Pool, Role,
+    block::ClusterKey,
     control::{Cancel, Control, Pong},
     frame::{Body, Frame, Pulse, TextDelta},
     lease::State,
@@ -21,25 +31,33 @@ use messages::{
     submit::{Custody, Submit},
 };
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    choose::{Chooser, Doubts},
+    decisions::{Ledger, Recorder},
+    deployment::{Deployment, Turn},
     held::Held,
-    loads::Loads,
+    queue::Claim,
     settings::RouterSettings,
 };
 
-/// How long engines that refuse or do not answer are tried before the request fails.
-const DISPATCH_WITHIN: Duration = Duration::from_secs(5);
 /// When a refused client may try again.
 const RETRY_AFTER_MS: u32 = 1000;
+/// Output tokens that a request's share is charged for at most: few answers are as long as they may be.
+const CHARGED_OUTPUT: u32 = 512;
 
 pub struct RouterActor {
     context: Context,
     settings: RouterSettings,
-    chooser: Chooser,
-    loads: Mutex<Loads>,
+    key: ClusterKey,
+    deployments: Mutex<HashMap<Pool, Arc<Deployment>>>,
+    /// Number of the last dispatch.
+    dispatches: AtomicU64,
+    ledger: Mutex<Ledger>,
+    recorder: Option<Recorder>,
+    /// Snapshots of caches on their way.
+    snapshots: Semaphore,
     held: Mutex<Held>,
     suspects: Suspects,
     tombstones: Tombstones,
@@ -55,66 +73,92 @@ struct Job {
     submit: Submit,
     taken: Instant,
     cancelled: CancellationToken,
+    deployment: Arc<Deployment>,
 }
 
 impl RouterActor {
-    pub fn new(context: Context, settings: RouterSettings) -> Arc<Self> {
+    /// # Errors
+    /// If decisions are to be recorded and cannot be.
+    pub fn new(context: Context, settings: RouterSettings, key: ClusterKey) -> anyhow::Result<Arc<Self>> {
         let outbox = Outbox::new(context.bus.clone(), context.me.instance.clone(), Role::Router);
-        Arc::new_cyclic(|itself| Self {
-            chooser: Chooser::new(settings.policy),
+        let recorder = settings.record_decisions.as_deref().map(Recorder::open).transpose()?;
+        Ok(Arc::new_cyclic(|itself| Self {
             context,
             settings,
-            loads: Mutex::default(),
+            key,
+            deployments: Mutex::default(),
+            dispatches: AtomicU64::new(0),
+            ledger: Mutex::default(),
+            recorder,
+            snapshots: Semaphore::new(snapshots::AT_ONCE),
             held: Mutex::default(),
             suspects: Suspects::default(),
             tombstones: Tombstones::default(),
             outbox,
             runtime: tokio::runtime::Handle::current(),
             itself: itself.clone(),
-        })
+        }))
     }
 
-    /// Listens to what engines say of their load.
-    pub async fn hear_loads(self: Arc<Self>) -> anyhow::Result<()> {
-        let mut reports = self.context.bus.listen(subject::all_loads(self.context.bus.namespace())).await?;
-        tokio::spawn(async move {
-            while let Some(message) = reports.next().await {
-                match codec::decode(&message.payload) {
-                    Ok(load) => self.loads.lock().heard(load, Instant::now()),
-                    Err(error) => tracing::warn!(%error, "load report ignored"),
-                }
-            }
-        });
-        Ok(())
-    }
-
-    /// Heartbeats for what is held, and the consequences of departures.
+    /// Heartbeats for what is held, slow duties, and the consequences of departures.
     pub async fn keep(self: Arc<Self>) {
         let mut tick = tokio::time::interval(HEARTBEAT);
         let mut departures = self.context.directory.departures();
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    let (alive, held) = {
-                        let held = self.held.lock();
-                        (held.alive(), held.len())
-                    };
-                    metrics::gauge!("stator_router_held").set(held as f64);
+                    let alive = self.held.lock().alive();
                     self.outbox.beat(alive, None);
+                    self.upkeep();
                 }
-                Ok(lease) = departures.recv() => match lease.role {
-                    Role::Ingress => self.held.lock().cancel_of(&lease.instance),
-                    _ => self.loads.lock().departed(&lease.instance),
+                Ok(lease) = departures.recv() => if lease.role == Role::Ingress {
+                    self.held.lock().cancel_of(&lease.instance);
                 },
             }
         }
+    }
+
+    fn upkeep(&self) {
+        let (mut blocks, mut queued) = (0, 0);
+        let now = Instant::now();
+        for deployment in self.all_deployments() {
+            let mut state = deployment.lock();
+            queued += state.queued();
+            for fleet in state.fleets_mut() {
+                fleet.upkeep(now);
+                blocks += fleet.index().blocks();
+            }
+        }
+        metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
+        metrics::gauge!("stator_router_queued").set(queued as f64);
+        metrics::gauge!("stator_router_index_blocks").set(blocks as f64);
     }
 
     pub fn is_idle(&self) -> bool {
         self.held.lock().len() == 0
     }
 
-    fn take(&self, envelope: &Envelope, submit: &Submit) -> Result<CancellationToken, Fault> {
+    fn deployment(&self, pool: &Pool) -> Arc<Deployment> {
+        let mut deployments = self.deployments.lock();
+        match deployments.get(pool) {
+            Some(deployment) => deployment.clone(),
+            None => {
+                let deployment = Deployment::new(pool.clone(), &self.settings);
+                deployments.insert(pool.clone(), deployment.clone());
+                deployment
+            }
+        }
+    }
+
+    fn all_deployments(&self) -> Vec<Arc<Deployment>> {
+        self.deployments.lock().values().cloned().collect()
+    }
+
+    fn next_dispatch(&self) -> u64 {
+        self.dispatches.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn take(&self, envelope: &Envelope, submit: &Submit) -> Result<(CancellationToken, Turn), Fault> {
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the router is draining"));
         }
@@ -127,105 +171,25 @@ impl RouterActor {
             let text = format!("the router holds {} requests, the limit is {limit}", held.len());
             return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
         }
-        held.take(envelope.request, envelope.attempt, &submit.ingress)
-            .ok_or_else(|| Fault::new(FaultCode::Cancelled, "this attempt is held here already"))
+        let turn = self.turn(envelope, submit)?;
+        let cancelled = held
+            .take(envelope.request, envelope.attempt, &submit.ingress)
+            .ok_or_else(|| Fault::new(FaultCode::Cancelled, "this attempt is held here already"))?;
+        Ok((cancelled, turn))
     }
 
-    async fn route(self: Arc<Self>, job: Job) {
-        let outcome = tokio::select! {
-            outcome = self.dispatch(&job) => outcome,
-            () = job.cancelled.cancelled() => Err(Fault::new(FaultCode::Cancelled, "the request was cancelled")),
-        };
-        let Job { envelope, submit, taken, .. } = job;
-        self.held.lock().release(envelope.request, envelope.attempt);
-        metrics::histogram!("stator_router_held_seconds").record(taken.elapsed().as_secs_f64());
-        let outcome_name = match outcome {
-            Ok(engine) => {
-                tracing::debug!(request = %envelope.request, label = envelope.label, %engine, "dispatched");
-                "dispatched"
-            }
-            Err(Fault { code: FaultCode::Cancelled, .. }) => {
-                self.cancel_at_engines(&envelope, &submit);
-                "cancelled"
-            }
-            Err(fault) => {
-                tracing::debug!(request = %envelope.request, %fault, "not dispatched");
-                self.say(&envelope, &submit.ingress, Body::Failed(fault));
-                "failed"
-            }
-        };
-        metrics::counter!("stator_router_requests_total", "outcome" => outcome_name).increment(1);
-    }
-
-    async fn dispatch(&self, job: &Job) -> Result<InstanceId, Fault> {
-        let hold_until = job.taken + Duration::from_secs(self.settings.hold_when_empty);
-        let deadline = job.envelope.deadline_ms.map(|ms| job.taken + Duration::from_millis(ms));
-        loop {
-            let until = deadline.map_or(hold_until, |deadline| hold_until.min(deadline));
-            self.wait_for_engines(&job.submit, until).await?;
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return Err(Fault::new(
-                    FaultCode::DeadlineExceeded,
-                    "the deadline passed before an engine was found",
-                ));
-            }
-            match self.offer(job, deadline).await {
-                // Whoever was alive has vanished meanwhile: hold on.
-                Err(Fault { code: FaultCode::NoInstance, .. }) if Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                outcome => return outcome,
-            }
+    fn turn(&self, envelope: &Envelope, submit: &Submit) -> Result<Turn, Fault> {
+        let deployment = self.deployment(&submit.pool);
+        // Repairs have waited before; who names an engine waits there.
+        if envelope.attempt > Attempt::FIRST || submit.routing.pin.is_some() {
+            return Ok(Turn::Now(deployment.at_once()));
         }
-    }
-
-    async fn offer(&self, job: &Job, deadline: Option<Instant>) -> Result<InstanceId, Fault> {
-        let bus = &self.context.bus;
-        let give_up = Instant::now() + DISPATCH_WITHIN;
-        let give_up = deadline.map_or(give_up, |deadline| give_up.min(deadline));
-        let mut envelope = job.envelope.clone();
-        envelope.deadline_ms =
-            job.envelope.deadline_ms.map(|ms| ms.saturating_sub(millis(job.taken.elapsed())));
-        let mut submit = job.submit.clone();
-        let choose = |tried: &[InstanceId]| {
-            let live = self.engines(&job.submit);
-            let doubts = Doubts { suspects: &self.suspects, avoid: &job.submit.avoid, tried };
-            let chosen = self.chooser.choose(&live, &self.loads.lock(), &doubts)?;
-            self.loads.lock().dispatched(&chosen);
-            Some(chosen)
-        };
-        let message = |engine: &InstanceId| {
-            submit.run = Some(RunId::draw());
-            let subject = subject::instance_requests(bus.namespace(), Role::Decode, &submit.pool, engine);
-            (subject, codec::encode(&submit))
-        };
-        hand_over(bus, &self.suspects, &envelope, give_up, choose, message).await
-    }
-
-    fn engines(&self, submit: &Submit) -> Vec<InstanceId> {
-        let live = self.context.directory.instances(Role::Decode, &submit.pool);
-        live.iter().map(|lease| lease.instance.clone()).collect()
-    }
-
-    async fn wait_for_engines(&self, submit: &Submit, until: Instant) -> Result<(), Fault> {
-        let mut changed = self.context.directory.changed();
-        while self.engines(submit).is_empty() {
-            let fault = Fault::new(FaultCode::NoInstance, "no engine of this model is alive")
-                .retry_after(RETRY_AFTER_MS);
-            match tokio::time::timeout_at(until.into(), changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return Err(fault),
-            }
-        }
-        Ok(())
-    }
-
-    /// A dispatch may have been on its way when the cancel came: the engine that took it is not known.
-    fn cancel_at_engines(&self, envelope: &Envelope, submit: &Submit) {
-        let cancel = Cancel { request: envelope.request, attempt: envelope.attempt, run: None, choice: None };
-        let subject = subject::pool_control(self.context.bus.namespace(), Role::Decode, &submit.pool);
-        let _ = self.context.bus.tell(subject, None, &Control::Cancel(cancel));
+        let prompt = u32::try_from(submit.prompt.len()).unwrap_or(u32::MAX);
+        deployment.enter(Claim {
+            priority: submit.priority,
+            tenant: submit.routing.tenant.clone().unwrap_or_default(),
+            tokens: prompt.saturating_add(submit.max_tokens.min(CHARGED_OUTPUT)),
+        })
     }
 
     fn say(&self, envelope: &Envelope, ingress: &InstanceId, body: Body<TextDelta>) {
@@ -238,14 +202,21 @@ impl RouterActor {
         self.tombstones.bury(cancel);
         self.held.lock().cancel(cancel);
     }
+
+    /// A dispatch may have been on its way when the cancel came: the engine that took it is not known.
+    fn cancel_at_engines(&self, envelope: &Envelope, submit: &Submit) {
+        let cancel = Cancel { request: envelope.request, attempt: envelope.attempt, run: None, choice: None };
+        let subject = subject::pool_control(self.context.bus.namespace(), Role::Decode, &submit.pool);
+        let _ = self.context.bus.tell(subject, None, &Control::Cancel(cancel));
+    }
 }
 
 impl Service for RouterActor {
     type Body = Submit;
 
     fn receive(&self, envelope: Envelope, submit: Submit, reply: Responder) {
-        let cancelled = match self.take(&envelope, &submit) {
-            Ok(cancelled) => cancelled,
+        let (cancelled, turn) = match self.take(&envelope, &submit) {
+            Ok(taken) => taken,
             Err(fault) => {
                 metrics::counter!("stator_router_refusals_total").increment(1);
                 return reply.send(&Custody::Refused(fault));
@@ -255,8 +226,9 @@ impl Service for RouterActor {
         reply.send(&Custody::Accepted { instance: instance.clone() });
         self.say(&envelope, &submit.ingress, Body::Accepted { instance, role: Role::Router });
         let Some(itself) = self.itself.upgrade() else { return };
-        let job = Job { envelope, submit, taken: Instant::now(), cancelled };
-        self.context.tasks.spawn_on(itself.route(job), &self.runtime);
+        let deployment = self.deployment(&submit.pool);
+        let job = Job { envelope, submit, taken: Instant::now(), cancelled, deployment };
+        self.context.tasks.spawn_on(itself.route(job, turn), &self.runtime);
     }
 
     fn control(&self, control: Control, reply: Responder) {
@@ -273,8 +245,4 @@ impl Service for RouterActor {
             Control::Attach(_) | Control::KvSnapshot {} | Control::Prefill(_) | Control::Drain { .. } => {}
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,7 +4,7 @@ use actors::{
     lane,
     process::{self, ProcessSettings, Running, Spec},
 };
-use messages::{Pool, Role};
+use messages::{Pool, Role, block::ClusterKey};
 
 use crate::{actor::RouterActor, settings::RouterSettings};
 
@@ -14,9 +14,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The life of a router process.
 pub fn run(settings: RouterSettings, process: ProcessSettings) -> ExitCode {
     let spec = Spec { role: Role::Router, pool: Pool::routers(), card: None };
+    let key = ClusterKey::derive(&process.cluster_key);
     process::run(spec, process, |context| async move {
-        let actor = RouterActor::new(context.clone(), settings);
-        actor.clone().hear_loads().await?;
+        let actor = RouterActor::new(context.clone(), settings, key)?;
+        let explains = actor.clone();
+        context.pages.add("decisions", move |name| explains.decisions_about(name));
+        actor.clone().hear().await?;
         tokio::spawn(actor.clone().keep());
         lane::serve(&context, actor.clone()).await?;
         context.life.ready(|_| {}).await;

@@ -1,27 +1,29 @@
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
-/// How an engine is chosen.
+use crate::policy::{Policy, Weights};
+
+/// Where knowledge of prefix caches comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    LeastLoaded,
-    RoundRobin,
-    Random,
+pub enum KvEventsMode {
+    /// From the engines.
+    On,
+    /// From this router's own dispatches: what was sent somewhere is taken to be there for a while.
+    Off,
 }
 
-impl FromStr for Policy {
+impl FromStr for KvEventsMode {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "least-loaded" => Ok(Self::LeastLoaded),
-            "round-robin" => Ok(Self::RoundRobin),
-            "random" => Ok(Self::Random),
-            other => Err(format!("policy '{other}' is none of least-loaded, round-robin, random")),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            other => Err(format!("kv events '{other}' are neither on nor off")),
         }
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Policy {
+impl<'de> serde::Deserialize<'de> for KvEventsMode {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -30,11 +32,54 @@ impl<'de> serde::Deserialize<'de> for Policy {
 actors::settings! {
     /// How the router chooses and holds.
     pub struct RouterSettings, RouterFlags in "router" {
-        /// How an engine is chosen: least-loaded, round-robin or random.
-        value policy: Policy = Policy::LeastLoaded;
+        /// How an engine is chosen: kv, least-loaded, power-of-two, round-robin or random.
+        value policy: Policy = Policy::Kv;
+        /// Follow the engines' prefix caches (on), or guess them from own dispatches (off).
+        value kv_events: KvEventsMode = KvEventsMode::On;
+        /// Without events: seconds for which a dispatched prompt is taken to be cached.
+        value guess_ttl: u64 = 120;
+        /// kv: worth of a cached block, in blocks to compute.
+        value overlap_weight: f64 = 1.0;
+        /// kv: how fast that worth fades on engines whose prefill queue is longer than others'.
+        value overlap_decay: f64 = 1.0;
+        /// kv: cost of a block to compute.
+        value prefill_weight: f64 = 1.0;
+        /// kv: cost of a block that running requests hold, in blocks to compute.
+        value decode_weight: f64 = 0.25;
+        /// kv: cost of a request aboard, in blocks to compute.
+        value request_weight: f64 = 2.0;
+        /// kv: 0 takes the lowest cost, more spreads over low costs.
+        value temperature: f64 = 0.0;
+        /// Prompt tokens not cached at the engine from which on a prefill instance may compute them; 0: never.
+        value remote_prefill_tokens: u32 = 256;
+        /// How many times as long as at the engine itself a remote prefill may take.
+        value remote_prefill_slack: f64 = 1.2;
+        /// Milliseconds that handing over a remote prefill takes beside computing and sending.
+        value remote_prefill_overhead_ms: f64 = 5.0;
+        /// Nanoseconds that sending the KV of one token takes.
+        value remote_prefill_token_ns: f64 = 5000.0;
+        /// Requests that an engine may have, in times of those it runs at once, before the router holds more; 0: any.
+        value queue_above: f64 = 1.25;
+        /// Requests of one model that the router holds because engines are full; more are refused.
+        value max_queued_requests: usize = 1024;
         /// Seconds that a request waits for a first live engine of its model.
         value hold_when_empty: u64 = 30;
-        /// Requests held at once.
+        /// Requests held at once, for any reason.
         value max_held_requests: usize = 4096;
+        /// File to which every decision is written, one JSON object a line, for `stator replay-decisions`.
+        optional record_decisions: PathBuf;
+    }
+}
+
+impl RouterSettings {
+    pub fn weights(&self) -> Weights {
+        Weights {
+            overlap: self.overlap_weight,
+            overlap_decay: self.overlap_decay,
+            prefill: self.prefill_weight,
+            decode: self.decode_weight,
+            request: self.request_weight,
+            temperature: self.temperature,
+        }
     }
 }

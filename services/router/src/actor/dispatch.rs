@@ -1,0 +1,214 @@
+//! The way of one request through the router: its turn, an engine, and the handing over.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use actors::custody::hand_over;
+use messages::{Fault, FaultCode, InstanceId, Role, RunId, codec, frame::Body, subject};
+use parking_lot::Mutex;
+
+use super::{Job, RETRY_AFTER_MS, RouterActor};
+use crate::{
+    chain::Chain,
+    decisions::Outcome,
+    deployment::{Choice, Grant, Turn, Wish},
+};
+
+/// How long engines that refuse or do not answer are tried before the request fails.
+const DISPATCH_WITHIN: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The dispatch that is under way.
+struct Offered {
+    number: u64,
+    engine: InstanceId,
+    prefill: Option<InstanceId>,
+}
+
+impl RouterActor {
+    pub(super) async fn route(self: std::sync::Arc<Self>, job: Job, turn: Turn) {
+        let outcome = tokio::select! {
+            outcome = self.dispatch(&job, turn) => outcome,
+            () = job.cancelled.cancelled() => Err(Fault::new(FaultCode::Cancelled, "the request was cancelled")),
+        };
+        let Job { envelope, submit, taken, deployment, .. } = job;
+        if submit.alone && outcome.is_err() {
+            deployment.lock().suspect_dropped(envelope.request);
+            deployment.stir();
+        }
+        self.held.lock().release(envelope.request, envelope.attempt);
+        metrics::histogram!("stator_router_held_seconds").record(taken.elapsed().as_secs_f64());
+        let outcome_name = match outcome {
+            Ok(engine) => {
+                tracing::debug!(request = %envelope.request, label = envelope.label, %engine, "dispatched");
+                "dispatched"
+            }
+            Err(Fault { code: FaultCode::Cancelled, .. }) => {
+                self.cancel_at_engines(&envelope, &submit);
+                "cancelled"
+            }
+            Err(fault) => {
+                tracing::debug!(request = %envelope.request, %fault, "not dispatched");
+                self.say(&envelope, &submit.ingress, Body::Failed(fault));
+                "failed"
+            }
+        };
+        metrics::counter!("stator_router_requests_total", "outcome" => outcome_name).increment(1);
+    }
+
+    async fn dispatch(&self, job: &Job, turn: Turn) -> Result<InstanceId, Fault> {
+        let deadline = job.envelope.deadline_ms.map(|ms| job.taken + Duration::from_millis(ms));
+        let mut grant = Some(match turn {
+            Turn::Now(grant) => grant,
+            Turn::Later(waiting) => in_time(deadline, waiting.turn()).await??,
+        });
+        if job.submit.alone {
+            in_time(deadline, self.alone(job)).await?;
+        }
+        let hold_until = job.taken + Duration::from_secs(self.settings.hold_when_empty);
+        let until = deadline.map_or(hold_until, |deadline| hold_until.min(deadline));
+        loop {
+            self.wait_for_engines(job, until).await?;
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(too_late());
+            }
+            match self.offer(job, deadline, &mut grant).await {
+                // Whoever was alive has vanished meanwhile: hold on.
+                Err(Fault { code: FaultCode::NoInstance, .. }) if Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits for the pool's one place for a request that engines have died under.
+    async fn alone(&self, job: &Job) {
+        let mut changed = job.deployment.changed();
+        while !job.deployment.lock().take_suspect(job.envelope.request, Instant::now()) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn wait_for_engines(&self, job: &Job, until: Instant) -> Result<(), Fault> {
+        let mut changed = job.deployment.changed();
+        let lacking = || {
+            let state = job.deployment.lock();
+            match &job.submit.routing.pin {
+                Some(pin) if state.decode.member(pin).is_none() => {
+                    Some(format!("the engine '{pin}' is not alive"))
+                }
+                Some(_) => None,
+                None => state.decode.is_empty().then(|| "no engine of this model is alive".to_owned()),
+            }
+        };
+        while let Some(text) = lacking() {
+            match tokio::time::timeout_at(until.into(), changed.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return Err(Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn offer(
+        &self,
+        job: &Job,
+        deadline: Option<Instant>,
+        grant: &mut Option<Grant>,
+    ) -> Result<InstanceId, Fault> {
+        let bus = &self.context.bus;
+        let give_up = Instant::now() + DISPATCH_WITHIN;
+        let give_up = deadline.map_or(give_up, |deadline| give_up.min(deadline));
+        let mut envelope = job.envelope.clone();
+        envelope.deadline_ms =
+            job.envelope.deadline_ms.map(|ms| ms.saturating_sub(millis(job.taken.elapsed())));
+        let chain = self.chain(job);
+        let under_way: Mutex<Option<Offered>> = Mutex::default();
+        let mut submit = job.submit.clone();
+        let choose = |tried: &[InstanceId]| {
+            self.not_taken(job, under_way.lock().take());
+            let choice = self.choose(job, &chain, tried, grant)?;
+            let engine = choice.engine.clone();
+            *under_way.lock() = Some(choice);
+            Some(engine)
+        };
+        let message = |engine: &InstanceId| {
+            let under_way = under_way.lock();
+            submit.run = Some(RunId::draw());
+            submit.dispatch = under_way.as_ref().map(|it| (self.context.me.instance.clone(), it.number));
+            submit.prefill = under_way.as_ref().and_then(|it| it.prefill.clone());
+            let subject = subject::instance_requests(bus.namespace(), Role::Decode, &submit.pool, engine);
+            (subject, codec::encode(&submit))
+        };
+        let outcome = hand_over(bus, &self.suspects, &envelope, give_up, choose, message).await;
+        let under_way = under_way.lock().take();
+        match (&outcome, under_way) {
+            (Ok(_), Some(Offered { number, engine, .. })) => {
+                self.ledger.lock().close(number, Outcome::Accepted);
+                if job.submit.alone {
+                    job.deployment.lock().suspect_sent(job.envelope.request, &engine, number);
+                }
+            }
+            (_, under_way) => self.not_taken(job, under_way),
+        }
+        outcome
+    }
+
+    fn choose(
+        &self,
+        job: &Job,
+        chain: &Chain,
+        tried: &[InstanceId],
+        grant: &mut Option<Grant>,
+    ) -> Option<Offered> {
+        let began = Instant::now();
+        let number = self.next_dispatch();
+        let wish = Wish {
+            submit: &job.submit,
+            chain: &chain.blocks,
+            page_size: chain.page_size,
+            tried,
+            suspects: &self.suspects,
+            show_all: self.recorder.is_some(),
+        };
+        let choice: Choice = job.deployment.lock().choose(&wish, number, began)?;
+        // It counts as the engine's from here on, no longer as one that may go.
+        drop(grant.take());
+        let offered = Offered { number, engine: choice.engine.clone(), prefill: choice.prefill.clone() };
+        self.explain(job, number, choice);
+        metrics::histogram!("stator_router_decision_seconds").record(began.elapsed().as_secs_f64());
+        Some(offered)
+    }
+
+    fn not_taken(&self, job: &Job, offered: Option<Offered>) {
+        let Some(Offered { number, engine, prefill }) = offered else { return };
+        job.deployment.lock().refused(&engine, prefill.as_ref(), number);
+        self.ledger.lock().close(number, Outcome::NotTaken);
+    }
+
+    /// The ids under which engines cache the prompt.
+    fn chain(&self, job: &Job) -> Chain {
+        let lease = job.deployment.lock().decode.members().first().map(|member| member.lease.clone());
+        lease.map_or_else(Chain::default, |lease| Chain::of(&self.key, &lease, &job.submit))
+    }
+}
+
+fn too_late() -> Fault {
+    Fault::new(FaultCode::DeadlineExceeded, "the deadline passed before an engine was found")
+}
+
+async fn in_time<T>(deadline: Option<Instant>, what: impl Future<Output = T>) -> Result<T, Fault> {
+    match deadline {
+        None => Ok(what.await),
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), what).await.map_err(|_| too_late()),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

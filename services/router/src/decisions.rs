@@ -1,0 +1,103 @@
+//! Why a request went where it went: kept for a while, written to a file if wanted, and replayed.
+
+mod ledger;
+mod record;
+mod replay;
+
+use messages::{Attempt, InstanceId, Pool, RequestId};
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{Candidate, Demand, Policy, Terms, Weights};
+pub use ledger::Ledger;
+pub use record::Recorder;
+pub use replay::{Replayed, replay};
+
+/// One dispatch of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Counts the dispatches of this router.
+    pub number: u64,
+    pub router: InstanceId,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    pub request: RequestId,
+    pub attempt: Attempt,
+    /// The client's name for the request.
+    pub label: Option<String>,
+    pub tenant: Option<String>,
+    pub pool: Pool,
+    /// Time in this router until the decision, queueing included.
+    pub held_us: u64,
+    pub basis: Basis,
+    pub policy: Policy,
+    pub weights: Weights,
+    pub demand: Demand,
+    /// Best first.
+    pub candidates: Vec<Considered>,
+    /// Candidates not shown, all of higher cost.
+    pub left_out: usize,
+    pub chosen: InstanceId,
+    /// Where the prompt is computed, if not there.
+    pub prefill: Option<InstanceId>,
+    pub outcome: Outcome,
+    pub predicted_cached_tokens: u32,
+    /// What the engine found, once it has told.
+    pub cached_tokens: Option<u32>,
+}
+
+impl Decision {
+    /// Leaves all candidates out but the best ones and the chosen one.
+    pub fn shorten(&mut self, to: usize) {
+        let mut shown = 0;
+        let before = self.candidates.len();
+        self.candidates.retain(|candidate| {
+            shown += 1;
+            shown <= to || candidate.instance == self.chosen
+        });
+        self.left_out += before - self.candidates.len();
+    }
+}
+
+/// What decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Basis {
+    Policy,
+    Session,
+    Pin,
+}
+
+impl Basis {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Session => "session",
+            Self::Pin => "pin",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// On its way.
+    Offered,
+    Accepted,
+    /// Refused, or not answered in time.
+    NotTaken,
+}
+
+/// One candidate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Considered {
+    pub instance: InstanceId,
+    #[serde(flatten)]
+    pub seen: Candidate,
+    pub cost: f64,
+    /// What the cost is made of, where the `kv` policy decides.
+    pub terms: Option<Terms>,
+    /// It did not take this request before.
+    pub tried: bool,
+    /// It lately failed to answer, or the sender wants it avoided: only if nobody else can serve.
+    pub doubted: bool,
+}

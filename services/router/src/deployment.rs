@@ -1,0 +1,101 @@
+//! All that this router knows of one model revision: its engines, who waits for them, and how they are chosen.
+
+mod choose;
+mod suspect;
+mod turn;
+
+use std::{sync::Arc, time::Duration};
+
+use messages::{Pool, Role};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use crate::{
+    fleet::Fleet,
+    policy::{Candidate, Pricer},
+    queue::Queue,
+    remote::RemoteRule,
+    settings::{KvEventsMode, RouterSettings},
+};
+pub use choose::{Choice, SHOWN, Wish};
+use suspect::Suspect;
+pub use turn::{Grant, Turn};
+
+pub struct Deployment {
+    pub pool: Pool,
+    state: Mutex<State>,
+    /// Counts changes of who lives here and of what they carry.
+    changed: watch::Sender<u64>,
+}
+
+pub struct State {
+    pub decode: Fleet,
+    pub prefill: Fleet,
+    pricer: Pricer,
+    remote: RemoteRule,
+    queue: Queue<turn::Waiter>,
+    queue_above: f64,
+    /// Requests that may go and have not been dispatched yet.
+    granted: u32,
+    rate: turn::Rate,
+    suspect: Option<Suspect>,
+    candidates: Vec<Candidate>,
+    costs: Vec<f64>,
+    open: Vec<f64>,
+}
+
+impl Deployment {
+    pub fn new(pool: Pool, settings: &RouterSettings) -> Arc<Self> {
+        let ttl = match settings.kv_events {
+            KvEventsMode::On => None,
+            KvEventsMode::Off => Some(Duration::from_secs(settings.guess_ttl)),
+        };
+        let state = State {
+            decode: Fleet::new(ttl),
+            prefill: Fleet::new(ttl),
+            pricer: Pricer::new(settings.policy, settings.weights(), rand::random()),
+            remote: RemoteRule::of(settings),
+            queue: Queue::new(settings.max_queued_requests),
+            queue_above: settings.queue_above,
+            granted: 0,
+            rate: turn::Rate::default(),
+            suspect: None,
+            candidates: Vec::new(),
+            costs: Vec::new(),
+            open: Vec::new(),
+        };
+        Arc::new(Self { pool, state: Mutex::new(state), changed: watch::channel(0).0 })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Tells when engines come, go, or say what they carry.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// After a change of the state: lets go whoever has waited for it.
+    pub fn stir(&self) {
+        self.lock().pump();
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl State {
+    pub fn fleet_mut(&mut self, role: Role) -> &mut Fleet {
+        if role == Role::Prefill { &mut self.prefill } else { &mut self.decode }
+    }
+
+    pub fn fleets_mut(&mut self) -> [&mut Fleet; 2] {
+        [&mut self.decode, &mut self.prefill]
+    }
+
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use std::time::Instant;
+
+use actors::suspects::Suspects;
+use messages::{InstanceId, submit::Submit};
+
+use super::State;
+use crate::{
+    decisions::{Basis, Considered},
+    fleet::hash_of,
+    load::Work,
+    policy::{Demand, Policy, Weights, least_prefill},
+    remote::Bid,
+};
+
+/// Candidates that a decision shows: the best of them, and always the chosen one.
+pub const SHOWN: usize = 16;
+
+/// What is asked for.
+pub struct Wish<'a> {
+    pub submit: &'a Submit,
+    /// Ids of the prompt's whole blocks.
+    pub chain: &'a [u64],
+    pub page_size: u32,
+    /// Engines that did not take it.
+    pub tried: &'a [InstanceId],
+    pub suspects: &'a Suspects,
+    /// Tell of all candidates, not only of the best.
+    pub show_all: bool,
+}
+
+/// What was chosen, and why.
+pub struct Choice {
+    pub engine: InstanceId,
+    pub prefill: Option<InstanceId>,
+    pub predicted_cached_tokens: u32,
+    pub basis: Basis,
+    pub policy: Policy,
+    pub weights: Weights,
+    pub demand: Demand,
+    pub considered: Vec<Considered>,
+    pub left_out: usize,
+}
+
+impl State {
+    /// Chooses engines for a dispatch of this number and counts it as theirs; `None` if nobody is left to choose.
+    pub fn choose(&mut self, wish: &Wish<'_>, number: u64, now: Instant) -> Option<Choice> {
+        let routing = &wish.submit.routing;
+        let session = routing.session.as_deref().map(hash_of);
+        let prompt_tokens = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
+        let demand = Demand { prompt_tokens, page_size: wish.page_size, session: session.is_some() };
+        self.decode.candidates(wish.chain, session, &mut self.candidates);
+        self.pricer.price(&demand, &self.candidates, &mut self.costs);
+        let place = self.pick(wish)?;
+
+        let chosen = self.candidates[place];
+        // At least the last token has to be computed.
+        let reusable = prompt_tokens.saturating_sub(1) / wish.page_size.max(1);
+        let predicted_cached_tokens = chosen.overlap_blocks.min(reusable) * wish.page_size;
+        let missing = prompt_tokens - predicted_cached_tokens;
+        let (considered, left_out) = self.considered(wish, &demand, place);
+        let prefill = self.choose_prefill(wish, place, missing, number, now);
+
+        let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
+        let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
+        self.decode.dispatched(place, wish.chain, now);
+        let engine = self.decode.members()[place].instance().clone();
+        if let Some(member) = self.decode.member_mut(&engine) {
+            member.load.dispatched(number, work, now);
+        }
+        Some(Choice {
+            engine,
+            prefill,
+            predicted_cached_tokens,
+            basis: match (&routing.pin, session) {
+                (Some(_), _) => Basis::Pin,
+                (None, Some(_)) => Basis::Session,
+                (None, None) => Basis::Policy,
+            },
+            policy: self.pricer.policy,
+            weights: self.pricer.weights,
+            demand,
+            considered,
+            left_out,
+        })
+    }
+
+    /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can.
+    fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
+        self.open.clone_from(&self.costs);
+        for (cost, member) in self.open.iter_mut().zip(self.decode.members()) {
+            let pinned_elsewhere =
+                wish.submit.routing.pin.as_ref().is_some_and(|pin| pin != member.instance());
+            if pinned_elsewhere || wish.tried.contains(member.instance()) {
+                *cost = f64::INFINITY;
+            }
+        }
+        let mut doubted = None;
+        while let Some(place) = self.pricer.pick(&self.open) {
+            if !wish.doubts(self.decode.members()[place].instance()) {
+                return Some(place);
+            }
+            doubted.get_or_insert(place);
+            self.open[place] = f64::INFINITY;
+        }
+        doubted
+    }
+
+    /// The candidates to be shown, best first, and how many are not.
+    fn considered(&self, wish: &Wish<'_>, demand: &Demand, chosen: usize) -> (Vec<Considered>, usize) {
+        let mut places: Vec<usize> = (0..self.candidates.len()).collect();
+        let by_cost = |a: &usize, b: &usize| self.costs[*a].total_cmp(&self.costs[*b]);
+        let shown = if wish.show_all { places.len() } else { SHOWN };
+        if places.len() > shown {
+            places.select_nth_unstable_by(shown, by_cost);
+            places.truncate(shown);
+            if !places.contains(&chosen) {
+                places[shown - 1] = chosen;
+            }
+        }
+        places.sort_unstable_by(by_cost);
+        let least = least_prefill(&self.candidates);
+        let prices = self.pricer.policy == Policy::Kv && !demand.session;
+        let considered = places.iter().map(|place| {
+            let seen = self.candidates[*place];
+            let instance = self.decode.members()[*place].instance();
+            Considered {
+                instance: instance.clone(),
+                seen,
+                cost: self.costs[*place],
+                terms: prices.then(|| self.pricer.weights.terms(demand, &seen, least)),
+                tried: wish.tried.contains(instance),
+                doubted: wish.doubts(instance),
+            }
+        });
+        (considered.collect(), self.candidates.len() - places.len())
+    }
+
+    /// A prefill instance, if it pays to compute the prompt there.
+    fn choose_prefill(
+        &mut self,
+        wish: &Wish<'_>,
+        engine: usize,
+        missing: u32,
+        number: u64,
+        now: Instant,
+    ) -> Option<InstanceId> {
+        if self.prefill.is_empty() {
+            return None;
+        }
+        let token_ns =
+            |member: &crate::fleet::Member| member.load.reported().map_or(0, |load| load.prefill_token_ns);
+        let local = Bid {
+            missing,
+            queued: self.candidates[engine].prefill_tokens,
+            token_ns: token_ns(&self.decode.members()[engine]),
+        };
+        let prompt = wish.submit.prompt.len() as u32;
+        self.prefill.candidates(wish.chain, None, &mut self.candidates);
+        let remotes = self.candidates.iter().zip(self.prefill.members()).map(|(seen, member)| Bid {
+            missing: prompt.saturating_sub(seen.overlap_blocks * wish.page_size),
+            queued: seen.prefill_tokens,
+            token_ns: token_ns(member),
+        });
+        let place = self.remote.best(&local, remotes)?;
+        let left = prompt.saturating_sub(self.candidates[place].overlap_blocks * wish.page_size);
+        self.prefill.dispatched(place, wish.chain, now);
+        let instance = self.prefill.members()[place].instance().clone();
+        if let Some(member) = self.prefill.member_mut(&instance) {
+            member.load.dispatched(number, Work { prefill_tokens: left, blocks: 0 }, now);
+        }
+        Some(instance)
+    }
+
+    /// The dispatch of this number was not taken.
+    pub fn refused(&mut self, engine: &InstanceId, prefill: Option<&InstanceId>, number: u64) {
+        if let Some(member) = self.decode.member_mut(engine) {
+            member.load.refused(number);
+        }
+        if let Some(member) = prefill.and_then(|prefill| self.prefill.member_mut(prefill)) {
+            member.load.refused(number);
+        }
+    }
+}
+
+impl Wish<'_> {
+    fn doubts(&self, engine: &InstanceId) -> bool {
+        self.submit.avoid.contains(engine) || self.suspects.is_suspect(engine)
+    }
+}

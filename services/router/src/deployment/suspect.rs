@@ -1,0 +1,66 @@
+use std::time::{Duration, Instant};
+
+use messages::{InstanceId, RequestId, load::Load};
+
+use super::State;
+
+/// A suspect of which nothing is heard holds up the next no longer than this.
+const SUSPECT_AT_MOST: Duration = Duration::from_secs(120);
+
+/// The request of this pool that engines have died under and that runs alone now.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    request: RequestId,
+    since: Instant,
+    /// Where it went, once it has.
+    sent: Option<(InstanceId, u64)>,
+}
+
+impl State {
+    /// Takes the pool's one place for such a request; false while another has it, here or by another router.
+    pub fn take_suspect(&mut self, request: RequestId, now: Instant) -> bool {
+        let taken =
+            self.suspect.as_ref().is_some_and(|suspect| now.duration_since(suspect.since) < SUSPECT_AT_MOST);
+        let elsewhere = || {
+            let reports = self.decode.members().iter().filter_map(|member| member.load.reported());
+            reports.into_iter().any(|load| load.alone)
+        };
+        if taken || elsewhere() {
+            return false;
+        }
+        self.suspect = Some(Suspect { request, since: now, sent: None });
+        true
+    }
+
+    /// It was accepted there, under this number.
+    pub fn suspect_sent(&mut self, request: RequestId, engine: &InstanceId, number: u64) {
+        if let Some(suspect) = self.suspect.as_mut().filter(|suspect| suspect.request == request) {
+            suspect.sent = Some((engine.clone(), number));
+        }
+    }
+
+    /// It will not be sent.
+    pub fn suspect_dropped(&mut self, request: RequestId) {
+        if self.suspect.as_ref().is_some_and(|suspect| suspect.request == request && suspect.sent.is_none()) {
+            self.suspect = None;
+        }
+    }
+
+    /// The place is free once the engine says that it has seen the dispatch and runs nothing alone.
+    pub fn suspect_heard(&mut self, load: &Load, me: &InstanceId) {
+        let seen = load.seen.iter().find(|(router, _)| router == me).map_or(0, |(_, number)| *number);
+        let over =
+            |(engine, number): &(InstanceId, u64)| *engine == load.instance && *number <= seen && !load.alone;
+        if self.suspect.as_ref().and_then(|suspect| suspect.sent.as_ref()).is_some_and(over) {
+            self.suspect = None;
+        }
+    }
+
+    /// The engine is gone, perhaps because of it.
+    pub fn suspects_engine_gone(&mut self) {
+        let sent = self.suspect.as_ref().and_then(|suspect| suspect.sent.as_ref());
+        if sent.is_some_and(|(engine, _)| self.decode.member(engine).is_none()) {
+            self.suspect = None;
+        }
+    }
+}

@@ -1,0 +1,254 @@
+use std::time::Instant;
+
+use actors::suspects::Suspects;
+use messages::{
+    InstanceId, RequestId,
+    kv::KvSnapshot,
+    load::Load,
+    submit::{Routing, Sampling, Submit},
+};
+
+use super::*;
+use crate::{
+    decisions::Considered,
+    fixtures::{id, lease, load},
+    policy::Policy,
+    queue::Claim,
+};
+
+const CHAIN: [u64; 4] = [1, 2, 3, 4];
+
+fn settings() -> RouterSettings {
+    RouterSettings::default()
+}
+
+/// A deployment with these engines, none of which carries anything.
+fn deployment(settings: &RouterSettings, engines: &[&str], prefills: &[&str]) -> Arc<Deployment> {
+    let deployment = Deployment::new(Pool::of_model("m", "00"), settings);
+    let mut state = deployment.lock();
+    for (role, names) in [(Role::Decode, engines), (Role::Prefill, prefills)] {
+        let live: Vec<_> = names.iter().map(|name| lease(role, name)).collect();
+        state.fleet_mut(role).sync(&live);
+    }
+    for name in engines {
+        state.decode.heard_load(load(name, 1, 0), &id("router-1"), Instant::now());
+    }
+    drop(state);
+    deployment
+}
+
+fn submit(routing: Routing) -> Submit {
+    Submit {
+        run: None,
+        pool: Pool::of_model("m", "00"),
+        prompt: (0..70).collect(),
+        choices: Vec::new(),
+        sampling: Sampling::default(),
+        max_tokens: 16,
+        score_prompt_from: None,
+        priority: 0,
+        cache_salt: None,
+        dispatch: None,
+        prefill: None,
+        routing,
+        tokenizer: id("tokenizer-1"),
+        ingress: id("ingress-1"),
+        avoid: Vec::new(),
+        alone: false,
+    }
+}
+
+fn wish<'a>(submit: &'a Submit, tried: &'a [InstanceId], suspects: &'a Suspects) -> Wish<'a> {
+    Wish { submit, chain: &CHAIN, page_size: 16, tried, suspects, show_all: false }
+}
+
+fn choose(deployment: &Deployment, submit: &Submit, number: u64) -> Option<Choice> {
+    let suspects = Suspects::default();
+    deployment.lock().choose(&wish(submit, &[], &suspects), number, Instant::now())
+}
+
+fn cache(deployment: &Deployment, role: Role, instance: &str, blocks: &[u64]) {
+    let blocks = blocks.iter().copied().collect();
+    let snapshot = KvSnapshot { instance: id(instance), epoch: 1, next: 0, blocks };
+    deployment.lock().fleet_mut(role).take_snapshot(&snapshot);
+}
+
+#[test]
+fn the_engine_that_holds_the_prompt_is_chosen_and_the_choice_explained() {
+    let here = deployment(&settings(), &["a", "b", "c"], &[]);
+    cache(&here, Role::Decode, "b", &CHAIN[..3]);
+    let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert_eq!(choice.engine, id("b"));
+    assert_eq!(choice.predicted_cached_tokens, 48);
+    assert_eq!((choice.considered.len(), choice.left_out), (3, 0));
+    let (best, next) = (&choice.considered[0], &choice.considered[1]);
+    assert_eq!((best.instance.as_str(), best.seen.overlap_blocks), ("b", 3));
+    let terms = |considered: &Considered| considered.terms.unwrap().total();
+    assert!(terms(best) < terms(next) && (terms(best) - best.cost).abs() < 1e-9);
+}
+
+#[test]
+fn a_burst_spreads_before_any_report_comes() {
+    let here = deployment(&settings(), &["a", "b", "c", "d"], &[]);
+    cache(&here, Role::Decode, "a", &CHAIN[..1]);
+    let chosen: Vec<InstanceId> =
+        (1..=12).map(|number| choose(&here, &submit(Routing::default()), number).unwrap().engine).collect();
+    for engine in ["a", "b", "c", "d"] {
+        let taken = chosen.iter().filter(|chosen| **chosen == id(engine)).count();
+        assert!((2..=4).contains(&taken), "{engine} took {taken} of {chosen:?}");
+    }
+}
+
+#[test]
+fn doubts_are_preferences_and_tried_ones_are_left_out() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let suspects = Suspects::default();
+    suspects.mark(&id("a"));
+    let pick = |submit: &Submit, tried: &[InstanceId]| {
+        let mut state = here.lock();
+        state.choose(&wish(submit, tried, &suspects), 1, Instant::now()).map(|choice| choice.engine)
+    };
+    let plain = submit(Routing::default());
+    assert_eq!(pick(&plain, &[]), Some(id("b")));
+    assert_eq!(pick(&plain, &[id("b")]), Some(id("a")), "a suspect serves when nobody else can");
+    assert!(pick(&Submit { avoid: vec![id("b")], ..plain.clone() }, &[]).is_some());
+    assert_eq!(pick(&plain, &[id("a"), id("b")]), None);
+}
+
+#[test]
+fn a_pinned_request_goes_there_whatever_is_cached_elsewhere() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    cache(&here, Role::Decode, "b", &CHAIN);
+    let pinned = submit(Routing { pin: Some(id("a")), ..Routing::default() });
+    assert_eq!(choose(&here, &pinned, 1).unwrap().engine, id("a"));
+    let gone = submit(Routing { pin: Some(id("z")), ..Routing::default() });
+    assert!(choose(&here, &gone, 2).is_none());
+}
+
+#[test]
+fn two_routers_send_a_session_to_the_same_engine() {
+    let engines = ["a", "b", "c", "d", "e"];
+    let (one, other) = (deployment(&settings(), &engines, &[]), deployment(&settings(), &engines, &[]));
+    let mut homes = std::collections::HashSet::new();
+    for session in 0..40 {
+        let request = submit(Routing { session: Some(format!("user-{session}")), ..Routing::default() });
+        let home = choose(&one, &request, session).unwrap();
+        one.lock().refused(&home.engine, None, session);
+        let there = choose(&other, &request, session).unwrap().engine;
+        other.lock().refused(&there, None, session);
+        assert_eq!(home.engine, there);
+        homes.insert(there);
+    }
+    assert_eq!(homes.len(), 5, "sessions spread over all engines");
+}
+
+#[test]
+fn without_events_what_was_sent_somewhere_is_taken_to_be_there() {
+    let guessing = RouterSettings { kv_events: KvEventsMode::Off, ..settings() };
+    let here = deployment(&guessing, &["a", "b", "c"], &[]);
+    let first = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert_eq!(first.predicted_cached_tokens, 0);
+    here.lock().decode.heard_load(
+        Load { seen: vec![(id("router-1"), 1)], ..load(first.engine.as_str(), 2, 0) },
+        &id("router-1"),
+        Instant::now(),
+    );
+    let second = choose(&here, &submit(Routing::default()), 2).unwrap();
+    assert_eq!((second.engine, second.predicted_cached_tokens), (first.engine, 64));
+}
+
+#[test]
+fn a_prefill_instance_is_named_where_it_pays_and_its_own_prefix_counts() {
+    let eager = RouterSettings { remote_prefill_tokens: 16, remote_prefill_overhead_ms: 0.0, ..settings() };
+    let here = deployment(&eager, &["a"], &["p", "q"]);
+    cache(&here, Role::Prefill, "q", &CHAIN[..2]);
+    let slow = |name: &str, number| Load { prefill_token_ns: 1_000_000, ..load(name, number, 0) };
+    for (role, name) in [(Role::Decode, "a"), (Role::Prefill, "p"), (Role::Prefill, "q")] {
+        here.lock().fleet_mut(role).heard_load(slow(name, 2), &id("router-1"), Instant::now());
+    }
+    let first = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert_eq!(first.prefill, Some(id("q")));
+    cache(&here, Role::Decode, "a", &CHAIN);
+    assert_eq!(choose(&here, &submit(Routing::default()), 2).unwrap().prefill, None, "all of it is cached");
+}
+
+fn claim(tenant: &str) -> Claim {
+    Claim { priority: 0, tenant: tenant.to_owned(), tokens: 10 }
+}
+
+/// An engine of eight places with room for so many more.
+fn nearly_full(settings: &RouterSettings, room: u32) -> Arc<Deployment> {
+    let here = deployment(settings, &["a"], &[]);
+    let report = Load { queued: 2 - room, ..load("a", 2, 8) };
+    here.lock().decode.heard_load(report, &id("router-1"), Instant::now());
+    here
+}
+
+#[tokio::test]
+async fn a_request_waits_for_room_and_goes_when_an_engine_reports_it() {
+    let here = nearly_full(&settings(), 1);
+    let Ok(Turn::Now(first)) = here.enter(claim("t")) else { panic!("there is room for one") };
+    let Ok(Turn::Later(waiting)) = here.enter(claim("t")) else { panic!("there was room for one only") };
+    let turn = tokio::spawn(waiting.turn());
+    here.lock().decode.heard_load(load("a", 3, 8), &id("router-1"), Instant::now());
+    here.stir();
+    assert!(turn.await.unwrap().is_ok(), "two places are free, one is taken by the first");
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_turn_that_nobody_takes_goes_to_the_next() {
+    let here = nearly_full(&settings(), 1);
+    let Ok(Turn::Now(first)) = here.enter(claim("t")) else { panic!("there is room for one") };
+    let Ok(Turn::Later(leaves)) = here.enter(claim("t")) else { panic!("full") };
+    let Ok(Turn::Later(stays)) = here.enter(claim("t")) else { panic!("full") };
+    drop(first);
+    drop(leaves);
+    assert!(stays.turn().await.is_ok());
+}
+
+#[tokio::test]
+async fn beyond_the_queue_requests_are_refused_with_a_time_to_come_back() {
+    let here = nearly_full(&RouterSettings { max_queued_requests: 2, ..settings() }, 0);
+    let Ok(Turn::Later(_first)) = here.enter(claim("loud")) else { panic!("it waits") };
+    let Ok(Turn::Later(evicted)) = here.enter(claim("loud")) else { panic!("it waits") };
+    let fault = here.enter(claim("loud")).err().unwrap();
+    assert!(fault.code == messages::FaultCode::Overloaded && fault.retry_after_ms.is_some());
+    assert!(matches!(here.enter(claim("calm")), Ok(Turn::Later(_))));
+    assert!(evicted.turn().await.is_err(), "it had to leave for a tenant with fewer");
+}
+
+#[test]
+fn one_suspect_runs_in_a_pool_until_its_engine_reports_that_it_is_over() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let (first, second, now) = (RequestId::mint(), RequestId::mint(), Instant::now());
+    let me = id("router-1");
+    let mut state = here.lock();
+    assert!(state.take_suspect(first, now));
+    assert!(!state.take_suspect(second, now));
+    state.suspect_sent(first, &id("a"), 7);
+    let seen = |number, alone| Load { seen: vec![(me.clone(), number)], alone, ..load("a", 9, 1) };
+    for (report, over) in [(seen(6, false), false), (seen(7, true), false), (seen(7, false), true)] {
+        state.suspect_heard(&report, &me);
+        assert_eq!(state.take_suspect(second, now), over);
+    }
+}
+
+#[test]
+fn a_suspect_of_another_router_keeps_the_place_too() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let mut state = here.lock();
+    let now = Instant::now();
+    state.decode.heard_load(Load { alone: true, ..load("b", 2, 1) }, &id("router-1"), now);
+    assert!(!state.take_suspect(RequestId::mint(), now));
+    state.decode.heard_load(load("b", 3, 0), &id("router-1"), now);
+    assert!(state.take_suspect(RequestId::mint(), now));
+}
+
+#[test]
+fn policies_other_than_kv_explain_without_terms() {
+    let turns = RouterSettings { policy: Policy::RoundRobin, ..settings() };
+    let here = deployment(&turns, &["a", "b"], &[]);
+    let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert!(choice.considered.iter().all(|considered| considered.terms.is_none()));
+}

@@ -1,0 +1,152 @@
+//! Which engine takes a request: every policy is a cost of each candidate, and the lowest cost wins.
+
+mod cost;
+mod pick;
+
+use std::str::FromStr;
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use serde::{Deserialize, Serialize};
+
+pub use cost::{Terms, Weights, least_prefill};
+pub use pick::Pick;
+
+/// How an engine is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By what its prefix cache saves and by its load.
+    Kv,
+    LeastLoaded,
+    PowerOfTwo,
+    RoundRobin,
+    Random,
+}
+
+/// One engine as a policy sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Leading blocks of the prompt in its cache.
+    pub overlap_blocks: u32,
+    /// Prompt tokens that it has yet to compute.
+    pub prefill_tokens: u32,
+    /// Blocks that its running requests hold.
+    pub used_blocks: u32,
+    /// Requests running, queued or on their way.
+    pub requests: u32,
+    /// Rank for the request's session, by hash.
+    pub session_rank: u64,
+}
+
+/// One request as a policy sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    pub prompt_tokens: u32,
+    /// Tokens of a block.
+    pub page_size: u32,
+    /// Its session decides, not the policy.
+    pub session: bool,
+}
+
+/// Engines of one session take turns only when one has this much more than the mean, and one request more.
+const SESSION_BOUND: f64 = 1.25;
+
+/// Prices candidates; keeps what a policy remembers from request to request.
+#[derive(Debug)]
+pub struct Pricer {
+    pub policy: Policy,
+    pub weights: Weights,
+    turn: usize,
+    rng: SmallRng,
+}
+
+impl Pricer {
+    pub fn new(policy: Policy, weights: Weights, seed: u64) -> Self {
+        Self { policy, weights, turn: 0, rng: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// Writes the cost of each candidate.
+    pub fn price(&mut self, demand: &Demand, candidates: &[Candidate], costs: &mut Vec<f64>) {
+        costs.clear();
+        if demand.session {
+            return sticky(candidates, costs);
+        }
+        match self.policy {
+            Policy::Kv => self.weights.price(demand, candidates, costs),
+            Policy::LeastLoaded => costs.extend(candidates.iter().map(busy)),
+            Policy::Random => costs.extend(candidates.iter().map(|_| self.rng.random::<f64>())),
+            Policy::RoundRobin => {
+                let n = candidates.len();
+                let turn = self.turn % n.max(1);
+                costs.extend((0..n).map(|place| ((place + n - turn) % n) as f64));
+                self.turn = turn + 1;
+            }
+            Policy::PowerOfTwo => {
+                costs.resize(candidates.len(), f64::MAX);
+                for _ in 0..2.min(candidates.len()) {
+                    let place = self.rng.random_range(0..candidates.len());
+                    costs[place] = busy(&candidates[place]);
+                }
+            }
+        }
+    }
+
+    /// The place of the lowest cost, or one that temperature makes nearly as likely; `None` if all are infinite.
+    pub fn pick(&mut self, costs: &[f64]) -> Option<usize> {
+        let temperature = if self.policy == Policy::Kv { self.weights.temperature } else { 0.0 };
+        Pick { costs, temperature }.draw(&mut self.rng)
+    }
+}
+
+/// Requests first; among equals whoever has less to compute.
+fn busy(candidate: &Candidate) -> f64 {
+    f64::from(candidate.requests) + f64::from(candidate.prefill_tokens) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// Rendezvous hashing with bounded loads: every router finds the same engine with nothing remembered, and a session
+/// moves on only from an engine that is far busier than the others (Mirrokni et al., Consistent Hashing with Bounded
+/// Loads, 2018).
+fn sticky(candidates: &[Candidate], costs: &mut Vec<f64>) {
+    let total: u32 = candidates.iter().map(|candidate| candidate.requests).sum();
+    let bound = SESSION_BOUND * f64::from(total) / candidates.len().max(1) as f64 + 1.0;
+    costs.extend(candidates.iter().map(|candidate| {
+        let beyond = f64::from(candidate.requests) > bound;
+        f64::from(u8::from(beyond)) + 1.0 - candidate.session_rank as f64 / u64::MAX as f64
+    }));
+}
+
+impl Policy {
+    pub const ALL: [Self; 5] =
+        [Self::Kv, Self::LeastLoaded, Self::PowerOfTwo, Self::RoundRobin, Self::Random];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::LeastLoaded => "least-loaded",
+            Self::PowerOfTwo => "power-of-two",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|policy| policy.name() == name);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("policy '{name}' is none of {names}")
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;
