@@ -13,20 +13,31 @@
 //! A receiver may revoke a grant at any time. A slot to which somebody might still store (shared memory, the writer
 //! has not closed) stays quarantined until the writer closes or its process is gone.
 
+mod arena;
+mod connection;
 mod grant;
+mod handshake;
 mod key;
+mod ledger;
+mod listener;
+mod pusher;
 mod receiver;
+mod region;
 mod shm;
+mod socket;
 mod tcp;
 mod transport;
+mod wire;
 mod writer;
 
+pub use arena::{LandedPage, SlotArena};
 pub use grant::{Address, Epoch, Grant, PageIndex};
 pub use key::TransferKey;
-pub use receiver::{
-    Event, GrantEnd, GrantError, LandedPage, Receiver, ReceiverConfig, SlotArena, SlotCounts, StartError,
-};
+pub use receiver::{Event, GrantEnd, GrantError, Receiver, ReceiverConfig, SlotCounts, StartError};
 pub use shm::ShmTransport;
 pub use tcp::TcpTransport;
 pub use transport::{KvTransport, LinkConfig, Listening, Transports};
 pub use writer::{OpenError, PageWriter, WriteError};
+
+#[cfg(test)]
+mod tests;

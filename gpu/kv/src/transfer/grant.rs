@@ -26,12 +26,19 @@ pub struct Grant {
     pub epoch: Epoch,
     /// Pages `0..pages` may be pushed.
     pub pages: u32,
-    /// Slots lent: page `i` may be pushed once page `i - window` has landed and was taken.
-    pub window: u32,
+    /// The slots lent: page `i` uses the one at `i mod window`, once page `i - window` has landed and was taken.
+    pub slots: Vec<u32>,
     /// How the receiver lays out a page.
     pub layout: PageLayout,
     /// Where the receiver listens, best first.
     pub addresses: Vec<Address>,
+}
+
+impl Grant {
+    /// Pages that may be under way at once.
+    pub fn window(&self) -> u32 {
+        self.slots.len() as u32
+    }
 }
 
 /// `scheme:rest`, as `shm:/run/stator/kv.sock` or `tcp://10.0.0.7:4300`. Schemes that a writer does not know are

@@ -9,6 +9,16 @@ impl TransferKey {
     pub fn derive(secret: &[u8]) -> Self {
         Self(blake3::derive_key("stator 2026 kv transfer", secret))
     }
+
+    /// Keyed BLAKE3 over `role` and fields of fixed length. Comparing it takes the same time whatever it is.
+    pub(super) fn proof(&self, role: &[u8], fields: &[&[u8]]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(role);
+        for field in fields {
+            hasher.update(field);
+        }
+        hasher.finalize()
+    }
 }
 
 impl fmt::Debug for TransferKey {

@@ -1,12 +1,12 @@
 use std::{io, sync::Arc};
 
-use super::{Epoch, Grant, KvTransport, Listening, PageIndex};
+use super::{Epoch, Grant, KvTransport, LandedPage, Listening, arena::SlotArena};
 use crate::PageLayout;
 
 #[derive(Debug, Clone)]
 pub struct ReceiverConfig {
     pub layout: PageLayout,
-    /// Pages that the staging region holds.
+    /// Pages that the staging region holds. It is taken from memory at once.
     pub slots: u32,
     /// Most slots that one grant gets.
     pub slots_per_grant: u32,
@@ -36,38 +36,6 @@ pub enum GrantEnd {
     Violation,
 }
 
-/// The bytes of a page that landed, in its slot. Dropping it frees the slot for the grant's next page.
-#[derive(Debug)]
-pub struct LandedPage {
-    arena: Arc<SlotArena>,
-    epoch: Epoch,
-    index: PageIndex,
-}
-
-impl LandedPage {
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    pub fn index(&self) -> PageIndex {
-        self.index
-    }
-
-    /// The page, layer after layer.
-    pub fn bytes(&self) -> &[u8] {
-        &[]
-    }
-
-    /// One layer of the page.
-    ///
-    /// # Panics
-    /// If the layout has no such layer.
-    pub fn layer(&self, layer: u32) -> &[u8] {
-        let bytes = self.arena.layout.layer_bytes as usize;
-        &self.bytes()[layer as usize * bytes..][..bytes]
-    }
-}
-
 /// Slots by what they are used for; together all slots of the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SlotCounts {
@@ -80,10 +48,10 @@ pub struct SlotCounts {
     pub quarantined: u32,
 }
 
-/// The staging region and who uses which of its slots.
-#[derive(Debug)]
-pub struct SlotArena {
-    layout: PageLayout,
+impl SlotCounts {
+    pub fn total(&self) -> u32 {
+        self.free + self.granted + self.held + self.quarantined
+    }
 }
 
 /// The end that lends slots. Dropping it revokes every grant and stops listening.
@@ -102,8 +70,11 @@ impl Receiver {
         transports: &[Box<dyn KvTransport>],
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
-        drop(on_event);
-        let arena = Arc::new(SlotArena { layout: config.layout });
+        let ReceiverConfig { layout, slots, slots_per_grant } = config;
+        if layout.page_bytes() == 0 {
+            return Err(StartError::EmptyLayout(layout));
+        }
+        let arena = Arc::new(SlotArena::new(layout, slots, slots_per_grant, Box::new(on_event))?);
         let listening = transports.iter().map(|transport| transport.listen(arena.clone()));
         Ok(Self { listening: listening.collect::<io::Result<_>>()?, arena })
     }
@@ -113,28 +84,38 @@ impl Receiver {
     /// # Errors
     /// If no slot is free, or `pages` is 0.
     pub fn grant(&self, pages: u32, writer: &str) -> Result<Grant, GrantError> {
-        let _ = (writer, pages, &self.arena, &self.listening);
-        Err(GrantError::NoSlots)
+        let (epoch, slots) = self.arena.lend(pages, writer)?;
+        let addresses = self.listening.iter().map(|listening| listening.address()).collect();
+        Ok(Grant { epoch, pages, slots, layout: self.arena.layout().clone(), addresses })
     }
 
     /// Takes the slots of a grant back. Pages that have landed and are held stay readable. Slots that the writer might
     /// still store to are quarantined. Unknown epochs are ignored, as below.
     pub fn revoke(&self, epoch: Epoch) {
-        let _ = epoch;
+        self.arena.revoke(epoch, false);
     }
 
     /// The writer said, by whatever way, that it will store nothing more under `epoch`: revokes and ends quarantine.
     pub fn closed(&self, epoch: Epoch) {
-        let _ = epoch;
+        self.arena.revoke(epoch, true);
     }
 
     /// The process of `writer` has ended, beyond doubt (a lease that expired is none): as `closed` for all its grants.
     pub fn writer_gone(&self, writer: &str) {
-        let _ = writer;
+        for epoch in self.arena.epochs(writer) {
+            self.arena.revoke(epoch, true);
+        }
     }
 
     pub fn counts(&self) -> SlotCounts {
-        SlotCounts::default()
+        self.arena.counts()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.listening.clear();
+        self.arena.shut();
     }
 }
 
@@ -148,7 +129,7 @@ pub enum GrantError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("a page of {0} has no bytes")]
+    #[error("a page has no bytes: {0}")]
     EmptyLayout(PageLayout),
     #[error("transfer slots: {0}")]
     Io(#[from] io::Error),

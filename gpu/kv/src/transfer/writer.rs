@@ -42,6 +42,12 @@ pub enum OpenError {
     NotTrusted,
 }
 
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     #[error("the grant was revoked")]

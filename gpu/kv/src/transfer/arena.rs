@@ -1,0 +1,305 @@
+use std::{collections::HashMap, fmt, io, sync::Arc};
+
+use parking_lot::Mutex;
+
+use super::{
+    Epoch, Event, GrantEnd, GrantError, PageIndex, SlotCounts,
+    ledger::{self, Ledger, Piece},
+    region::Region,
+    socket::Socket,
+    wire::Notice,
+};
+use crate::PageLayout;
+
+/// The staging region and who uses which of its slots.
+pub struct SlotArena {
+    layout: PageLayout,
+    region: Region,
+    state: Mutex<State>,
+    on_event: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+struct State {
+    ledger: Ledger,
+    /// The connections of each grant, in the order they came.
+    peers: HashMap<Epoch, Vec<Arc<Peer>>>,
+}
+
+/// The way back to a writer.
+struct Peer {
+    socket: Socket,
+    /// The writer stores by itself: when it stops shows only in the end of the connection, so nobody here ends it.
+    remote: bool,
+}
+
+impl Peer {
+    fn tell(&self, notice: Notice) {
+        if self.socket.try_write(&notice.encode()).is_err() {
+            // It is gone, or left more notices unread than it may have pages.
+            self.cut();
+        }
+    }
+
+    fn cut(&self) {
+        if !self.remote {
+            self.socket.shutdown();
+        }
+    }
+}
+
+impl SlotArena {
+    /// Maps `slots` slots for pages of `layout`.
+    pub(super) fn new(
+        layout: PageLayout,
+        slots: u32,
+        slots_per_grant: u32,
+        on_event: Box<dyn Fn(Event) + Send + Sync>,
+    ) -> io::Result<Self> {
+        let bytes = layout.page_bytes().checked_mul(u64::from(slots));
+        let region = Region::create(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let ledger = Ledger::new(layout.layers, slots, slots_per_grant);
+        Ok(Self { layout, region, state: Mutex::new(State { ledger, peers: HashMap::new() }), on_event })
+    }
+
+    pub(super) fn layout(&self) -> &PageLayout {
+        &self.layout
+    }
+
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    pub(super) fn lend(&self, pages: u32, writer: &str) -> Result<(Epoch, Vec<u32>), GrantError> {
+        let epoch = Epoch(rand::random());
+        Ok((epoch, self.state.lock().ledger.lend(epoch, pages, writer)?))
+    }
+
+    /// A connection that proved to be for `epoch`; None if the grant takes no more.
+    pub(super) fn attach(self: &Arc<Self>, epoch: Epoch, socket: Socket, remote: bool) -> Option<Stream> {
+        let peer = Arc::new(Peer { socket, remote });
+        let mut state = self.state.lock();
+        if !state.ledger.attach(epoch, remote) {
+            return None;
+        }
+        state.peers.entry(epoch).or_default().push(peer.clone());
+        Some(Stream { arena: self.clone(), epoch, peer, retired: false })
+    }
+
+    /// Ends a grant; `closed` says that its writer will store nothing more.
+    pub(super) fn revoke(&self, epoch: Epoch, closed: bool) {
+        let mut state = self.state.lock();
+        let open = state.ledger.is_open(epoch);
+        state.ledger.revoke(epoch, closed);
+        let peers = state.peers.get(&epoch).filter(|_| open).cloned();
+        drop(state);
+        for peer in peers.unwrap_or_default() {
+            peer.tell(Notice::Revoked);
+            peer.cut();
+        }
+    }
+
+    pub(super) fn epochs(&self, writer: &str) -> Vec<Epoch> {
+        self.state.lock().ledger.epochs(Some(writer))
+    }
+
+    /// Ends all grants and all connections. No slot is lent again.
+    pub(super) fn shut(&self) {
+        let epochs = self.state.lock().ledger.epochs(None);
+        for epoch in epochs {
+            self.revoke(epoch, false);
+        }
+        for peer in self.state.lock().peers.values().flatten() {
+            peer.socket.shutdown();
+        }
+    }
+
+    pub(super) fn counts(&self) -> SlotCounts {
+        self.state.lock().ledger.counts()
+    }
+
+    fn at(&self, slot: u32, layer: u32) -> usize {
+        slot as usize * self.layout.page_bytes() as usize + layer as usize * self.layout.layer_bytes as usize
+    }
+
+    fn take(&self, epoch: Epoch, index: PageIndex) {
+        let mut state = self.state.lock();
+        let again = state.ledger.taken(epoch, index);
+        let peer = state.peers.get(&epoch).and_then(|peers| peers.first()).filter(|_| again).cloned();
+        drop(state);
+        if let Some(peer) = peer {
+            peer.tell(Notice::Taken(index));
+        }
+    }
+}
+
+impl fmt::Debug for SlotArena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slots of {}", self.layout)
+    }
+}
+
+/// One connection of one grant. Dropping it says that its writer stores nothing more through it.
+pub(super) struct Stream {
+    arena: Arc<SlotArena>,
+    epoch: Epoch,
+    peer: Arc<Peer>,
+    retired: bool,
+}
+
+/// Why a connection lands nothing more.
+pub(super) enum Stop {
+    Over,
+    Violation,
+}
+
+impl Stream {
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The place for `piece`; None if it came before.
+    pub fn claim(&self, piece: Piece) -> Result<Option<Claimed<'_>>, Stop> {
+        match self.arena.state.lock().ledger.claim(self.epoch, piece) {
+            ledger::Claim::Store(slot) => Ok(Some(Claimed { stream: self, piece, slot, arrived: false })),
+            ledger::Claim::Skip => Ok(None),
+            ledger::Claim::Over => Err(Stop::Over),
+            ledger::Claim::Violation => Err(Stop::Violation),
+        }
+    }
+
+    /// Nothing more will land through this connection.
+    pub fn retire(&mut self, end: GrantEnd) {
+        if std::mem::replace(&mut self.retired, true) {
+            return;
+        }
+        let (epoch, arena) = (self.epoch, &self.arena);
+        let mut state = arena.state.lock();
+        let told = state.ledger.retired(epoch, end);
+        let over = !state.ledger.is_open(epoch);
+        let mut peers = state.peers.remove(&epoch).unwrap_or_default();
+        peers.retain(|peer| !Arc::ptr_eq(peer, &self.peer));
+        if !peers.is_empty() {
+            state.peers.insert(epoch, peers.clone());
+        }
+        drop(state);
+        let notice = match end {
+            GrantEnd::Finished | GrantEnd::Closed => Some(Notice::Closed),
+            GrantEnd::Gone => None,
+            GrantEnd::Corrupt => Some(Notice::Corrupt),
+            GrantEnd::Violation => Some(Notice::Violation),
+        };
+        if let Some(notice) = notice {
+            self.peer.tell(notice);
+        }
+        for peer in peers.iter().filter(|_| over) {
+            peer.cut();
+        }
+        if let Some(end) = told {
+            (arena.on_event)(Event::Ended { epoch, end });
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.retire(GrantEnd::Gone);
+        if self.peer.remote {
+            self.arena.state.lock().ledger.detached(self.epoch);
+        }
+    }
+}
+
+/// Layers of a slot that one frame is for, and no other until this is dropped.
+pub(super) struct Claimed<'a> {
+    stream: &'a Stream,
+    piece: Piece,
+    slot: u32,
+    arrived: bool,
+}
+
+impl Claimed<'_> {
+    fn range(&self) -> (usize, usize) {
+        let arena = &self.stream.arena;
+        (
+            arena.at(self.slot, self.piece.layer),
+            self.piece.layers as usize * arena.layout.layer_bytes as usize,
+        )
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        let (at, len) = self.range();
+        // SAFETY: the ledger gave these layers to this claim alone. Where the writer stores by itself it has proved
+        // that it is of this cluster, and such a writer is done with a layer before it sends the layer's frame.
+        unsafe { self.stream.arena.region.bytes(at, len) }
+    }
+
+    /// For a writer that does not store by itself.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        assert!(!self.stream.peer.remote, "the writer stores by itself");
+        let (at, len) = self.range();
+        // SAFETY: the ledger gave these layers to this claim alone, and `self` is borrowed for as long.
+        unsafe { self.stream.arena.region.bytes_mut(at, len) }
+    }
+
+    /// The bytes are there and as they were sent.
+    pub fn arrived(mut self) {
+        self.arrived = true;
+        let Stream { arena, epoch, .. } = self.stream;
+        if arena.state.lock().ledger.arrived(*epoch, self.piece) {
+            let page =
+                LandedPage { arena: arena.clone(), epoch: *epoch, index: self.piece.index, slot: self.slot };
+            (arena.on_event)(Event::Landed(page));
+        }
+    }
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        if !self.arrived {
+            self.stream.arena.state.lock().ledger.abandoned(self.stream.epoch, self.piece);
+        }
+    }
+}
+
+/// The bytes of a page that landed, in its slot. Dropping it frees the slot for the grant's next page.
+#[derive(Debug)]
+pub struct LandedPage {
+    arena: Arc<SlotArena>,
+    epoch: Epoch,
+    index: PageIndex,
+    slot: u32,
+}
+
+impl LandedPage {
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn index(&self) -> PageIndex {
+        self.index
+    }
+
+    /// The page, layer after layer.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the ledger lends the slot to no page while this one is not taken, and a writer that stores by itself
+        // stores to a page's slot only before the page's last frame.
+        unsafe {
+            self.arena.region.bytes(self.arena.at(self.slot, 0), self.arena.layout.page_bytes() as usize)
+        }
+    }
+
+    /// One layer of the page.
+    ///
+    /// # Panics
+    /// If the layout has no such layer.
+    pub fn layer(&self, layer: u32) -> &[u8] {
+        let bytes = self.arena.layout.layer_bytes as usize;
+        &self.bytes()[layer as usize * bytes..][..bytes]
+    }
+}
+
+impl Drop for LandedPage {
+    fn drop(&mut self) {
+        self.arena.take(self.epoch, self.index);
+    }
+}

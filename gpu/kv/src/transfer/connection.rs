@@ -1,0 +1,149 @@
+//! The receiver's end of a connection, on a thread of its own.
+
+use std::{
+    io::{self, IoSliceMut},
+    sync::Arc,
+};
+
+use super::{
+    GrantEnd, LinkConfig, SlotArena,
+    arena::{Stop, Stream},
+    handshake,
+    ledger::Piece,
+    socket::Socket,
+    wire::{Frame, checksum},
+};
+
+/// Frames read at once where they carry no layers.
+const FRAMES: usize = 64;
+/// Bytes discarded at once.
+const DISCARD: usize = 16 << 10;
+
+/// Where the layers of a frame are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bodies {
+    /// Behind it, on the connection.
+    Inline,
+    /// In their slot already: the writer maps it.
+    Shared,
+}
+
+/// Lets a writer in and receives until it can store nothing more.
+pub(super) fn serve(socket: &Socket, arena: &Arc<SlotArena>, link: &LinkConfig, bodies: Bodies) {
+    let mut stream = match handshake::admit(socket, arena, link, bodies) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "kv writer refused"),
+    };
+    // Silence on the same host means nothing: the kernel tells when the writer ends.
+    let idle = (bodies == Bodies::Inline).then_some(link.idle);
+    let mut frames = Frames::new(socket, bodies);
+    let end = match socket.set_timeouts(idle, Some(link.stall)) {
+        Ok(()) => receive(&mut frames, arena, &stream, bodies),
+        Err(_) => GrantEnd::Gone,
+    };
+    tracing::debug!(epoch = %stream.epoch(), ?end, "kv writer ended");
+    stream.retire(end);
+    if bodies == Bodies::Shared && end != GrantEnd::Closed {
+        // Until it ends the writer might store.
+        while socket.read(&mut [IoSliceMut::new(&mut [0; DISCARD])]).is_ok() {}
+    }
+}
+
+fn receive(frames: &mut Frames<'_>, arena: &SlotArena, stream: &Stream, bodies: Bodies) -> GrantEnd {
+    loop {
+        let Ok(header) = frames.header() else { return GrantEnd::Gone };
+        match Frame::decode(&header) {
+            Some(Frame::Close { epoch }) if epoch == stream.epoch() => return GrantEnd::Closed,
+            Some(frame @ Frame::Layers { epoch, .. }) if epoch == stream.epoch() => {
+                if let Err(end) = layers(frames, arena, stream, bodies, frame) {
+                    return end;
+                }
+            }
+            _ => return GrantEnd::Violation,
+        }
+    }
+}
+
+/// Receives the layers of one frame.
+fn layers(
+    frames: &mut Frames<'_>,
+    arena: &SlotArena,
+    stream: &Stream,
+    bodies: Bodies,
+    frame: Frame,
+) -> Result<(), GrantEnd> {
+    let Frame::Layers { epoch, index, layer, length, checksum: sent } = frame else { return Ok(()) };
+    let layer_bytes = arena.layout().layer_bytes;
+    if !length.is_multiple_of(layer_bytes) {
+        return Err(GrantEnd::Violation);
+    }
+    let claimed = stream.claim(Piece { index, layer, layers: length / layer_bytes });
+    let mut claimed = match claimed {
+        Ok(Some(claimed)) => claimed,
+        Ok(None) if bodies == Bodies::Shared => return Ok(()),
+        Ok(None) => return frames.discard(length as usize).map_err(|_| GrantEnd::Gone),
+        Err(Stop::Over) => return Err(GrantEnd::Gone),
+        Err(Stop::Violation) => return Err(GrantEnd::Violation),
+    };
+    if bodies == Bodies::Inline {
+        frames.body(claimed.bytes_mut()).map_err(|_| GrantEnd::Gone)?;
+    }
+    if checksum(epoch, index, layer, claimed.bytes()) != sent {
+        return Err(GrantEnd::Corrupt);
+    }
+    claimed.arrived();
+    Ok(())
+}
+
+/// Takes a byte stream apart into headers and bodies.
+struct Frames<'a> {
+    socket: &'a Socket,
+    /// Headers that were read ahead. With inline bodies it has room for one, so that no body is copied.
+    ahead: Box<[u8]>,
+    from: usize,
+    to: usize,
+}
+
+impl<'a> Frames<'a> {
+    fn new(socket: &'a Socket, bodies: Bodies) -> Self {
+        let frames = if bodies == Bodies::Inline { 1 } else { FRAMES };
+        Self { socket, ahead: vec![0; frames * Frame::BYTES].into(), from: 0, to: 0 }
+    }
+
+    fn header(&mut self) -> io::Result<[u8; Frame::BYTES]> {
+        loop {
+            if let Some(header) = self.ahead[self.from..self.to].first_chunk() {
+                self.from += Frame::BYTES;
+                return Ok(*header);
+            }
+            self.ahead.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+            self.to += self.socket.read(&mut [IoSliceMut::new(&mut self.ahead[self.to..])])?;
+        }
+    }
+
+    /// Fills `body`, and reads ahead what the same call gives.
+    fn body(&mut self, body: &mut [u8]) -> io::Result<()> {
+        let mut filled = body.len().min(self.to - self.from);
+        body[..filled].copy_from_slice(&self.ahead[self.from..][..filled]);
+        self.from += filled;
+        while filled < body.len() {
+            let rest = &mut body[filled..];
+            let wanted = rest.len();
+            let read = self.socket.read(&mut [IoSliceMut::new(rest), IoSliceMut::new(&mut self.ahead)])?;
+            filled += read.min(wanted);
+            (self.from, self.to) = (0, read.saturating_sub(wanted));
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, mut length: usize) -> io::Result<()> {
+        let mut bytes = [0; DISCARD];
+        while length > 0 {
+            let part = length.min(DISCARD);
+            self.body(&mut bytes[..part])?;
+            length -= part;
+        }
+        Ok(())
+    }
+}

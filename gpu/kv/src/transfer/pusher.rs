@@ -1,0 +1,289 @@
+//! The writer's end, the same for all transports: who stores where, and what the receiver has told.
+
+use std::{
+    io::{self, IoSliceMut},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Epoch, Grant, OpenError, PageIndex, PageWriter, WriteError,
+    region::Region,
+    socket::Socket,
+    wire::{Frame, Notice, checksum},
+};
+
+/// Most bytes of layers in a frame, if one layer is not larger: both ends read them twice, the second time from their
+/// cache.
+const FRAME_BYTES: u32 = 256 << 10;
+/// Notices read at once.
+const NOTICES: usize = 64;
+
+/// A slot of the grant, as far as the writer knows.
+struct Place {
+    /// The page it is for.
+    page: u32,
+    /// By layer.
+    pushed: Vec<bool>,
+    missing: u32,
+}
+
+/// A connection and what was read of a notice.
+struct Line {
+    socket: Socket,
+    notices: [u8; NOTICES * Notice::BYTES],
+    read: usize,
+}
+
+/// The receiver's slots, where the writer stores by itself.
+struct Shared {
+    region: Arc<Region>,
+    /// Frames of what is stored and not yet told. They wait for the end of the page: a frame each would wake the
+    /// receiver for every layer.
+    untold: Vec<u8>,
+}
+
+pub(super) struct Pusher {
+    epoch: Epoch,
+    pages: u32,
+    layers: u32,
+    layer_bytes: u32,
+    slots: Vec<u32>,
+    places: Vec<Place>,
+    lines: Vec<Line>,
+    shared: Option<Shared>,
+    stall: Duration,
+    /// Lines on which the receiver confirmed the end.
+    confirmed: usize,
+    /// Nothing may be sent any more.
+    over: bool,
+}
+
+impl Pusher {
+    /// Pushes over `sockets`, into `region` if there is one.
+    ///
+    /// # Errors
+    /// If the grant makes no sense: it comes from another process.
+    pub fn new(
+        grant: &Grant,
+        sockets: Vec<Socket>,
+        region: Option<Arc<Region>>,
+        stall: Duration,
+    ) -> Result<Self, OpenError> {
+        let layout = &grant.layout;
+        let held = region.as_ref().map_or(u64::MAX, |region| region.len() as u64);
+        let fits = |slot: &u32| {
+            (u64::from(*slot) + 1).checked_mul(layout.page_bytes()).is_some_and(|end| end <= held)
+        };
+        if layout.page_bytes() == 0 || grant.slots.is_empty() || !grant.slots.iter().all(fits) {
+            return Err(OpenError::Unreachable(
+                "the grant names slots that the receiver does not have".to_owned(),
+            ));
+        }
+        for socket in &sockets {
+            socket.set_timeouts(Some(stall), Some(stall))?;
+        }
+        let place =
+            |page| Place { page, pushed: vec![false; layout.layers as usize], missing: layout.layers };
+        let line = |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0 };
+        Ok(Self {
+            epoch: grant.epoch,
+            pages: grant.pages,
+            layers: layout.layers,
+            layer_bytes: layout.layer_bytes,
+            slots: grant.slots.clone(),
+            places: (0..grant.window()).map(place).collect(),
+            lines: sockets.into_iter().map(line).collect(),
+            shared: region.map(|region| Shared { region, untold: Vec::new() }),
+            stall,
+            confirmed: 0,
+            over: false,
+        })
+    }
+
+    fn place_of(&self, index: PageIndex) -> usize {
+        index.0 as usize % self.places.len()
+    }
+
+    /// Waits until the slot of page `index` is for it. False if the page was taken already.
+    fn wait_turn(&mut self, index: PageIndex) -> Result<bool, WriteError> {
+        let at = self.place_of(index);
+        let Place { page, missing, .. } = self.places[at];
+        let next = page.saturating_add(self.places.len() as u32);
+        if index.0 > next || (index.0 == next && missing > 0) {
+            let before = PageIndex(if missing > 0 { page } else { next });
+            return Err(WriteError::OutOfTurn { page: index, before });
+        }
+        if missing == self.layers {
+            self.poll()?;
+        }
+        while self.places[at].page < index.0 {
+            self.hear(0, true)?;
+        }
+        Ok(self.places[at].page == index.0)
+    }
+
+    /// Takes in what the receiver has told, without waiting.
+    fn poll(&mut self) -> Result<(), WriteError> {
+        (0..self.lines.len()).try_for_each(|line| self.hear(line, false))
+    }
+
+    /// Reads notices of a line; waits for one if told to.
+    fn hear(&mut self, line: usize, wait: bool) -> Result<(), WriteError> {
+        let Line { socket, notices, read } = &mut self.lines[line];
+        let rest = &mut notices[*read..];
+        let heard = if wait { socket.read(&mut [IoSliceMut::new(rest)]) } else { socket.try_read(rest) };
+        *read += match heard {
+            Ok(heard) => heard,
+            Err(error) => return Err(self.lost(error)),
+        };
+        let whole = *read / Notice::BYTES * Notice::BYTES;
+        let (heard, have) = (*notices, *read);
+        notices.copy_within(whole..have, 0);
+        *read = have - whole;
+        let (heard, _) = heard[..whole].as_chunks();
+        heard.iter().try_for_each(|notice| self.heed(Notice::decode(notice)))
+    }
+
+    fn heed(&mut self, notice: Option<Notice>) -> Result<(), WriteError> {
+        match notice {
+            Some(Notice::Taken(index)) => {
+                let (at, window) = (self.place_of(index), self.places.len() as u32);
+                let place = &mut self.places[at];
+                if place.page == index.0 && place.missing == 0 {
+                    place.page = place.page.saturating_add(window);
+                    place.pushed.fill(false);
+                    place.missing = self.layers;
+                    return Ok(());
+                }
+                Err(self
+                    .lost(io::Error::new(io::ErrorKind::InvalidData, "it took a page that was not pushed")))
+            }
+            Some(Notice::Closed) => {
+                self.confirmed += 1;
+                Ok(())
+            }
+            Some(Notice::Revoked) => Err(self.fail(WriteError::Revoked)),
+            Some(Notice::Corrupt) => Err(self.fail(WriteError::Corrupt)),
+            Some(Notice::Violation) | None => {
+                Err(self
+                    .lost(io::Error::new(io::ErrorKind::InvalidData, "it does not keep the same protocol")))
+            }
+        }
+    }
+
+    fn fail(&mut self, error: WriteError) -> WriteError {
+        self.over = true;
+        error
+    }
+
+    /// Why a connection broke: what the receiver told before counts more than the break.
+    fn lost(&mut self, error: io::Error) -> WriteError {
+        if !std::mem::replace(&mut self.over, true)
+            && let Err(told @ (WriteError::Revoked | WriteError::Corrupt)) = self.poll()
+        {
+            return told;
+        }
+        match error.kind() {
+            io::ErrorKind::WouldBlock => WriteError::Stalled(self.stall),
+            _ => WriteError::Gone(error),
+        }
+    }
+
+    /// Pushes a run of layers that were not pushed before.
+    fn push(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
+        let (at, length) = (self.place_of(index), bytes.len() as u32);
+        let sum = checksum(self.epoch, index, layer, bytes);
+        let frame = Frame::Layers { epoch: self.epoch, index, layer, length, checksum: sum }.encode();
+        let count = length / self.layer_bytes;
+        self.places[at].pushed[layer as usize..][..count as usize].fill(true);
+        self.places[at].missing -= count;
+        let Some(shared) = &mut self.shared else {
+            let line = index.0 as usize % self.lines.len();
+            let sent = self.lines[line].socket.write(&frame, bytes);
+            return sent.map_err(|error| self.lost(error));
+        };
+        let page = self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize);
+        // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not told to
+        // be complete. The receiver reads the layers only after their frame, and lends the slot to nobody else until
+        // this writer's connection has ended.
+        let target = unsafe {
+            shared.region.bytes_mut(page + layer as usize * self.layer_bytes as usize, bytes.len())
+        };
+        target.copy_from_slice(bytes);
+        shared.untold.extend_from_slice(&frame);
+        if self.places[at].missing == 0 { self.tell() } else { Ok(()) }
+    }
+
+    /// Sends the frames that wait.
+    fn tell(&mut self) -> Result<(), WriteError> {
+        let Some(Shared { untold, .. }) = &mut self.shared else { return Ok(()) };
+        let sent = self.lines[0].socket.write(untold, &[]);
+        untold.clear();
+        sent.map_err(|error| self.lost(error))
+    }
+}
+
+impl PageWriter for Pusher {
+    fn window(&self) -> u32 {
+        self.places.len() as u32
+    }
+
+    fn write(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
+        let layer_bytes = self.layer_bytes as usize;
+        let count = (bytes.len() / layer_bytes) as u32;
+        assert!(bytes.len().is_multiple_of(layer_bytes), "{} bytes are no whole layers", bytes.len());
+        assert!(index.0 < self.pages && layer + count <= self.layers, "outside the grant");
+        if self.over {
+            return Err(WriteError::Gone(io::ErrorKind::NotConnected.into()));
+        }
+        if !self.wait_turn(index)? {
+            return Ok(());
+        }
+        let (at, most) = (self.place_of(index), (FRAME_BYTES / self.layer_bytes).max(1));
+        let end = layer + count;
+        let mut from = layer;
+        while from < end {
+            let pushed = &self.places[at].pushed;
+            if pushed[from as usize] {
+                from += 1;
+                continue;
+            }
+            let to = (from + 1..end.min(from + most)).find(|layer| pushed[*layer as usize]);
+            let to = to.unwrap_or(end.min(from + most));
+            let [start, stop] = [from, to].map(|at| (at - layer) as usize * layer_bytes);
+            self.push(index, from, &bytes[start..stop])?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), WriteError> {
+        if self.over {
+            return Err(WriteError::Gone(io::ErrorKind::NotConnected.into()));
+        }
+        self.tell()?;
+        let close = Frame::Close { epoch: self.epoch }.encode();
+        for line in 0..self.lines.len() {
+            self.lines[line].socket.write(&close, &[]).map_err(|error| self.lost(error))?;
+        }
+        for line in 0..self.lines.len() {
+            while self.confirmed <= line {
+                self.hear(line, true)?;
+            }
+        }
+        self.over = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pusher {
+    fn drop(&mut self) {
+        if !self.over {
+            for line in &self.lines {
+                // The end of the connection says the same, less kindly.
+                let _ = line.socket.try_write(&Frame::Close { epoch: self.epoch }.encode());
+            }
+        }
+    }
+}
