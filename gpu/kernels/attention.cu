@@ -277,8 +277,8 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
         load_tile<D, DECODE_THREADS>(values, it.pages, it.page_ids, 1, it.tile * TILE_KEYS, it.context);
     };
 
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     u32 items = tile_starts[sequences] * kv_heads;
     u32 item = blockIdx.x, next_item = item + gridDim.x;
     auto leave = [&]() {
@@ -425,8 +425,8 @@ DEVICE void prefill(u16* out, const u16* queries, const u16* kv, const u32* tabl
     extern __shared__ __align__(1024) u8 memory[];
     u32 query_tile = shared_address(memory), tiles = query_tile + PREFILL_ROWS * D * 2;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     uint2 work = works[blockIdx.x];
     int head = blockIdx.y, sequence = work.x;
     int count = query_counts[sequence] - work.y;

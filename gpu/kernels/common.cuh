@@ -123,6 +123,96 @@ DEVICE uint4 load_matrices_transposed(u32 address) {
     return v;
 }
 
+// ---- warpgroups: products of whole tiles -----------------------------------------------------------------------------
+
+// Copies between proxies and threads complete on a barrier in shared memory; it has a phase bit that each round flips.
+DEVICE void barrier_init(u64* barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void barrier_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+DEVICE void barrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Returns once the round of parity `phase` is complete.
+DEVICE void barrier_wait(u64* barrier, u32 phase) {
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;}"
+        ::"r"(shared_address(barrier)), "r"(phase)
+        : "memory");
+}
+
+// How the copy engine finds boxes of a matrix; made on the host.
+struct __align__(64) TensorMap {
+    u64 words[16];
+};
+
+// Starts copying the box at (row, column) to shared memory, swizzled in rows of 128 bytes; what lies outside of the
+// matrix becomes zeros. The whole box counts on `barrier`. One thread calls it; `target` is a multiple of 1024.
+DEVICE void copy_box(u32 target, const TensorMap& map, int column, int row, u64* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+        ::"r"(target), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
+
+// A tile of rows of 128 bytes, swizzled; 16 elements from `address` on are one step.
+DEVICE u64 matrix_descriptor(u32 address) {
+    constexpr u64 SWIZZLE_128 = 1, GROUP_OF_ROWS = 1024;
+    return (u64)(address >> 4 & 0x3fff) | (u64)1 << 16 | (GROUP_OF_ROWS >> 4) << 32 | SWIZZLE_128 << 62;
+}
+
+DEVICE void matrices_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void matrices_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING>
+DEVICE void matrices_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// d (64 x N) = a (64 x 16) * b (16 x N), added to d if `add`, by four warps; both operands in shared memory, bf16, rows
+// along k. Lane 4g + t of warp w holds in d[4j .. 4j+3] row 16w + g, columns 8j + 2t, 8j + 2t + 1, and row 16w + g + 8.
+#define ACCUMULATORS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ACCUMULATORS_16(d, i) \
+    ACCUMULATORS_4(d, i), ACCUMULATORS_4(d, i + 4), ACCUMULATORS_4(d, i + 8), ACCUMULATORS_4(d, i + 12)
+#define ACCUMULATORS_32(d, i) ACCUMULATORS_16(d, i), ACCUMULATORS_16(d, i + 16)
+#define ACCUMULATORS_64(d, i) ACCUMULATORS_32(d, i), ACCUMULATORS_32(d, i + 32)
+
+DEVICE void multiply(float (&d)[16], u64 a, u64 b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
+        ", %16, %17, p, 1, 1, 0, 0;}"
+        : ACCUMULATORS_16(d, 0)
+        : "l"(a), "l"(b), "r"((int)add));
+}
+
+DEVICE void multiply(float (&d)[32], u64 a, u64 b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+        ", %32, %33, p, 1, 1, 0, 0;}"
+        : ACCUMULATORS_32(d, 0)
+        : "l"(a), "l"(b), "r"((int)add));
+}
+
+DEVICE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63}"
+        ", %64, %65, p, 1, 1, 0, 0;}"
+        : ACCUMULATORS_64(d, 0)
+        : "l"(a), "l"(b), "r"((int)add));
+}
+
 // ---- clusters ----------------------------------------------------------------------------------------------------
 
 DEVICE void cluster_sync() {

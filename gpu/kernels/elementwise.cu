@@ -4,8 +4,8 @@
 // that the token's slot sampled last.
 extern "C" __global__ void __launch_bounds__(128)
     embed(float* hidden, const u16* table, const u32* ids, const u32* slots, const u32* last_tokens, int width) {
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     int token = blockIdx.x;
     u32 id = ids[token];
     if (id == PLACEHOLDER) id = last_tokens[slots[token]];
@@ -31,8 +31,8 @@ DEVICE float block_sum(float v, float* scratch) {
 extern "C" __global__ void __launch_bounds__(256) rms_norm(
     u16* out, float* hidden, const u16* delta, const float* weight, const u32* rows, int width, float eps) {
     __shared__ float scratch[8];
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
     float4* in = (float4*)(hidden + row * width);
     float sum = 0.0f;
@@ -57,8 +57,8 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
 
 // out[r, i] = silu(gate) * up, where in[r] interleaves gate_0, up_0, gate_1, up_1, ... One thread makes 4 outputs.
 extern "C" __global__ void __launch_bounds__(256) silu_mul(u16* out, const u16* in, u64 groups) {
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= groups) return;
     uint4 v = ((const uint4*)in)[i];

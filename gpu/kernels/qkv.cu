@@ -11,8 +11,8 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
                      const float* k_norm, const float* cosines, const float* sines, const u32* positions,
                      const u32* places, int tokens, int heads, int kv_heads, int page_shift, int norm_width, float eps) {
     constexpr int PER = D / 64;  // elements of each half that a lane holds
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     int lane = threadIdx.x % 32;
     int all_heads = heads + 2 * kv_heads;
     u64 unit = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;

@@ -206,8 +206,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
            int slice, int max_bias, int max_stops) {
     extern __shared__ __align__(16) float mine[];
     __shared__ Shared shared;
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     u32 rank = cluster_rank(), row = blockIdx.y, slot = slots[row];
     if (slot == NO_SLOT) return;
     const Params p = params[slot];
@@ -364,8 +364,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     score(Drawn* scored, const float* logits, const u32* targets, const u32* tops, int vocab, int slice) {
     extern __shared__ __align__(16) float mine[];
     __shared__ Shared shared;
-    wait_for_producer();
     allow_consumer();
+    wait_for_producer();
     u32 rank = cluster_rank(), row = blockIdx.y;
     int first = rank * slice;
     int count = vocab - first < slice ? vocab - first : slice;

@@ -2,7 +2,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
-use crate::{CudaError, Device, Element, View};
+use crate::{CudaError, Device, Element, View, tensor_map::TensorMap};
 
 /// How many blocks of how many threads, and their dynamic shared memory.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,9 @@ macro_rules! arguments {
 }
 pub(crate) use arguments;
 
+/// Most arguments that a kernel here has.
+const MAX_ARGUMENTS: usize = 24;
+
 impl Device {
     /// Starts a kernel on the device's stream. It may begin while its predecessor still runs, up to the point where
     /// it waits for it (programmatic dependent launch).
@@ -77,12 +80,33 @@ impl Device {
         &self,
         kernel: &str,
         shape: Shape,
+        arguments: [u64; N],
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's duty.
+        unsafe { self.launch_mapped(kernel, shape, &[], arguments) }
+    }
+
+    /// The same for a kernel whose first arguments are tensor maps.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    pub(crate) unsafe fn launch_mapped<const N: usize>(
+        &self,
+        kernel: &str,
+        shape: Shape,
+        maps: &[TensorMap],
         mut arguments: [u64; N],
     ) -> Result<(), CudaError> {
         if shape.grid.contains(&0) {
             return Ok(());
         }
-        let mut pointers: [*mut c_void; N] = arguments.each_mut().map(|word| std::ptr::from_mut(word).cast());
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
+        let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast());
+        let words = arguments.iter_mut().map(|word| std::ptr::from_mut(word).cast());
+        assert!(maps.len() + words.len() <= MAX_ARGUMENTS, "{kernel} has too many arguments");
+        for (pointer, argument) in pointers.iter_mut().zip(maps.chain(words)) {
+            *pointer = argument;
+        }
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -17,6 +17,7 @@ mod launch;
 mod library;
 mod memory;
 pub mod ops;
+mod tensor_map;
 mod timer;
 
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};

@@ -5,6 +5,7 @@ use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
     launch::{Shape, arguments},
+    tensor_map::TensorMap,
 };
 
 /// Whether a row's result may depend on the number of rows beside it.
@@ -47,16 +48,18 @@ pub struct Gemm<'a> {
 
 /// Most rows of x that the streaming kernel takes.
 const STREAM_ROWS: usize = 16;
-/// From this many rows on, the library is faster than the tile kernel.
+/// From this many rows on, the library is faster than the wide kernel.
 const BLAS_ROWS: usize = 17;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
-const TILE_COLUMNS: usize = 128;
-const TILE_STAGES: usize = 4;
-const TILE_THREADS: u32 = 256;
-/// Tiles of 128 rows from which on they fill the GPU without being split.
-const ENOUGH_TILES: usize = 132;
+/// Columns of a block of the wide kernel.
+const WIDE_COLUMNS: usize = 128;
+const WIDE_THREADS: u32 = 288;
+/// The ring begins at a multiple of this, which the copy engine's swizzle needs.
+const RING_ALIGNMENT: usize = 1024;
+/// Blocks of 128 rows from which on they fill the GPU without being split.
+const ENOUGH_BLOCKS: usize = 132;
 
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
@@ -70,10 +73,10 @@ enum Plan {
     /// A warp takes `8 * blocks` rows of w over one segment, `token_tiles` times 8 rows of x.
     Stream { blocks: usize, token_tiles: usize },
     /// `rows` of x a block.
-    Tile { rows: usize, cut: Cut },
+    Wide { rows: usize, cut: Cut },
 }
 
-/// What a block of the tile kernel does with segments.
+/// What a block of the wide kernel does with segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
     /// There is only one.
@@ -103,14 +106,26 @@ impl Plan {
             33..=64 => 64,
             _ => 128,
         };
-        let tiles = m.div_ceil(rows) * n.div_ceil(TILE_COLUMNS);
+        let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
         let cut = match (segments, rows) {
             (1, 32 | 64) => Cut::Whole,
             (1, _) => Cut::Folded,
-            (_, 128) if tiles > ENOUGH_TILES => Cut::Folded,
+            (_, 128) if blocks > ENOUGH_BLOCKS => Cut::Folded,
             _ => Cut::Split,
         };
-        Self::Tile { rows, cut }
+        Self::Wide { rows, cut }
+    }
+}
+
+/// Kernel, stages of its ring.
+fn wide_kernel(rows: usize, cut: Cut) -> (&'static str, usize) {
+    match (rows, cut) {
+        (32, Cut::Split) => ("gemm_wide_32_split", 5),
+        (32, _) => ("gemm_wide_32", 5),
+        (64, Cut::Split) => ("gemm_wide_64_split", 4),
+        (64, _) => ("gemm_wide_64", 4),
+        (_, Cut::Split) => ("gemm_wide_128_split", 3),
+        (_, _) => ("gemm_wide_128_fold", 6),
     }
 }
 
@@ -162,23 +177,17 @@ impl Device {
                 // SAFETY: signature of gemm_stream; lengths checked in `gemm`.
                 unsafe { self.launch(kernel, shape.shared(ring), arguments) }
             }
-            Plan::Tile { rows, cut } => {
-                let kernel = match (rows, cut) {
-                    (32, Cut::Split) => "gemm_tile_32_split",
-                    (32, _) => "gemm_tile_32",
-                    (64, Cut::Split) => "gemm_tile_64_split",
-                    (64, _) => "gemm_tile_64",
-                    (_, Cut::Split) => "gemm_tile_128_split",
-                    (_, _) => "gemm_tile_128_fold",
-                };
-                let depth = if cut == Cut::Split { segments } else { 1 };
-                let grid = [m.div_ceil(rows) as u32, n.div_ceil(TILE_COLUMNS) as u32, depth as u32];
-                let ring = TILE_STAGES * (TILE_COLUMNS + rows) / 8 * 2 * 512;
-                let shape = Shape::new(grid, TILE_THREADS).shared(ring);
-                let arguments =
-                    arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
-                // SAFETY: signature of gemm_tile; lengths checked in `gemm`.
-                unsafe { self.launch(kernel, shape, arguments) }
+            Plan::Wide { rows, cut } => {
+                let (kernel, stages) = wide_kernel(rows, cut);
+                let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
+                let blocks = if cut == Cut::Split { blocks * segments } else { blocks };
+                let ring = stages * (WIDE_COLUMNS + rows) * 128 + RING_ALIGNMENT;
+                let shape = Shape::new([blocks as u32, 1, 1], WIDE_THREADS).shared(ring);
+                let maps =
+                    [TensorMap::new(op.w, [n, k], WIDE_COLUMNS)?, TensorMap::new(op.x, [m, k], rows)?];
+                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], sizes[3], output];
+                // SAFETY: signature of gemm_wide; lengths checked in `gemm`.
+                unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
             }
         }
     }
@@ -205,15 +214,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_rows_stream_and_many_rows_tile() {
+    fn few_rows_stream_and_many_rows_multiply_tiles() {
         assert_eq!(Plan::new(1, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(1, 1024), Plan::Stream { blocks: 1, token_tiles: 1 });
         assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 4, token_tiles: 2 });
-        assert_eq!(Plan::new(17, 4096), Plan::Tile { rows: 32, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 24_576), Plan::Tile { rows: 64, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 151_936), Plan::Tile { rows: 64, cut: Cut::Whole });
-        assert_eq!(Plan::new(512, 4096), Plan::Tile { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(4096, 4096), Plan::Tile { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(256, 151_936), Plan::Tile { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(17, 4096), Plan::Wide { rows: 32, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 24_576), Plan::Wide { rows: 64, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 151_936), Plan::Wide { rows: 64, cut: Cut::Whole });
+        assert_eq!(Plan::new(512, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(4096, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(256, 151_936), Plan::Wide { rows: 128, cut: Cut::Folded });
     }
 }

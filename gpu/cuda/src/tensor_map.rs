@@ -1,0 +1,53 @@
+use std::ffi::c_void;
+
+use cudarc::driver::sys;
+use half::bf16;
+
+use crate::{CudaError, View};
+
+/// Columns of a box: 128 bytes, the width of the swizzle.
+const BOX_COLUMNS: u32 = 64;
+
+/// How the copy engine finds boxes of a matrix: `box_rows` rows by 64 columns of bf16, laid out in shared memory as the
+/// tensor cores want them (rows of 128 bytes, swizzled). Parts of a box outside of the matrix read as zeros.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct TensorMap(sys::CUtensorMap);
+
+impl TensorMap {
+    /// Of the first `rows` rows of `columns` elements, row-major; `columns` is a multiple of 8, `box_rows` at most 256.
+    ///
+    /// # Panics
+    /// If the view is shorter.
+    pub fn new(
+        matrix: View<'_, bf16>,
+        [rows, columns]: [usize; 2],
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        assert!(matrix.len() >= rows * columns, "a matrix of {rows} x {columns}");
+        let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
+        let sizes = [columns as u64, rows as u64];
+        let row_bytes = [(columns * size_of::<bf16>()) as u64];
+        let (extent, steps) = ([BOX_COLUMNS, box_rows as u32], [1u32; 2]);
+        // SAFETY: the driver is loaded, since there is a view; every pointer is valid for the call and the arrays have
+        // one entry a dimension (strides one fewer).
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map.0,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                sizes.len() as u32,
+                matrix.address() as *mut c_void,
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                extent.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()?;
+        Ok(map)
+    }
+}
