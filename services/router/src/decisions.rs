@@ -101,3 +101,6 @@ pub struct Considered {
     /// It lately failed to answer, or the sender wants it avoided: only if nobody else can serve.
     pub doubted: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,20 +2,20 @@
 //!
 //! [`actor`] is the router on the bus. What it knows of one model is a [`deployment`]: fleets of engines ([`fleet`]),
 //! each with an [`index`] of all their caches, kept by a [`follow`]er for each, and their [`load`]; a [`queue`] of those
-//! that wait; and a [`policy`] that prices candidates. [`decisions`] tell why.
+//! that wait; and a [`policy`] that prices candidates. [`decisions`] tell why. All but the actor is pure.
 
 mod actor;
-mod chain;
-mod decisions;
-mod deployment;
-mod fleet;
-mod follow;
+pub mod chain;
+pub mod decisions;
+pub mod deployment;
+pub mod fleet;
+pub mod follow;
 mod held;
 pub mod index;
-mod load;
+pub mod load;
 pub mod policy;
-mod queue;
-mod remote;
+pub mod queue;
+pub mod remote;
 mod service;
 mod settings;
 

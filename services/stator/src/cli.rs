@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, chat, child, drain, health, model, service, tap, up};
+use crate::{bench, chat, child, drain, health, model, replay, service, tap, up};
 
 /// Serves language models: an OpenAI-style API in front, engines behind, NATS between.
 ///
@@ -39,6 +39,8 @@ enum Command {
     Model(model::ModelArgs),
     /// Ask an instance to finish its work and go
     Drain(drain::DrainArgs),
+    /// Decide recorded routing decisions again under another policy
+    ReplayDecisions(replay::ReplayArgs),
     /// Exit with 0 if a url answers with success: a health check for containers
     Health(health::HealthArgs),
     #[command(hide = true)]
@@ -58,6 +60,7 @@ impl Cli {
             Command::Bench(args) => bench::run(*args),
             Command::Model(args) => model::run(&args),
             Command::Drain(args) => drain::run(args),
+            Command::ReplayDecisions(args) => replay::run(&args),
             Command::Health(args) => health::run(&args),
             Command::WithParent(args) => args.run(),
         }

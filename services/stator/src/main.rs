@@ -9,6 +9,7 @@ mod drain;
 mod health;
 mod http;
 mod model;
+mod replay;
 mod service;
 mod tap;
 mod up;

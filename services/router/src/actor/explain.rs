@@ -62,6 +62,7 @@ impl RouterActor {
         for started in started.iter().filter(|started| started.router == self.context.me.instance) {
             let Some(decision) = ledger.started(engine, started) else { continue };
             let (predicted, found) = (decision.predicted_cached_tokens, started.cached_tokens);
+            metrics::counter!("stator_router_predictions_checked_total").increment(1);
             metrics::counter!("stator_router_predicted_cached_tokens_total").increment(predicted.into());
             metrics::counter!("stator_router_found_cached_tokens_total").increment(found.into());
             metrics::counter!("stator_router_prompt_tokens_total")

@@ -3,6 +3,7 @@ use std::{
     io::{BufWriter, Write},
     path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -15,7 +16,10 @@ const WAITING: usize = 1024;
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// Appends decisions to a file, one JSON object a line, on a thread of its own.
-pub struct Recorder(SyncSender<Decision>);
+pub struct Recorder {
+    waiting: Option<SyncSender<Decision>>,
+    writer: Option<JoinHandle<()>>,
+}
 
 impl Recorder {
     /// # Errors
@@ -24,15 +28,26 @@ impl Recorder {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("--record-decisions {} cannot be opened", path.display()))?;
         let (sender, waiting) = sync_channel(WAITING);
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("decisions".to_owned())
             .spawn(move || write(BufWriter::new(file), &waiting))?;
-        Ok(Self(sender))
+        Ok(Self { waiting: Some(sender), writer: Some(writer) })
     }
 
     pub fn record(&self, decision: Decision) {
-        if self.0.try_send(decision).is_err() {
+        let sent = self.waiting.as_ref().is_some_and(|waiting| waiting.try_send(decision).is_ok());
+        if !sent {
             metrics::counter!("stator_router_decisions_unrecorded_total").increment(1);
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// Waits until all is written.
+    fn drop(&mut self) {
+        self.waiting = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
         }
     }
 }

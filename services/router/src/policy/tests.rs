@@ -79,7 +79,11 @@ fn power_of_two_seldom_takes_the_busiest() {
 #[test]
 fn a_session_stays_where_it_is_until_that_engine_is_far_busier() {
     let demand = Demand { session: true, ..DEMAND };
-    let ranked = |requests, session_rank| Candidate { requests, session_rank: session_rank << 56, ..Candidate::default() };
+    let ranked = |requests, session_rank: u64| Candidate {
+        requests,
+        session_rank: session_rank << 56,
+        ..Candidate::default()
+    };
     let mut any = pricer(Policy::RoundRobin);
     assert_eq!(choose(&mut any, &demand, &[ranked(3, 10), ranked(4, 99), ranked(3, 50)]), 1);
     assert_eq!(choose(&mut any, &demand, &[ranked(3, 10), ranked(14, 99), ranked(3, 50)]), 2);

@@ -90,7 +90,8 @@ fn simulate(policy: Policy, prompts: u64, requests: u64, every_ms: u64) -> Outco
     for now in 0..requests * every_ms {
         if now % every_ms == 0 {
             let number = now / every_ms;
-            let request = Request::new((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % prompts, 40, number, 4);
+            let request =
+                Request::new((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % prompts, 40, number, 4);
             let demand = Demand { prompt_tokens: request.tokens(), page_size: PAGE, session: false };
             let candidates: Vec<Candidate> = workers.iter().map(|w| w.candidate(&request.chain)).collect();
             let chosen = choose(&mut pricer, &demand, &candidates);

@@ -1,0 +1,99 @@
+use messages::{Attempt, InstanceId, Pool, RequestId, load::Started};
+
+use super::*;
+use crate::{fixtures::id, settings::RouterSettings};
+
+fn considered(instance: &str, overlap_blocks: u32, requests: u32) -> Considered {
+    Considered {
+        instance: id(instance),
+        seen: Candidate { overlap_blocks, requests, ..Candidate::default() },
+        cost: f64::from(40 - overlap_blocks),
+        terms: None,
+        tried: false,
+        doubted: false,
+    }
+}
+
+fn decision(number: u64, chosen: &str) -> Decision {
+    Decision {
+        number,
+        router: id("router-1"),
+        at_ms: 0,
+        request: RequestId::mint(),
+        attempt: Attempt::FIRST,
+        label: Some(format!("label-{number}")),
+        tenant: None,
+        pool: Pool::of_model("m", "00"),
+        held_us: 100,
+        basis: Basis::Policy,
+        policy: Policy::Kv,
+        weights: RouterSettings::default().weights(),
+        demand: Demand { prompt_tokens: 640, page_size: 16, session: false },
+        candidates: vec![considered("a", 30, 9), considered("b", 10, 3), considered("c", 0, 0)],
+        left_out: 0,
+        chosen: id(chosen),
+        prefill: None,
+        outcome: Outcome::Offered,
+        predicted_cached_tokens: 480,
+        cached_tokens: None,
+    }
+}
+
+#[test]
+fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
+    let mut ledger = Ledger::default();
+    // Dispatches are numbered before they are entered.
+    for number in [2, 1, 3] {
+        ledger.enter(decision(number, "a"));
+    }
+    ledger.close(2, Outcome::Accepted);
+    let started = Started { router: id("router-1"), number: 2, cached_tokens: 464 };
+    assert!(ledger.started(&id("b"), &started).is_none(), "that is another engine's dispatch");
+    assert!(ledger.started(&id("a"), &started).is_some());
+    let about = ledger.about("label-2");
+    assert_eq!((about.len(), about[0].outcome, about[0].cached_tokens), (1, Outcome::Accepted, Some(464)));
+    let by_id = about[0].request.to_string();
+    assert_eq!(ledger.about(&by_id)[0].number, 2);
+}
+
+#[test]
+fn the_ledger_forgets_the_oldest() {
+    let mut ledger = Ledger::default();
+    (0..5000).for_each(|number| ledger.enter(decision(number, "a")));
+    assert!(ledger.about("label-0").is_empty());
+    assert_eq!(ledger.about("label-4999").len(), 1);
+}
+
+#[test]
+fn a_shortened_decision_still_shows_the_chosen_one() {
+    let mut decision = decision(1, "c");
+    decision.shorten(1);
+    let shown: Vec<&InstanceId> = decision.candidates.iter().map(|candidate| &candidate.instance).collect();
+    assert_eq!((shown, decision.left_out), (vec![&id("a"), &id("c")], 1));
+}
+
+#[test]
+fn recorded_decisions_replay_under_another_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("decisions");
+    let recorder = Recorder::open(&path).unwrap();
+    (0..30).for_each(|number| recorder.record(decision(number, "a")));
+    recorder.record(Decision { basis: Basis::Pin, ..decision(30, "b") });
+    drop(recorder);
+    let read = || std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+
+    let same = replay(read(), Policy::Kv).unwrap();
+    assert_eq!((same.decisions, same.skipped, same.same), (30, 1, 1.0));
+    assert_eq!((same.recorded.cached_share, same.recorded.busiest), (0.75, 3.0));
+    let turns = replay(read(), Policy::RoundRobin).unwrap();
+    assert!((turns.replayed.busiest - 1.0).abs() < 1e-9, "{turns:?}");
+    assert!(turns.replayed.cached_share < turns.recorded.cached_share);
+    let idlest = replay(read(), Policy::LeastLoaded).unwrap();
+    assert_eq!((idlest.same, idlest.replayed.cached_share), (0.0, 0.0));
+}
+
+#[test]
+fn a_file_of_something_else_is_refused_with_the_line() {
+    let error = replay("{}\n".as_bytes(), Policy::Kv).unwrap_err();
+    assert!(error.to_string().contains("line 1"), "{error}");
+}

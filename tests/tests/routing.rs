@@ -1,0 +1,202 @@
+//! Routing by what engines have cached: real engines, and a hundred pretended ones for a router that starts late.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+use std::time::{Duration, Instant};
+
+use actors::{
+    bus::{Bus, BusOptions},
+    lease,
+};
+use futures_util::StreamExt;
+use messages::{
+    InstanceId, Namespace, Pool, Role, codec,
+    kv::KvSnapshot,
+    lease::{Lease, State},
+    subject,
+};
+use serde_json::{Value, json};
+use stator_tests::{
+    Cluster, Service,
+    cluster::{Plan, figure},
+    eventually,
+    http::{Http, Reply},
+    model::toy,
+};
+
+const PROMPTS: usize = 7;
+const ROUNDS: usize = 3;
+
+fn chat(prompt: usize, question: usize) -> Value {
+    let system = format!("You are assistant number {prompt}. ").repeat(15);
+    json!({
+        "model": "toy", "temperature": 0, "max_tokens": 4, "ignore_eos": true,
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": format!("question {question}")},
+        ],
+    })
+}
+
+async fn ask(http: &Http, headers: &[(&str, &str)], body: &Value) -> Reply {
+    let body = serde_json::to_vec(body).unwrap().into();
+    let reply = http.send("POST", "/v1/chat/completions", headers, body).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    reply
+}
+
+/// Prompt tokens that caches held, of all, when each of several system prompts is used a few times.
+async fn cached_share(policy: &str) -> f64 {
+    let plan = Plan::of(toy()).replicas(1, 1, 4).with(Service::Router, &["--policy", policy]);
+    let mut cluster = Cluster::start(plan).await;
+    followed(&mut cluster, 4).await;
+    let (mut cached, mut all) = (0, 0);
+    for round in 0..ROUNDS {
+        for prompt in 0..PROMPTS {
+            let usage = ask(&cluster.http(), &[], &chat(prompt, round)).await.json()["usage"].clone();
+            cached += usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+            all += usage["prompt_tokens"].as_u64().unwrap();
+            told(&mut cluster, (round * PROMPTS + prompt + 1) as f64).await;
+        }
+    }
+    cached as f64 / all as f64
+}
+
+async fn router_figure(cluster: &mut Cluster, router: usize, name: &str) -> Option<f64> {
+    let admin = cluster.admin_addresses("router").get(router)?.clone();
+    figure(&Http::at(&admin).get("/metrics").await.ok()?.body, name)
+}
+
+/// Waits until the first router follows so many caches.
+async fn followed(cluster: &mut Cluster, engines: usize) {
+    eventually("every cache is followed", Duration::from_secs(10), async || {
+        let taken = router_figure(cluster, 0, "stator_router_kv_snapshots_total").await?;
+        (taken >= engines as f64).then_some(())
+    })
+    .await;
+}
+
+/// Waits until engines have told what so many dispatches found.
+async fn told(cluster: &mut Cluster, dispatches: f64) {
+    eventually("the engine tells what it found", Duration::from_secs(10), async || {
+        let checked = router_figure(cluster, 0, "stator_router_predictions_checked_total").await?;
+        (checked >= dispatches).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_caches_more_of_shared_prompts_is_found_than_by_turns() {
+    let (kv, turns) = (cached_share("kv").await, cached_share("round-robin").await);
+    println!("cached share of prompt tokens: kv {kv:.3}, round-robin {turns:.3}");
+    assert!(kv > turns + 0.1, "kv {kv:.3}, round-robin {turns:.3}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_can_be_read_back_with_what_the_engine_found() {
+    let mut cluster = Cluster::start(Plan::of(toy()).replicas(1, 1, 2)).await;
+    followed(&mut cluster, 2).await;
+    ask(&cluster.http(), &[], &chat(0, 0)).await;
+    told(&mut cluster, 1.0).await;
+    let reply = ask(&cluster.http(), &[("x-request-id", "tell-me"), ("x-stator-explain", "1")], &chat(0, 1)).await;
+    told(&mut cluster, 2.0).await;
+    let admin = Http::at(&cluster.admin_addresses("router")[0]);
+    let decisions = admin.get("/admin/decisions/tell-me").await.unwrap().json();
+    let decision = &decisions[0];
+    assert_eq!(decision["outcome"], "accepted");
+    assert_eq!(decision["candidates"].as_array().unwrap().len(), 2);
+    assert_eq!(decision["chosen"], decision["candidates"][0]["instance"], "the lowest cost was taken");
+    let predicted = decision["predicted_cached_tokens"].as_u64().unwrap();
+    assert!(predicted > 300, "{decision}");
+    assert_eq!(decision["cached_tokens"].as_u64(), Some(predicted));
+    let id = reply.headers.get("x-stator-requests").unwrap().to_str().unwrap();
+    assert_eq!(admin.get(&format!("/admin/decisions/{id}")).await.unwrap().json(), decisions);
+    assert_eq!(admin.get("/admin/decisions/unheard-of").await.unwrap().status, 404);
+}
+
+const PRETENDED: usize = 100;
+const BLOCKS_EACH: u64 = 2000;
+
+/// Engines that only hold leases and answer for their caches.
+async fn pretend(nats_url: &str) -> Bus {
+    let namespace: Namespace = "stator".parse().unwrap();
+    let options = BusOptions {
+        urls: vec![nats_url.to_owned()],
+        namespace: namespace.clone(),
+        credentials: None,
+        name: "pretended engines".to_owned(),
+    };
+    let bus = Bus::connect(&options).await.unwrap();
+    let pool = Pool::of_model("pretended", "00");
+    let mut leases = Vec::new();
+    for n in 0..PRETENDED as u64 {
+        let instance = InstanceId::draw(Role::Decode);
+        let control = subject::instance_control(&namespace, Role::Decode, &pool, &instance);
+        let mut questions = bus.listen(control).await.unwrap();
+        let blocks = (0..BLOCKS_EACH).map(|at| (n * BLOCKS_EACH + at).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let snapshot =
+            KvSnapshot { instance: instance.clone(), epoch: 1, next: 0, blocks: blocks.collect() };
+        let (body, answers) = (codec::encode(&snapshot), bus.clone());
+        tokio::spawn(async move {
+            while let Some(question) = questions.next().await {
+                if let Some(reply) = question.reply {
+                    answers.reply(reply.to_string(), body.clone());
+                }
+            }
+        });
+        leases.push(pretended_lease(&pool, instance));
+    }
+    let store = lease::open(&bus, 1).await.unwrap();
+    let renew = async move || {
+        for lease in &leases {
+            let key = subject::lease_key(lease.role, &lease.pool, &lease.instance);
+            store.put(&key, codec::encode(lease)).await.unwrap();
+        }
+    };
+    renew().await;
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(lease::RENEW_EVERY).await;
+            renew().await;
+        }
+    });
+    bus
+}
+
+fn pretended_lease(pool: &Pool, instance: InstanceId) -> Lease {
+    Lease {
+        role: Role::Decode,
+        pool: pool.clone(),
+        instance,
+        state: State::Ready,
+        version: String::new(),
+        host: String::new(),
+        pid: 0,
+        started_ms: 0,
+        admin: None,
+        card: None,
+        numerics_class: None,
+        kv_tokens: None,
+        page_size: Some(16),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_starts_late_learns_every_cache() {
+    let mut cluster = Cluster::start(Plan::of(toy())).await;
+    let _pretended = pretend(&cluster.nats.url()).await;
+    followed(&mut cluster, PRETENDED + 1).await;
+    let began = Instant::now();
+    cluster.add(Service::Router);
+    eventually("every snapshot is taken", Duration::from_secs(30), async || {
+        let taken = router_figure(&mut cluster, 1, "stator_router_kv_snapshots_total").await?;
+        (taken >= (PRETENDED + 1) as f64).then_some(())
+    })
+    .await;
+    println!("{PRETENDED} caches of {BLOCKS_EACH} blocks known {:?} after the start of the process", began.elapsed());
+    eventually("the index tells its size", Duration::from_secs(10), async || {
+        let blocks = router_figure(&mut cluster, 1, "stator_router_index_blocks").await?;
+        (blocks >= (PRETENDED as u64 * BLOCKS_EACH) as f64).then_some(())
+    })
+    .await;
+}
