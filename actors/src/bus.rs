@@ -15,8 +15,10 @@ use tokio::sync::watch;
 /// A body that every deployment must be able to carry: 8192 tokens and their text with room to spare.
 pub const LEAST_MAX_PAYLOAD: usize = 1 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// A broker that answers no ping for two of these is taken for gone.
-const PING_EVERY: Duration = Duration::from_secs(1);
+/// The same where another server can be tried: one that hangs takes connections and says nothing.
+const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(500);
+/// A broker that is silent for three of these is taken for gone.
+const PING_EVERY: Duration = Duration::from_millis(400);
 const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the bus is and who asks.
@@ -109,6 +111,11 @@ impl Bus {
     /// Largest body in bytes, as the server says.
     pub fn max_payload(&self) -> usize {
         self.inner.requests.max_payload()
+    }
+
+    /// Whether the server is one of a cluster.
+    pub fn is_clustered(&self) -> bool {
+        self.inner.requests.server_info().cluster.is_some()
     }
 
     pub fn link(&self) -> watch::Receiver<Link> {
@@ -247,13 +254,18 @@ async fn dial(
     what: &str,
     mark: Option<watch::Sender<Link>>,
 ) -> Result<Client, BusError> {
+    let several = options.urls.len() > 1;
     let mut connect = ConnectOptions::new()
         .name(format!("{} {what}", options.name))
-        .connection_timeout(CONNECT_WITHIN)
+        .connection_timeout(if several { CONNECT_TO_ONE_OF_MANY_WITHIN } else { CONNECT_WITHIN })
         .ping_interval(PING_EVERY)
         .reconnect_delay_callback(|tries| {
             RECONNECT_AT_MOST_EVERY.min(Duration::from_millis(25) * 2u32.pow(tries.min(8) as u32))
         });
+    if several {
+        // Servers tell of each other by addresses of their own: a hung one would be tried once under each.
+        connect = connect.ignore_discovered_servers();
+    }
     if let Some(mark) = mark {
         connect = connect.event_callback(move |event| {
             note_event(&mark, &event);

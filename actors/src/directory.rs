@@ -41,7 +41,7 @@ struct Shared {
 
 impl Directory {
     /// Starts watching.
-    pub fn watch(bus: Bus, replicas: usize) -> Self {
+    pub fn watch(bus: Bus, replicas: Option<usize>) -> Self {
         let shared = Arc::new(Shared {
             roll: Mutex::new(Roll::new(Instant::now())),
             version: watch::channel(0).0,
@@ -50,6 +50,12 @@ impl Directory {
         tokio::spawn(follow(shared.clone(), bus.clone(), replicas));
         tokio::spawn(judge(shared.clone(), bus));
         Self { shared }
+    }
+
+    /// Names the lease that this process itself renews. While it is not seen, bucket or watch are at fault and nobody
+    /// else is judged by them.
+    pub fn holds_own(&self, lease: &Lease) {
+        self.shared.roll.lock().own(lease::key(lease));
     }
 
     /// Instances of a pool that take work.
@@ -96,7 +102,7 @@ impl Shared {
 }
 
 /// Follows the bucket; begins again whenever the watch breaks.
-async fn follow(shared: Arc<Shared>, bus: Bus, replicas: usize) {
+async fn follow(shared: Arc<Shared>, bus: Bus, replicas: Option<usize>) {
     loop {
         let epoch = bus.link().borrow().epoch;
         if let Ok(store) = lease::open(&bus, replicas).await {
@@ -110,9 +116,18 @@ async fn follow(shared: Arc<Shared>, bus: Bus, replicas: usize) {
 async fn follow_store(shared: &Shared, bus: &Bus, store: &Store, epoch: u64) {
     let Ok(mut entries) = store.watch_with_history(">").await else { return };
     let mut link = bus.link();
+    let mut tick = tokio::time::interval(TTL);
     loop {
         let entry = tokio::select! {
             entry = entries.next() => entry,
+            // What brings the entries may have gone with a server of the cluster, without a word.
+            now = tick.tick() => {
+                if shared.roll.lock().own_unseen(now.into_std()).is_some_and(|time| time > DISTRUST_FOR) {
+                    tracing::warn!("own lease not seen, the watch begins anew");
+                    return;
+                }
+                continue;
+            }
             // The bucket may be a new one after a reconnect: watch it from its beginning.
             _ = link.wait_for(|link| link.epoch != epoch) => return,
         };
@@ -127,11 +142,14 @@ async fn follow_store(shared: &Shared, bus: &Bus, store: &Store, epoch: u64) {
                 }
                 Err(error) => tracing::warn!(key = entry.key, %error, "lease ignored"),
             }
-        } else if let Some(gone) =
-            shared.roll.lock().ended(&entry.key, entry.operation == Operation::Delete, now)
-        {
-            shared.depart(vec![gone]);
-            shared.bump();
+        } else if entry.operation == Operation::Delete {
+            let gone = shared.roll.lock().given_back(&entry.key);
+            if let Some(gone) = gone {
+                shared.depart(vec![gone]);
+                shared.bump();
+            }
+        } else {
+            shared.roll.lock().expired(&entry.key);
         }
     }
 }

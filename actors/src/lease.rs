@@ -13,12 +13,15 @@ pub const RENEW_EVERY: Duration = Duration::from_secs(1);
 pub const TTL: Duration = Duration::from_secs(3);
 /// Limit markers make an expiry an event; the server keeps each marker this long.
 const MARKER_TTL: Duration = Duration::from_secs(1);
+/// Any one server of a cluster may go.
+const CLUSTER_REPLICAS: usize = 3;
 
-/// Opens the bucket of leases, making it if this is the first instance.
+/// Opens the bucket of leases, making it if this is the first instance. `replicas`: 3 on a NATS cluster unless set.
 ///
 /// # Errors
 /// [`BusError::JetStream`] if the server has no JetStream or is too old for limit markers.
-pub async fn open(bus: &Bus, replicas: usize) -> Result<kv::Store, BusError> {
+pub async fn open(bus: &Bus, replicas: Option<usize>) -> Result<kv::Store, BusError> {
+    let replicas = replicas.unwrap_or(if bus.is_clustered() { CLUSTER_REPLICAS } else { 1 });
     let jetstream = jetstream::new(bus.requests().clone());
     let bucket = bucket(bus.namespace(), replicas);
     let name = bucket.bucket.clone();
@@ -45,14 +48,11 @@ fn bucket(namespace: &Namespace, replicas: usize) -> kv::Config {
 /// Keeps the lease that `lease` holds until `stop`, then drops it.
 ///
 /// A bucket that is gone (the server restarted without its memory) is made anew.
-pub async fn keep(bus: Bus, replicas: usize, mut lease: watch::Receiver<Lease>, stop: CancellationToken) {
+pub async fn keep(bus: Bus, replicas: Option<usize>, mut lease: watch::Receiver<Lease>, stop: CancellationToken) {
     let mut store = open(&bus, replicas).await.ok();
     let mut tick = tokio::time::interval(RENEW_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let key = {
-        let lease = lease.borrow();
-        subject::lease_key(lease.role, &lease.pool, &lease.instance)
-    };
+    let key = key(&lease.borrow());
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -69,6 +69,11 @@ pub async fn keep(bus: Bus, replicas: usize, mut lease: watch::Receiver<Lease>, 
     if let Some(store) = store {
         let _ = tokio::time::timeout(RENEW_EVERY, store.delete(&key)).await;
     }
+}
+
+/// The key under which a lease is kept.
+pub fn key(lease: &Lease) -> String {
+    subject::lease_key(lease.role, &lease.pool, &lease.instance)
 }
 
 async fn renew(store: Option<&kv::Store>, key: &str, body: bytes::Bytes) -> bool {

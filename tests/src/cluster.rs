@@ -88,6 +88,19 @@ impl Plan {
         self
     }
 
+    /// One instance of that service, whatever was planned.
+    #[must_use]
+    pub fn only_one(mut self, service: Service) -> Self {
+        match service {
+            Service::Ingress => self.ingresses = 1,
+            Service::Tokenizer => self.tokenizers = 1,
+            Service::Router => self.routers = 1,
+            Service::Prefill => self.prefills = 1,
+            Service::Decode => self.decodes = 1,
+        }
+        self
+    }
+
     #[must_use]
     pub fn over_three_nats_servers(mut self) -> Self {
         self.nats_cluster = true;
@@ -241,6 +254,14 @@ impl Cluster {
             std::fs::write(folder.join(format!("nats-{n}.log")), server.output())?;
         }
         Ok(())
+    }
+
+    /// Place of the nats-server that the first ingress last connected to: its frames come from there.
+    pub fn nats_of_ingress(&mut self) -> usize {
+        let log = self.child(Service::Ingress, 0).output();
+        let port = log.rsplit_once("connected successfully server=").map(|(_, rest)| rest.split(' ').next());
+        let port = port.flatten().and_then(|port| port.parse().ok());
+        self.nats.iter().position(|server| Some(server.port()) == port).unwrap_or(0)
     }
 
     /// What every process has logged.

@@ -127,6 +127,10 @@ impl NatsServer {
         self.child.as_ref().map(Child::output).unwrap_or_default()
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }

@@ -53,7 +53,7 @@ struct Holder {
 fn hold(bus: &Bus, lease: Lease) -> Holder {
     let (lease, view) = watch::channel(lease);
     let give_back = CancellationToken::new();
-    let task = tokio::spawn(lease::keep(bus.clone(), 1, view, give_back.clone()));
+    let task = tokio::spawn(lease::keep(bus.clone(), None, view, give_back.clone()));
     Holder { lease, give_back, task }
 }
 
@@ -69,7 +69,7 @@ async fn sees(directory: &Directory, instance: &InstanceId, state: Option<State>
 async fn a_lease_is_seen_changes_and_goes_when_given_back() {
     let nats = NatsServer::start();
     let bus = Bus::connect(&options(nats.url())).await.unwrap();
-    let directory = Directory::watch(bus.clone(), 1);
+    let directory = Directory::watch(bus.clone(), None);
     let lease = a_lease();
     let instance = lease.instance.clone();
     let holder = hold(&bus, lease);
@@ -88,7 +88,7 @@ async fn a_lease_is_seen_changes_and_goes_when_given_back() {
 async fn an_expired_lease_is_an_event() {
     let nats = NatsServer::start();
     let bus = Bus::connect(&options(nats.url())).await.unwrap();
-    let directory = Directory::watch(bus.clone(), 1);
+    let directory = Directory::watch(bus.clone(), None);
     let (kept, lost) = (a_lease(), a_lease());
     let (kept_id, lost_id) = (kept.instance.clone(), lost.instance.clone());
     let _kept = hold(&bus, kept);
@@ -109,7 +109,7 @@ async fn an_expired_lease_is_an_event() {
 async fn a_restarted_server_without_memory_loses_nobody() {
     let mut nats = NatsServer::start();
     let bus = Bus::connect(&options(nats.url())).await.unwrap();
-    let directory = Directory::watch(bus.clone(), 1);
+    let directory = Directory::watch(bus.clone(), None);
     let lease = a_lease();
     let instance = lease.instance.clone();
     let holder = hold(&bus, lease);
@@ -140,7 +140,7 @@ async fn what_is_wrong_with_the_bus_is_said_at_start() {
 
     let plain = NatsServer::start_with("max_payload: 8MB\n");
     let bus = Bus::connect(&options(plain.url())).await.unwrap();
-    let error = lease::open(&bus, 1).await.err().unwrap();
+    let error = lease::open(&bus, None).await.err().unwrap();
     assert!(matches!(&error, BusError::JetStream(_)), "{error}");
     assert!(error.to_string().contains("-js"), "{error}");
 }

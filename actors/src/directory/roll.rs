@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use messages::{
@@ -10,14 +10,22 @@ use messages::{
 };
 
 use super::{DISTRUST_FOR, TTL};
+use crate::lease::RENEW_EVERY;
+
+/// Own renewals that may be missing before bucket or watch are doubted.
+const OWN_MISSES: u32 = 2;
 
 /// The leases that are held, by key; pure, the clock is passed in.
 ///
-/// Leases end by an event of the bucket or by not being renewed. Neither counts while this process distrusts itself:
-/// after its own reconnect or pause, on a new bucket, or when more than half a pool of several vanishes at once.
+/// Leases end by being given back, by expiry (an event of the bucket) or by not being renewed. The latter two do not
+/// count while this process distrusts what it sees: after its own reconnect or pause, on a new bucket, while its own
+/// lease is not renewed before its eyes, or when more than half of several vanish at once. A bucket whose leader is
+/// lost ends all leases in the same moment, those of the living too.
 #[derive(Debug)]
 pub(super) struct Roll {
     held: HashMap<String, Held>,
+    /// Key of this process's own lease.
+    own: Option<String>,
     distrusted_until: Instant,
 }
 
@@ -25,11 +33,40 @@ pub(super) struct Roll {
 struct Held {
     lease: Arc<Lease>,
     renewed: Instant,
+    expired: bool,
+}
+
+/// Leases, and how many of them are gone.
+#[derive(Debug, Default)]
+struct Toll {
+    all: usize,
+    gone: usize,
+}
+
+impl Toll {
+    fn count(&mut self, gone: bool) {
+        self.all += 1;
+        self.gone += usize::from(gone);
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.gone > 1 && self.gone * 2 > self.all
+    }
 }
 
 impl Roll {
     pub(super) fn new(now: Instant) -> Self {
-        Self { held: HashMap::new(), distrusted_until: now }
+        Self { held: HashMap::new(), own: None, distrusted_until: now }
+    }
+
+    pub(super) fn own(&mut self, key: String) {
+        self.own = Some(key);
+    }
+
+    /// For how long the own lease was not renewed; `None` before it was seen at all.
+    pub(super) fn own_unseen(&self, now: Instant) -> Option<Duration> {
+        let held = self.held.get(self.own.as_ref()?)?;
+        Some(now.saturating_duration_since(held.renewed))
     }
 
     pub(super) fn distrust(&mut self, now: Instant) {
@@ -41,6 +78,7 @@ impl Roll {
         match self.held.get_mut(key) {
             Some(held) => {
                 held.renewed = now;
+                held.expired = false;
                 let news = *held.lease != lease;
                 if news {
                     held.lease = Arc::new(lease);
@@ -48,33 +86,41 @@ impl Roll {
                 news
             }
             None => {
-                self.held.insert(key.to_owned(), Held { lease: Arc::new(lease), renewed: now });
+                self.held.insert(key.to_owned(), Held { lease: Arc::new(lease), renewed: now, expired: false });
                 true
             }
         }
     }
 
-    /// Takes an end; `by_owner` tells a lease given back from one that expired.
-    pub(super) fn ended(&mut self, key: &str, by_owner: bool, now: Instant) -> Option<Arc<Lease>> {
-        if !by_owner && now < self.distrusted_until {
-            return None;
-        }
+    /// Its owner has dropped a lease: whatever one thinks of oneself, that counts.
+    pub(super) fn given_back(&mut self, key: &str) -> Option<Arc<Lease>> {
         self.held.remove(key).map(|held| held.lease)
     }
 
-    /// Removes leases that were due long ago.
+    /// The bucket has dropped a lease: [`Self::overdue`] decides what that means.
+    pub(super) fn expired(&mut self, key: &str) {
+        if let Some(held) = self.held.get_mut(key) {
+            held.expired = true;
+        }
+    }
+
+    /// Removes leases that have expired or were due long ago.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<Arc<Lease>> {
+        if self.own_unseen(now).is_some_and(|time| time > RENEW_EVERY * OWN_MISSES) {
+            self.distrust(now);
+        }
         if now < self.distrusted_until {
             return Vec::new();
         }
-        let late = |held: &Held| now.duration_since(held.renewed) > DISTRUST_FOR;
-        let mut pools: BTreeMap<(Role, Pool), (usize, usize)> = BTreeMap::new();
+        let late = |held: &Held| held.expired || now.duration_since(held.renewed) > DISTRUST_FOR;
+        let mut pools: BTreeMap<(Role, Pool), Toll> = BTreeMap::new();
+        let mut all = Toll::default();
         for held in self.held.values() {
-            let (all, gone) = pools.entry((held.lease.role, held.lease.pool.clone())).or_default();
-            *all += 1;
-            *gone += usize::from(late(held));
+            let gone = late(held);
+            pools.entry((held.lease.role, held.lease.pool.clone())).or_default().count(gone);
+            all.count(gone);
         }
-        let doubtful = pools.values().any(|(all, gone)| *gone > 1 && gone * 2 > *all);
+        let doubtful = all.is_doubtful() || pools.values().any(Toll::is_doubtful);
         let longest = |held: &Held| now.duration_since(held.renewed) > DISTRUST_FOR + TTL;
         if doubtful && !self.held.values().any(longest) {
             self.distrust(now);
@@ -125,8 +171,6 @@ impl Roll {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn lease(name: &str) -> Lease {
@@ -172,14 +216,41 @@ mod tests {
     #[test]
     fn an_expiry_event_counts_at_once_but_not_while_distrusted() {
         let start = Instant::now();
-        let mut roll = roll_of(&["a", "b"], start);
-        assert!(roll.ended("a", false, start).is_some());
+        let mut roll = roll_of(&["a", "b", "c", "d"], start);
+        roll.expired("a");
+        assert_eq!(roll.overdue(start).len(), 1);
         roll.distrust(start);
-        assert!(roll.ended("b", false, start).is_none());
-        assert!(
-            roll.ended("b", true, start).is_some(),
-            "a lease given back is gone whatever one thinks of oneself"
-        );
+        roll.expired("b");
+        assert!(roll.overdue(start).is_empty());
+        assert!(roll.given_back("b").is_some(), "a lease given back is gone whatever one thinks of oneself");
+    }
+
+    #[test]
+    fn a_lease_that_expired_and_is_renewed_has_never_gone() {
+        let start = Instant::now();
+        let mut roll = roll_of(&["a", "b", "c"], start);
+        roll.expired("a");
+        roll.renewed("a", lease("a"), start);
+        assert!(roll.overdue(start).is_empty());
+    }
+
+    #[test]
+    fn who_does_not_see_his_own_lease_renewed_judges_nobody() {
+        let start = Instant::now();
+        let mut roll = roll_of(&["me", "b", "c", "d"], start);
+        roll.own("me".to_owned());
+        let later = start + Duration::from_millis(2500);
+        roll.expired("b");
+        assert!(roll.overdue(later).is_empty());
+        for kept in ["me", "c", "d"] {
+            roll.renewed(kept, lease(kept), later);
+        }
+        assert!(roll.overdue(later).is_empty(), "and for a while after");
+        let much_later = later + DISTRUST_FOR;
+        for kept in ["me", "c", "d"] {
+            roll.renewed(kept, lease(kept), much_later);
+        }
+        assert_eq!(roll.overdue(much_later)[0].instance.as_str(), "b");
     }
 
     #[test]

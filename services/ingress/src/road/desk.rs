@@ -14,6 +14,7 @@ use messages::{
     Fault, InstanceId, RequestId, Role, RunId,
     control::Cancel,
     frame::{Alive, TextBatch, TextDelta},
+    lease::{Lease, State},
 };
 use parking_lot::RwLock;
 use tokio::{
@@ -90,7 +91,16 @@ impl Desk {
     pub(super) fn departed(&self, instance: &InstanceId) {
         self.suspects.mark(instance);
         for trip in self.all() {
-            if trip.passage().departed(instance) {
+            if trip.passage().departed(instance, false) {
+                trip.wake();
+            }
+        }
+    }
+
+    /// A lease has ended.
+    fn ended(&self, lease: &Lease) {
+        for trip in self.all() {
+            if trip.passage().departed(&lease.instance, lease.state == State::Draining) {
                 trip.wake();
             }
         }
@@ -110,7 +120,7 @@ impl Desk {
                 }
             };
             match departure {
-                Ok(lease) if lease.role != Role::Ingress => self.departed(&lease.instance),
+                Ok(lease) if lease.role != Role::Ingress => self.ended(&lease),
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }

@@ -105,12 +105,13 @@ impl Desk {
         let answer = self.ping(&trip, &question).await;
         let judged = bus.cut_off().is_none() && bus.link().borrow().epoch == epoch;
         let answer = if judged { answer } else { Answer::Unknown };
+        if !trip.passage().answered(&question, &answer, Instant::now()) {
+            return;
+        }
+        trip.wake();
         if matches!(answer, Answer::Dead) {
             tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
             self.departed(&question.instance);
-        }
-        if trip.passage().answered(&question, &answer, Instant::now()) {
-            trip.wake();
         }
     }
 

@@ -148,7 +148,7 @@ impl Cluster {
         services: Vec<Job>,
         options: &BusOptions,
         url: &str,
-        replicas: usize,
+        replicas: Option<usize>,
     ) -> anyhow::Result<ExitCode> {
         let offset = usize::from(nats.is_some());
         if let Some(nats) = nats {

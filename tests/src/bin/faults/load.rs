@@ -80,9 +80,14 @@ impl Load {
         Ok(())
     }
 
+    /// From now on each client only finishes what it has begun.
+    pub fn ask_no_more(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Lets each client finish what it has begun.
     pub async fn finish(mut self) -> Vec<Outcome> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.ask_no_more();
         let mut all = Vec::new();
         while let Some(outcomes) = self.clients.join_next().await {
             all.extend(outcomes.unwrap_or_default());

@@ -59,7 +59,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         let expected = stage::undisturbed(&rig).await?;
         table::head();
         for row in &rows {
-            if matches!(row.target, Target::Service(service) if !rig.has(service)) {
+            if matches!(row.target, Target::Service(service) | Target::Only(service) if !rig.has(service)) {
                 table::absent(&row.name());
                 continue;
             }

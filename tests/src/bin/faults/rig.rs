@@ -73,6 +73,7 @@ impl Rig {
             (Target::NatsOfThree, _) => self.plan().over_three_nats_servers(),
             // The second comes later, by a road that can be cut.
             (Target::Service(Service::Decode), Blow::Cut(_)) => self.plan().replicas(2, 2, 1),
+            (Target::Only(service), _) => self.plan().only_one(service),
             _ => self.plan(),
         };
         Cluster::start(plan).await

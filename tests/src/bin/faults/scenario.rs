@@ -16,6 +16,8 @@ pub enum Blow {
     Hang,
     /// SIGTERM: the process must end by itself with success.
     Drain,
+    /// SIGTERM, and again while it drains: it must end at once.
+    DrainNow,
     /// Cut off from NATS for that long, then healed.
     Cut(Duration),
     /// Killed, and started again after [`OUTAGE`] without its memory.
@@ -28,9 +30,11 @@ pub enum Blow {
 pub enum Target {
     /// The second of two instances; for an ingress the one that holds no stream.
     Service(Service),
+    /// The only instance; another is started once it has gone.
+    Only(Service),
     /// The only nats-server.
     Nats,
-    /// One of three.
+    /// One of three, the one that brings the frames of the first ingress.
     NatsOfThree,
 }
 
@@ -50,14 +54,16 @@ impl Scenario {
             Blow::Kill => "kill -9".to_owned(),
             Blow::Hang => format!("stop {} s", HANG.as_secs()),
             Blow::Drain => "drain".to_owned(),
+            Blow::DrainNow => "drain, then at once".to_owned(),
             Blow::Cut(time) => format!("cut off {} s", time.as_secs()),
             Blow::Restart => format!("restart after {} s", OUTAGE.as_secs()),
             Blow::Calm => "nothing".to_owned(),
         };
         let target = match self.target {
-            Target::Service(service) => service.name(),
-            Target::Nats => "nats-server",
-            Target::NatsOfThree => "nats-server of three",
+            Target::Service(service) => service.name().to_owned(),
+            Target::Only(service) => format!("only {}", service.name()),
+            Target::Nats => "nats-server".to_owned(),
+            Target::NatsOfThree => "nats-server of three".to_owned(),
         };
         format!("{target}: {blow}")
     }
@@ -65,17 +71,19 @@ impl Scenario {
     /// How long a stream may pause beyond what prefill takes.
     pub fn bound(self) -> Option<Duration> {
         match (self.target, self.blow) {
-            (_, Blow::Calm) => None,
+            (_, Blow::Calm) | (Target::Only(_), _) => None,
             (Target::NatsOfThree, _) => Some(Duration::from_secs(2)),
             (Target::Nats, _) => Some(OUTAGE + Duration::from_secs(1)),
             (_, Blow::Hang | Blow::Cut(_)) => Some(Duration::from_secs(3)),
-            (_, Blow::Kill | Blow::Drain | Blow::Restart) => Some(Duration::from_secs(1)),
+            (_, Blow::Kill | Blow::Drain | Blow::DrainNow | Blow::Restart) => Some(Duration::from_secs(1)),
         }
     }
 
     /// How long new requests go on coming after the blow.
     pub fn aftermath(self) -> Duration {
         match self.blow {
+            // Nobody takes them.
+            _ if self.target == Target::Only(Service::Ingress) => Duration::ZERO,
             Blow::Hang => HANG + Duration::from_secs(5),
             Blow::Cut(time) => time + Duration::from_secs(5),
             Blow::Calm => Duration::ZERO,
@@ -92,6 +100,12 @@ pub fn all() -> Vec<Scenario> {
             all.push(Scenario::new(blow, Target::Service(service)));
         }
     }
+    for service in [Service::Tokenizer, Service::Router, Service::Decode] {
+        all.push(Scenario::new(Blow::DrainNow, Target::Service(service)));
+        all.push(Scenario::new(Blow::Drain, Target::Only(service)));
+        all.push(Scenario::new(Blow::Kill, Target::Only(service)));
+    }
+    all.push(Scenario::new(Blow::Drain, Target::Only(Service::Ingress)));
     for seconds in [5, 15] {
         let blow = Blow::Cut(Duration::from_secs(seconds));
         all.push(Scenario::new(blow, Target::Service(Service::Decode)));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use stator_tests::{Cluster, Proxy, Service, Signal};
+use stator_tests::{Child, Cluster, Proxy, Service, Signal};
 
 use crate::{
     answer::Answer,
@@ -20,6 +20,10 @@ use crate::{
 
 /// How long a drained process may take to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(60);
+/// The same once it was told a second time.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Time for a drain to begin.
+const DRAIN_BEGINS: Duration = Duration::from_millis(300);
 
 /// The answers of an undisturbed cluster.
 ///
@@ -33,7 +37,7 @@ pub async fn undisturbed(rig: &Rig) -> anyhow::Result<Vec<Answer>> {
     answers.with_context(|| format!("the undisturbed run failed\n{}", cluster.logs()))
 }
 
-/// Plays a scenario; logs of one that went wrong are kept under `logs`.
+/// Plays a scenario; the logs of one that went wrong are kept under `logs`.
 pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Path) -> Verdict {
     let mut cluster = rig.start(scenario).await;
     let proxy = match (scenario.target, scenario.blow) {
@@ -43,6 +47,9 @@ pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Pat
     let load = Load::start(&cluster.http(), &rig.mix, rig.clients);
     let began = load.under_way().await;
     let blow = Instant::now();
+    if scenario.aftermath().is_zero() {
+        load.ask_no_more();
+    }
     let struck = strike(&mut cluster, scenario, proxy.as_ref()).await;
     tokio::time::sleep_until((blow + scenario.aftermath()).into()).await;
     let outcomes = load.finish().await;
@@ -54,10 +61,10 @@ pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Pat
     }
     verdict.leaks = gauges::leaks(&mut cluster).await;
     verdict.prefill = allowance(&mut cluster, &outcomes, blow).await;
-    if !verdict.clean() {
+    if !verdict.clean() || !verdict.in_time() {
         let folder = logs.join(format!("{} {}", rig.name, scenario.name()).replace([' ', ':'], "-"));
         match cluster.keep_logs(&folder) {
-            Ok(()) => verdict.remark(format!("logs: {}", folder.display())),
+            Ok(()) => verdict.logs = Some(folder),
             Err(error) => verdict.remark(format!("logs not kept: {error}")),
         }
     }
@@ -80,11 +87,17 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
             tokio::time::sleep(HANG).await;
             cluster.child(service, 1).signal(Signal::CONT);
         }
-        (Blow::Drain, Target::Service(service)) => {
+        (Blow::Drain, Target::Service(service)) => drain(cluster.child(service, 1), DRAIN_WITHIN).await?,
+        (Blow::DrainNow, Target::Service(service)) => {
             let child = cluster.child(service, 1);
             child.signal(Signal::TERM);
-            let status = child.ended_within(DRAIN_WITHIN).await.context("the drained process did not end")?;
-            anyhow::ensure!(status.success(), "the drained process ended with {status}");
+            tokio::time::sleep(DRAIN_BEGINS).await;
+            drain(child, STOP_WITHIN).await?;
+        }
+        (blow, Target::Only(service)) => {
+            let child = cluster.child(service, 0);
+            if blow == Blow::Drain { drain(child, DRAIN_WITHIN).await? } else { child.kill() }
+            cluster.add(service);
         }
         (Blow::Cut(time), _) => {
             let proxy = proxy.context("nothing to cut")?;
@@ -93,17 +106,28 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
             proxy.heal();
         }
         (Blow::Hang, Target::Nats | Target::NatsOfThree) => {
-            cluster.nats[0].signal(Signal::STOP);
+            let server = cluster.nats_of_ingress();
+            cluster.nats[server].signal(Signal::STOP);
             tokio::time::sleep(HANG).await;
-            cluster.nats[0].signal(Signal::CONT);
+            cluster.nats[server].signal(Signal::CONT);
         }
-        (Blow::Kill, Target::Nats | Target::NatsOfThree) => cluster.nats[0].kill(),
-        (Blow::Restart, _) | (Blow::Drain, Target::Nats | Target::NatsOfThree) => {
+        (Blow::Kill, Target::Nats | Target::NatsOfThree) => {
+            let server = cluster.nats_of_ingress();
+            cluster.nats[server].kill();
+        }
+        (Blow::Restart | Blow::Drain | Blow::DrainNow, _) => {
             cluster.nats[0].kill();
             tokio::time::sleep(OUTAGE).await;
             cluster.nats[0].resume();
         }
     }
+    Ok(())
+}
+
+async fn drain(child: &mut Child, within: Duration) -> anyhow::Result<()> {
+    child.signal(Signal::TERM);
+    let status = child.ended_within(within).await.context("the drained process did not end")?;
+    anyhow::ensure!(status.success(), "the drained process ended with {status}");
     Ok(())
 }
 

@@ -37,6 +37,9 @@ pub fn row(name: &str, verdict: &Verdict) {
     for remark in verdict.remarks.iter().chain(&verdict.leaks) {
         println!("    {remark}");
     }
+    if let Some(folder) = &verdict.logs {
+        println!("    logs: {}", folder.display());
+    }
 }
 
 pub fn absent(name: &str) {

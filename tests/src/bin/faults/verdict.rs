@@ -1,6 +1,9 @@
 //! What a row of the table says, and whether that is good enough.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::{answer::Answer, load::Outcome};
 
@@ -27,6 +30,8 @@ pub struct Verdict {
     pub leaks: Vec<String>,
     /// What else is wrong, a few examples of it.
     pub remarks: Vec<String>,
+    /// Where the logs are.
+    pub logs: Option<PathBuf>,
 }
 
 /// Remarks of one row.

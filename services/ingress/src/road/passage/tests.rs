@@ -286,6 +286,17 @@ fn an_answer_that_something_overtook_is_void() {
 }
 
 #[test]
+fn a_ping_without_answer_condemns_nobody_who_has_spoken_since() {
+    let mut scene = Scene::running();
+    let questions = scene.asked(600);
+    scene.now += ms(900);
+    scene.delta(1, &[11], 1, "b", None);
+    for question in &questions {
+        assert!(!scene.passage.answered(question, &Answer::Dead, scene.now), "{:?}", question.role);
+    }
+}
+
+#[test]
 fn a_tokenizer_that_answers_but_brings_nothing_has_lost_frames() {
     let mut scene = Scene::running();
     let questions = scene.asked(700);
@@ -324,18 +335,26 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 fn a_death_that_is_being_repaired_is_no_news() {
     let mut scene = Scene::running();
     let questions = scene.asked(600);
-    assert!(scene.passage.departed(&named("tok")), "another request found out first");
+    assert!(scene.passage.departed(&named("tok"), false), "another request found out first");
     scene.passage.take_trouble();
     scene.passage.mend(scene.now);
     assert!(!scene.passage.answered(&questions[0], &Answer::Dead, scene.now));
 }
 
 #[test]
+fn an_engine_that_was_told_to_go_has_not_died() {
+    let mut scene = Scene::running();
+    assert!(scene.passage.departed(&named("decode"), true));
+    let trouble = scene.passage.take_trouble();
+    assert!(matches!(trouble, Some(Trouble::Failed(Fault { code: FaultCode::Draining, .. }))), "{trouble:?}");
+}
+
+#[test]
 fn a_departure_counts_only_for_who_holds_the_request() {
     let mut scene = Scene::running();
-    assert!(!scene.passage.departed(&named("router")), "it has done its part");
-    assert!(!scene.passage.departed(&named("stranger")));
-    assert!(scene.passage.departed(&named("decode")));
+    assert!(!scene.passage.departed(&named("router"), false), "it has done its part");
+    assert!(!scene.passage.departed(&named("stranger"), false));
+    assert!(scene.passage.departed(&named("decode"), false));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use messages::{InstanceId, RequestId, Role, RunId, control::Pong};
+use messages::{Fault, FaultCode, InstanceId, RequestId, Role, RunId, control::Pong};
 
 use super::{Passage, Trouble};
 
@@ -139,6 +139,8 @@ impl Passage {
                 holder.note(now);
                 return false;
             }
+            // It has spoken since: the ping or its answer went lost.
+            Answer::Dead if holder.heard > question.asked => return false,
             Answer::Dead => {
                 let (role, instance) = (question.role, question.instance.clone());
                 self.raise(Trouble::Dead { role, instance });
@@ -165,14 +167,19 @@ impl Passage {
         true
     }
 
-    /// An instance is gone; true if that is trouble for this request.
-    pub fn departed(&mut self, instance: &InstanceId) -> bool {
+    /// An instance is gone; true if that is trouble for this request. `orderly`: it had said that it would go, and an
+    /// engine that leaves is no engine that died.
+    pub fn departed(&mut self, instance: &InstanceId, orderly: bool) -> bool {
         let locked = self.lock.is_some();
         let Some((role, _)) = self.holders.find(instance) else { return false };
         if self.over || (role == Role::Router && locked) {
             return false;
         }
-        self.raise(Trouble::Dead { role, instance: instance.clone() });
+        self.raise(if orderly && role == Role::Decode {
+            Trouble::Failed(Fault::new(FaultCode::Draining, "the engine went away"))
+        } else {
+            Trouble::Dead { role, instance: instance.clone() }
+        });
         true
     }
 
