@@ -172,7 +172,9 @@ impl Outlet {
     pub fn open(&self) {
         let mut state = self.state.lock();
         state.shut = state.shut.saturating_sub(1);
-        if state.shut == 0 {
+        let opened = state.shut == 0;
+        drop(state);
+        if opened {
             self.waker.wake();
         }
     }
@@ -190,7 +192,9 @@ impl Outlet {
         }
         state.events.push(event);
         // A collected answer is looked at when all of it is here.
-        if self.manner.stream || state.running == 0 {
+        let wanted = self.manner.stream || state.running == 0;
+        drop(state);
+        if wanted {
             self.waker.wake();
         }
         Fill::Fine
@@ -223,16 +227,19 @@ impl Outlet {
         }
         state.bytes += added;
         let held = self.backlog.held.fetch_add(added, Ordering::Relaxed) + added;
-        if was_empty {
-            self.waker.wake();
-        }
-        if state.bytes > self.backlog.stream_limit {
+        let fill = if state.bytes > self.backlog.stream_limit {
             Fill::Stream
         } else if held > self.backlog.total_limit {
             Fill::Total
         } else {
             Fill::Fine
+        };
+        // Whoever is woken wants the lock.
+        drop(state);
+        if was_empty {
+            self.waker.wake();
         }
+        fill
     }
 
     /// Ends the answer with a fault, after what is already here; a slow client's backlog is dropped.
