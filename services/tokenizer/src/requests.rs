@@ -48,11 +48,14 @@ pub struct Requests {
     by_request: HashMap<RequestId, Live>,
     tickets: u64,
     ended: Ended,
+    /// Requests whose run is seen to elsewhere, whatever of it still comes here.
+    released: Ended,
 }
 
 impl Requests {
     pub fn new(me: InstanceId) -> Self {
-        Self { me, by_request: HashMap::new(), tickets: 0, ended: Ended::default() }
+        let (by_request, ended, released) = (HashMap::new(), Ended::default(), Ended::default());
+        Self { me, by_request, tickets: 0, ended, released }
     }
 
     pub fn len(&self) -> usize {
@@ -130,13 +133,18 @@ impl Requests {
         self.forget(attach.request);
     }
 
+    /// Drops a request; says whether it was here. Who names the run sees to the run: another tokenizer follows it, or
+    /// it is cancelled at the engines.
     pub fn cancel(&mut self, cancel: &Cancel) -> bool {
         let meant = self.by_request.get(&cancel.request).is_some_and(|live| {
             live.attempt <= cancel.attempt
                 && cancel.choice.is_none()
                 && cancel.run.is_none_or(|run| live.run() == Some(run))
         });
-        if meant {
+        if meant && cancel.run.is_some() {
+            self.by_request.remove(&cancel.request);
+            self.released.remember(cancel.request);
+        } else if meant {
             self.forget(cancel.request);
         }
         meant
@@ -221,7 +229,7 @@ impl Requests {
     fn alive(&mut self, from: Sender<'_>, alive: &Alive, now: Instant, out: &mut Vec<Action>) {
         let Some(live) = self.by_request.get_mut(&alive.request) else {
             // Its cancel was lost: a run that reports here is wanted by nobody else.
-            if let Some(run) = alive.run {
+            if let Some(run) = alive.run.filter(|_| !self.released.contains(alive.request)) {
                 out.push(Action::Cancel {
                     at: from.engine(),
                     cancel: whole(alive.request, alive.attempt, run),
@@ -241,6 +249,9 @@ impl Requests {
     /// A frame of a request that is not here (any more).
     fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, out: &mut Vec<Action>) {
         let Body::Delta(delta) = &frame.body else { return };
+        if self.released.contains(frame.request) {
+            return;
+        }
         if self.ended.contains(frame.request) {
             metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(delta.ids.len() as u64);
         } else if let Some(run) = frame.run {

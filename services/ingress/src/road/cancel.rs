@@ -56,6 +56,21 @@ impl Desk {
         }
     }
 
+    /// A run was attached to by way of another tokenizer: the one that followed it drops the request, and the run
+    /// goes on. Were both to follow it, each would ask the engine for the frames that went to the other.
+    pub(super) fn release(&self, trip: &Trip, run: RunId, tokenizer: &InstanceId) {
+        let attempt = {
+            let passage = trip.passage();
+            let holder = passage.holders().tokenizer.as_ref();
+            if holder.is_some_and(|holder| holder.instance == *tokenizer) {
+                return;
+            }
+            passage.attempt()
+        };
+        let cancel = Cancel { request: trip.request, attempt, run: Some(run), choice: None };
+        self.send_cancel(Role::Tokenizer, &trip.passenger.pool, Some(tokenizer), &cancel);
+    }
+
     pub(super) fn send_cancel(
         &self,
         role: Role,

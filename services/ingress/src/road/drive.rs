@@ -89,10 +89,14 @@ async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fau
         desk.suspects.mark(instance);
     }
     let cause = repair::cause(&trouble);
+    let mut follower = None;
     let attach = match remedy {
         Remedy::GiveUp(fault) => return Err(fault),
         Remedy::Replay(run_at) => {
-            trip.passage().mend(Instant::now());
+            let mut passage = trip.passage();
+            passage.mend(Instant::now());
+            let tokenizer = passage.holders().tokenizer.as_ref();
+            follower = tokenizer.map(|holder| (holder.instance.clone(), run_at.run));
             Some(run_at)
         }
         Remedy::Again { wait } => {
@@ -106,5 +110,9 @@ async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fau
     metrics::counter!("stator_ingress_repairs_total", "cause" => cause, "way" => way).increment(1);
     tracing::info!(request = %trip.request, label = trip.passenger.label, %attempt, cause, way, "repair");
     let _paced = desk.repairs.acquire().await;
-    desk.send(trip, record, attach).await
+    desk.send(trip, record, attach).await?;
+    if let Some((tokenizer, run)) = follower {
+        desk.release(trip, run, &tokenizer);
+    }
+    Ok(())
 }

@@ -225,6 +225,24 @@ fn a_run_that_nobody_here_wants_is_cancelled() {
 }
 
 #[test]
+fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "ab", None);
+    let release = Cancel { request: bench.request, attempt: ATTEMPT, run: Some(RUN), choice: None };
+    assert!(bench.requests.cancel(&release));
+    assert_eq!(bench.tokens(0, 3, "d", None), []);
+    let alive = Alive {
+        request: bench.request,
+        attempt: ATTEMPT,
+        run: Some(RUN),
+        reached: vec![(0, 4)],
+        quiet_ms: 0,
+    };
+    bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
+    assert_eq!(bench.out, [], "what was on its way here neither cancels the run nor calls it back");
+}
+
+#[test]
 fn requests_of_a_dead_ingress_and_of_silent_engines_are_dropped() {
     let mut bench = Bench::new(1, &[]);
     assert_eq!(bench.requests.ingress_departed(&id("ingress-2")), 0);
