@@ -215,6 +215,11 @@ impl Cluster {
         &mut self.children[place].1
     }
 
+    /// The process at a place that [`Self::running`] named.
+    pub fn child_at(&mut self, place: usize) -> &mut Child {
+        &mut self.children[place].1
+    }
+
     /// The n-th running engine that holds a run, once there is one.
     pub async fn engine_with_a_run(&mut self, within: Duration) -> usize {
         eventually("an engine holds a run", within, async || {

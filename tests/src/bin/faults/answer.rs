@@ -1,5 +1,7 @@
 //! One answer, put together the same way whether it was streamed or came whole.
 
+use std::fmt::Debug;
+
 use anyhow::{Context, bail};
 use serde_json::Value;
 
@@ -69,6 +71,31 @@ impl Answer {
             bail!("a choice has no end: {self:?}");
         }
         Ok(self)
+    }
+
+    /// What is not as expected, in words.
+    pub fn difference(&self, expected: &Self) -> String {
+        let mut found = Vec::new();
+        let mut note = |what: String, got: &dyn Debug, expected: &dyn Debug| {
+            let (got, expected) = (format!("{got:?}"), format!("{expected:?}"));
+            if got != expected {
+                found.push(format!("{what} {got} instead of {expected}"));
+            }
+        };
+        note("prompt tokens".to_owned(), &self.prompt_tokens, &expected.prompt_tokens);
+        note("completion tokens".to_owned(), &self.completion_tokens, &expected.completion_tokens);
+        note("choices".to_owned(), &self.choices.len(), &expected.choices.len());
+        for (i, (got, expected)) in self.choices.iter().zip(&expected.choices).enumerate() {
+            note(format!("choice {i}: end"), &got.finish_reason, &expected.finish_reason);
+            note(format!("choice {i}: log probabilities"), &got.logprobs.len(), &expected.logprobs.len());
+            let other = got.logprobs.iter().zip(&expected.logprobs).position(|(a, b)| a != b);
+            if let Some(at) = other {
+                let what = format!("choice {i}: log probability {at}");
+                note(what, &got.logprobs[at].to_string(), &expected.logprobs[at].to_string());
+            }
+            note(format!("choice {i}: text"), &got.text, &expected.text);
+        }
+        found.join("\n      ")
     }
 
     /// Characters of `expected` that are missing here, and characters here that are none of it: what lies between

@@ -67,6 +67,12 @@ impl Rig {
             .with(Service::Decode, &engine)
     }
 
+    /// Starts a cluster of that many engines, which log what they accept.
+    pub async fn start_with(&self, engines: usize) -> Cluster {
+        let plan = self.plan().replicas(2, 2, engines);
+        Cluster::start(plan.with(Service::Decode, &["--log-level", "info,engine=debug"])).await
+    }
+
     /// Starts a cluster that a scenario can be played on.
     pub async fn start(&self, scenario: Scenario) -> Cluster {
         let plan = match (scenario.target, scenario.blow) {

@@ -61,13 +61,8 @@ pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Pat
     }
     verdict.leaks = gauges::leaks(&mut cluster).await;
     verdict.prefill = allowance(&mut cluster, &outcomes, blow).await;
-    if !verdict.clean() || !verdict.in_time() {
-        let folder = logs.join(format!("{} {}", rig.name, scenario.name()).replace([' ', ':'], "-"));
-        match cluster.keep_logs(&folder) {
-            Ok(()) => verdict.logs = Some(folder),
-            Err(error) => verdict.remark(format!("logs not kept: {error}")),
-        }
-    }
+    let folder = format!("{} {}", rig.name, scenario.name()).replace([' ', ':', ','], "-");
+    verdict.keep_logs_of(&cluster, &logs.join(folder));
     verdict
 }
 

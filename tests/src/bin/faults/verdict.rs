@@ -1,9 +1,11 @@
 //! What a row of the table says, and whether that is good enough.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use stator_tests::Cluster;
 
 use crate::{answer::Answer, load::Outcome};
 
@@ -60,7 +62,7 @@ impl Verdict {
                 let (lost, repeated) = answer.lost_and_repeated(expected);
                 self.lost += lost;
                 self.repeated += repeated;
-                self.remark(format!("{name} differs:\n      got      {answer:?}\n      expected {expected:?}"));
+                self.remark(format!("{name} differs:\n      {}", answer.difference(expected)));
             }
             Ok(_) => {}
         }
@@ -81,9 +83,24 @@ impl Verdict {
         }
     }
 
+    /// Keeps the logs of a run that went wrong.
+    pub fn keep_logs_of(&mut self, cluster: &Cluster, folder: &Path) {
+        if self.good() {
+            return;
+        }
+        match cluster.keep_logs(folder) {
+            Ok(()) => self.logs = Some(folder.to_owned()),
+            Err(error) => self.remark(format!("logs not kept: {error}")),
+        }
+    }
+
     /// Nothing failed, nothing is lost, repeated or leaked.
     pub fn clean(&self) -> bool {
         self.failed + self.differ + self.lost + self.repeated + self.leaks.len() == 0 && self.remarks.is_empty()
+    }
+
+    pub fn good(&self) -> bool {
+        self.clean() && self.in_time()
     }
 
     pub fn in_time(&self) -> bool {
