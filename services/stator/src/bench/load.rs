@@ -15,7 +15,7 @@ use super::{
     LoadArgs,
     arrival::Poisson,
     cpu::{self, CpuTime},
-    prompt::Prompts,
+    prompt::{Ask, Prompts},
     report::{Report, ServedBy, Totals},
     request::{self, Failure, Sample, Shape},
 };
@@ -133,11 +133,19 @@ impl Run {
     async fn attempt(&self, n: u64, began: Instant) -> Result<Sample, Failure> {
         let ask = self.prompts.ask(n);
         let idle = self.idle.borrow_mut().pop().filter(Connection::is_usable);
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => self.server.connect().await.map_err(|_| Failure::Connect)?,
-        };
-        let sample = request::send(&mut connection, &self.shape, &ask, began).await?;
+        if let Some(connection) = idle {
+            match self.ask_on(connection, &ask, began).await {
+                // Some servers close a connection after a stream, which shows when it is used again.
+                Err(Failure::Connect) => {}
+                outcome => return outcome,
+            }
+        }
+        let connection = self.server.connect().await.map_err(|_| Failure::Connect)?;
+        self.ask_on(connection, &ask, began).await
+    }
+
+    async fn ask_on(&self, mut connection: Connection, ask: &Ask, began: Instant) -> Result<Sample, Failure> {
+        let sample = request::send(&mut connection, &self.shape, ask, began).await?;
         if connection.is_usable() {
             self.idle.borrow_mut().push(connection);
         }
@@ -187,3 +195,6 @@ async fn open_loop(run: &Rc<Run>, rate: f64, args: &LoadArgs, began: Instant, li
     }
     while in_flight.join_next().await.is_some() {}
 }
+
+#[cfg(test)]
+mod tests;
