@@ -7,7 +7,8 @@ use tokio::{
 
 use super::*;
 
-/// A server of another make: it counts a word as a token and closes a connection after a stream without saying so.
+/// A server of another make: it counts a word as a token, and a connection that has carried a stream is closed instead
+/// of answering on it again.
 async fn serve(connection: TcpStream) -> std::io::Result<()> {
     let mut connection = BufReader::new(connection);
     loop {
@@ -40,6 +41,7 @@ async fn serve(connection: TcpStream) -> std::io::Result<()> {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
         connection.write_all((head + &answer).as_bytes()).await?;
         if streams {
+            connection.fill_buf().await?;
             return Ok(());
         }
     }
