@@ -1,8 +1,11 @@
 //! The executor: memory laid out once, then step after step without allocating.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use models::{Batch, Executor, ExecutorError, ExecutorSpec, Model, Outputs, Sampled, Scored, StepId, Ticket};
+use models::{
+    Batch, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Sampled, Scored,
+    StepId, Ticket,
+};
 
 mod buffers;
 mod check;
@@ -96,7 +99,11 @@ impl CpuExecutor {
             depth: 1,
             vocab_size: spec.vocab_size,
             context_length,
-            kv_bytes_per_token: shape.page_bytes() as u64 / u64::from(config.page_size),
+            kv: KvLayout {
+                name: shape.to_string(),
+                layers: shape.layers as u32,
+                layer_bytes: shape.layer_bytes() as u32,
+            },
             numerics_class: numerics_class(model, config),
         };
         tracing::info!(
@@ -208,9 +215,37 @@ impl Executor for CpuExecutor {
         self.state().profile.end_step();
         Ok(self.outputs(since))
     }
+
+    fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
+        to.copy_from_slice(self.page(page, to.len())?);
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError> {
+        self.page(page, from.len())?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn export_to(&mut self, sink: Arc<dyn PageSink>) {
+        self.state().sink = Some(sink);
+    }
 }
 
 impl CpuExecutor {
+    /// The bytes of a page, between steps.
+    fn page(&mut self, page: u32, len: usize) -> Result<&mut [u8], ExecutorError> {
+        let refuse = |why: String| Err(ExecutorError::Batch(why));
+        if let Some((step, _)) = self.running {
+            return refuse(format!("page {page} is touched while step {} runs", step.0));
+        }
+        if page >= self.spec.pages || len != self.spec.kv.page_bytes() {
+            let (pages, bytes) = (self.spec.pages, self.spec.kv.page_bytes());
+            return refuse(format!("{len} bytes of page {page}; there are {pages} pages of {bytes} bytes"));
+        }
+        // SAFETY: no step is running, and the executor is borrowed exclusively.
+        Ok(unsafe { self.team.work().pool.page_mut(page as usize) })
+    }
+
     /// What the finished step has computed; sampled tokens become part of their slots' histories.
     fn outputs(&mut self, since: Instant) -> Outputs {
         let engine = self.team.work();

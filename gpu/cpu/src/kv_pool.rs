@@ -7,7 +7,7 @@
 //!   vector holds an element of 16 keys and a score needs no sum across lanes;
 //! * values position by position, each padded to whole vectors.
 
-use std::mem::MaybeUninit;
+use std::{fmt, mem::MaybeUninit};
 
 use crate::{
     memory::Region,
@@ -44,7 +44,7 @@ impl PageShape {
         self.page_size * (self.head_dim + self.value_stride())
     }
 
-    fn layer_bytes(&self) -> usize {
+    pub fn layer_bytes(&self) -> usize {
         self.kv_heads * self.head_elements() * self.dtype.bytes()
     }
 
@@ -55,6 +55,13 @@ impl PageShape {
     /// Where a head of a layer begins in a page, in bytes.
     pub fn head_offset(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_bytes() + head * self.head_elements() * self.dtype.bytes()
+    }
+}
+
+impl fmt::Display for PageShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kv_heads, head_dim, dtype, .. } = self;
+        write!(f, "cpu {} {kv_heads}x{head_dim}, keys in groups of {GROUP}", dtype.name())
     }
 }
 
@@ -92,6 +99,29 @@ impl KvPool {
             head_dim: self.shape.head_dim,
             value_stride: self.shape.value_stride(),
         }
+    }
+
+    /// One layer of a page.
+    ///
+    /// # Safety
+    /// Nobody writes to it while the slice lives.
+    pub unsafe fn layer(&self, page: usize, layer: usize) -> &[u8] {
+        assert!(layer < self.shape.layers && page < self.pages);
+        let at = page * self.shape.page_bytes() + self.shape.head_offset(layer, 0);
+        // SAFETY: the range lies in the region, which was zeroed when it was mapped.
+        unsafe { std::slice::from_raw_parts(self.region.start().add(at), self.shape.layer_bytes()) }
+    }
+
+    /// A whole page.
+    ///
+    /// # Safety
+    /// Nobody uses it while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "the region is shared memory")]
+    pub unsafe fn page_mut(&self, page: usize) -> &mut [u8] {
+        assert!(page < self.pages);
+        let bytes = self.shape.page_bytes();
+        // SAFETY: the range lies in the region, which was zeroed when it was mapped.
+        unsafe { std::slice::from_raw_parts_mut(self.region.start().add(page * bytes), bytes) }
     }
 
     /// Copies one layer of a page.

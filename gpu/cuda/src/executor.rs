@@ -1,8 +1,13 @@
 //! The executor: a decoder on one GPU, two steps in flight.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use models::{Batch, DecoderSpec, Executor, ExecutorError, ExecutorSpec, Model, Outputs, Ticket};
+use models::{
+    Batch, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Ticket,
+};
 
 mod check;
 mod config;
@@ -108,7 +113,11 @@ impl CudaExecutor {
             depth: DEPTH as u32,
             vocab_size: model.vocab_size,
             context_length,
-            kv_bytes_per_token: 2 * page_elements as u64 / u64::from(config.page_size),
+            kv: KvLayout {
+                name: format!("cuda bf16 {}x{}", dimensions.kv_heads, dimensions.head_dim),
+                layers: dimensions.layers as u32,
+                layer_bytes: 2 * (page_elements / dimensions.layers) as u32,
+            },
             numerics_class: numerics_class(&device, config.gemm),
         };
         let forward = Forward {
@@ -274,6 +283,16 @@ impl Executor for CudaExecutor {
         self.open.pop_front();
         Ok(flight.finish()?)
     }
+
+    fn read_page(&mut self, _page: u32, _to: &mut [u8]) -> Result<(), ExecutorError> {
+        Err(ExecutorError::Batch("pages of a GPU are not handed out".to_owned()))
+    }
+
+    fn write_page(&mut self, _page: u32, _from: &[u8]) -> Result<(), ExecutorError> {
+        Err(ExecutorError::Batch("pages of a GPU are not taken in".to_owned()))
+    }
+
+    fn export_to(&mut self, _sink: Arc<dyn PageSink>) {}
 }
 
 fn bucket_counts(bucket: usize) -> Counts {

@@ -1,4 +1,4 @@
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use crate::{SamplingParams, TokenId};
 
@@ -24,6 +24,31 @@ pub trait Executor {
     /// # Errors
     /// [`ExecutorError::Device`] if the device is lost: the process must end.
     fn collect(&mut self, ticket: Ticket) -> Result<Outputs, ExecutorError>;
+
+    /// Copies a page out, laid out as [`ExecutorSpec::kv`] says. Takes effect in order with steps: after those that
+    /// were submitted, before those to come. An executor of depth 1 does it only while no step is in flight.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Batch`] if there is no such page, `to` is not as long as a page, or a step is in flight.
+    /// [`ExecutorError::Device`] if the device is lost.
+    fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError>;
+
+    /// Fills a page with what [`Self::read_page`] gave, in order with steps likewise.
+    ///
+    /// # Errors
+    /// As of [`Self::read_page`].
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError>;
+
+    /// Where the layers of [`Batch::exports`] go; called before the first step. An executor that cannot hand out layers
+    /// while a step runs ignores it: what no sink got is read with [`Self::read_page`].
+    fn export_to(&mut self, sink: Arc<dyn PageSink>);
+}
+
+/// Takes layers of pages while the step that completes them runs.
+pub trait PageSink: Send + Sync {
+    /// The layer of the page is complete. At most once for each export and layer, layers in order, on any thread; the
+    /// step waits meanwhile.
+    fn layer(&self, export: &Export, layer: u32, bytes: &[u8]);
 }
 
 /// What a scheduler must know of an executor.
@@ -44,10 +69,26 @@ pub struct ExecutorSpec {
     pub vocab_size: u32,
     /// Longest sequence, prompt and output, in tokens.
     pub context_length: u32,
-    /// Bytes of KV per token over all layers.
-    pub kv_bytes_per_token: u64,
+    /// What a page holds.
+    pub kv: KvLayout,
     /// Engines of one class compute the same logits bit for bit: weight and KV dtype plus kernel set.
     pub numerics_class: String,
+}
+
+/// How the bytes of a page lie: layer after layer, without gaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Element type and arrangement within a layer: equal names, equal bytes.
+    pub name: String,
+    pub layers: u32,
+    /// Bytes of one layer of a page, keys and values.
+    pub layer_bytes: u32,
+}
+
+impl KvLayout {
+    pub fn page_bytes(&self) -> usize {
+        self.layers as usize * self.layer_bytes as usize
+    }
 }
 
 /// Number of a forward pass, counted from 1 by the scheduler.
@@ -78,6 +119,17 @@ pub struct Batch {
     pub tokens: Vec<TokenId>,
     /// Page tables of all sequences.
     pub pages: Vec<u32>,
+    /// Pages that this step completes and that somebody wants elsewhere.
+    pub exports: Vec<Export>,
+}
+
+/// A page to be handed to the [`PageSink`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Export {
+    pub page: u32,
+    /// Whose it is and which of theirs: for the sink, of no meaning to the executor.
+    pub run: u64,
+    pub block: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

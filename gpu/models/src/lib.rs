@@ -16,8 +16,8 @@ pub mod synthetic;
 mod weights;
 
 pub use executor::{
-    Batch, Executor, ExecutorError, ExecutorSpec, OpenSlot, Outputs, PageCopy, Sampled, Score, Scored,
-    SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
+    Batch, Executor, ExecutorError, ExecutorSpec, Export, KvLayout, OpenSlot, Outputs, PageCopy, PageSink,
+    Sampled, Score, Scored, SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
 };
 pub use formats::{DType, DecoderSpec, RopeScaling, RopeSpec};
 pub use matrix::Matrix;

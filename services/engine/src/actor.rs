@@ -21,22 +21,27 @@ use messages::{
 };
 use models::{Logprobs, SamplingParams};
 use parking_lot::Mutex;
-use scheduler::{Choice, Micros, Refusal, Request, RunKey};
+use scheduler::{Choice, Event, Goal, Micros, Refusal, Request, RunKey};
 use tokio::sync::mpsc;
 
 use crate::{
-    device::{Command, Device, Report},
+    broadcast::Broadcast,
+    device::{Command, Device, Full, Report},
+    remote::Remote,
     runs::{Addressed, RunLog, Runs},
 };
 
 /// An engine that has been cut off from the bus this long ends its runs: others have taken them over.
 pub const FENCE_AFTER: Duration = Duration::from_secs(10);
 /// When a refused client may try again.
-const RETRY_AFTER_MS: u32 = 1000;
+pub(crate) const RETRY_AFTER_MS: u32 = 1000;
 
 pub struct EngineActor {
     context: Context,
     device: Device,
+    broadcast: Arc<Broadcast>,
+    /// `None`: every prompt is computed here.
+    remote: Option<Arc<Remote>>,
     revision: String,
     key: ClusterKey,
     runs: Mutex<Runs>,
@@ -47,11 +52,18 @@ pub struct EngineActor {
 }
 
 impl EngineActor {
-    pub fn new(context: Context, device: Device, revision: String, key: ClusterKey) -> Arc<Self> {
+    pub fn new(
+        context: Context,
+        device: Device,
+        broadcast: Arc<Broadcast>,
+        remote: Option<Arc<Remote>>,
+        revision: String,
+        key: ClusterKey,
+    ) -> Arc<Self> {
         let outbox = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
         let copies = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
         let (runs, tombstones) = (Mutex::default(), Tombstones::default());
-        Arc::new(Self { context, device, revision, key, runs, outbox, copies, tombstones })
+        Arc::new(Self { context, device, broadcast, remote, revision, key, runs, outbox, copies, tombstones })
     }
 
     /// Sends what the device reports, for as long as it does.
@@ -60,11 +72,37 @@ impl EngineActor {
         while let Some(report) = reports.recv().await {
             let mut runs = self.runs.lock();
             let sampled_us = match report {
+                Report::Cache(changes) => {
+                    drop(runs);
+                    self.broadcast.changes(&changes);
+                    continue;
+                }
+                Report::Waits { run, held, wanted } => {
+                    runs.waits(RunId(run.0), held * self.device.spec.page_size);
+                    drop(runs);
+                    if let Some(remote) = &self.remote {
+                        remote.waits(RunId(run.0), held, wanted);
+                    }
+                    continue;
+                }
+                Report::Landed { run, landing } => {
+                    drop(runs);
+                    if let Some(remote) = &self.remote {
+                        remote.landed(RunId(run.0), landing);
+                    }
+                    continue;
+                }
                 Report::Step { events, sampled_us } => {
-                    runs.step(events, &mut frames);
+                    self.end_waiting(&events);
+                    for (dispatch, cached_tokens) in runs.step(events, &mut frames) {
+                        self.broadcast.began(dispatch, cached_tokens);
+                    }
                     sampled_us
                 }
                 Report::Refused { run, why } => {
+                    if let Some(remote) = &self.remote {
+                        remote.ended(RunId(run.0));
+                    }
                     frames.extend(runs.refuse(RunId(run.0), refusal(&why)));
                     0
                 }
@@ -76,26 +114,37 @@ impl EngineActor {
         }
     }
 
-    /// Keeps the slow duties: heartbeats, load reports, log expiry, fencing, runs of dead ingresses.
+    /// Tells of runs that have closed while their prompts were computed elsewhere.
+    fn end_waiting(&self, events: &[Event]) {
+        let Some(remote) = &self.remote else { return };
+        for event in events {
+            if let Event::RunClosed { run, .. } = event {
+                remote.ended(RunId(run.0));
+            }
+        }
+    }
+
+    /// Keeps the slow duties: heartbeats, log expiry, fencing, runs of dead ingresses.
     pub async fn keep(self: Arc<Self>) {
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut departures = self.context.directory.departures();
-        let mut report = 0;
         loop {
             tokio::select! {
-                _ = tick.tick() => {
-                    report += 1;
-                    self.beat(report);
-                }
-                Ok(lease) = departures.recv() => if lease.role == Role::Ingress {
-                    self.end_runs_of(&lease.instance);
+                _ = tick.tick() => self.beat(),
+                Ok(lease) = departures.recv() => match lease.role {
+                    Role::Ingress => self.end_runs_of(&lease.instance),
+                    Role::Router => self.device.forget_router(&lease.instance),
+                    Role::Prefill => if let Some(remote) = &self.remote {
+                        remote.departed(&lease);
+                    },
+                    _ => {}
                 },
             }
         }
     }
 
-    fn beat(&self, number: u64) {
+    fn beat(&self) {
         let now = Instant::now();
         let pulse = self.device.clock.pulse();
         if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
@@ -104,43 +153,11 @@ impl EngineActor {
         }
         let alive = {
             let mut runs = self.runs.lock();
+            metrics::gauge!("stator_engine_runs_live").set(runs.live() as f64);
             runs.forget_old(now);
             now.checked_sub(HEARTBEAT).map(|since| runs.silent(since)).unwrap_or_default()
         };
         self.outbox.beat(alive, Some(pulse));
-        let load = self.load(number);
-        metrics::gauge!("stator_engine_running").set(f64::from(load.running));
-        metrics::gauge!("stator_engine_queued").set(f64::from(load.queued));
-        metrics::gauge!("stator_engine_kv_blocks_used").set(f64::from(load.blocks_used));
-        metrics::gauge!("stator_engine_kv_blocks_cached").set(f64::from(load.blocks_cached));
-        metrics::gauge!("stator_engine_kv_blocks_total").set(f64::from(load.blocks_total));
-        metrics::gauge!("stator_engine_runs_live").set(self.runs.lock().live() as f64);
-        let me = &self.context.me;
-        let subject = messages::subject::load(self.context.bus.namespace(), &me.pool, &me.instance);
-        let _ = self.context.bus.tell(subject, None, &load);
-    }
-
-    fn load(&self, number: u64) -> messages::load::Load {
-        let load = self.device.load();
-        let narrow = |micros: u128| u32::try_from(micros).unwrap_or(u32::MAX);
-        messages::load::Load {
-            instance: self.context.me.instance.clone(),
-            number,
-            running: load.running,
-            queued: load.queued,
-            max_running: load.max_running,
-            max_queued: load.max_queued,
-            blocks_used: load.blocks_used,
-            blocks_cached: load.blocks_cached,
-            blocks_total: load.blocks_total,
-            pending_prefill_tokens: u32::try_from(load.pending_prefill_tokens).unwrap_or(u32::MAX),
-            step_us: narrow(load.step_time.as_micros()),
-            prefill_token_ns: narrow(load.prefill_token_time.as_nanos()),
-            seen: Vec::new(),
-            kv: None,
-            alone: false,
-            started: Vec::new(),
-        }
     }
 
     /// Cut off for long: whoever waited has gone on elsewhere, so nothing of these runs may be said again.
@@ -167,14 +184,9 @@ impl EngineActor {
 
     fn cancel_run(&self, run: RunId, choice: Option<u32>) {
         metrics::counter!("stator_engine_cancels_total").increment(1);
-        if self.device.command(Command::Cancel { run: RunKey(run.0), choice }).is_err() {
-            // The intake is drained at every step boundary: by then there is room.
+        if let Err(Full(cancel)) = self.device.command(Command::Cancel { run: RunKey(run.0), choice }) {
             let device = self.device.clone();
-            tokio::spawn(async move {
-                while device.command(Command::Cancel { run: RunKey(run.0), choice }).is_err() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
+            tokio::spawn(async move { device.insist(cancel).await });
         }
     }
 
@@ -200,10 +212,20 @@ impl EngineActor {
             return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
         }
         let log = RunLog::new(envelope.request, envelope.attempt, run, &submit);
-        let request = self.request(envelope, run, &submit);
+        let remote = self.remote.as_ref().filter(|remote| remote.suits(&submit));
+        let waits_for = remote.and_then(|remote| Some((remote, submit.prefill.clone()?)));
+        let goal = if waits_for.is_some() { Goal::OutputOnceLanded } else { Goal::Output };
+        let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
         // Under the lock, so that no report of this run comes before its log.
         let mut runs = self.runs.lock();
-        self.device.command(Command::Admit(Box::new(request))).map_err(|_| {
+        if let Some((remote, prefill)) = &waits_for {
+            remote.expect(run, envelope, &submit, prefill.clone());
+        }
+        let dispatch = submit.dispatch;
+        self.device.command(Command::Admit { request, dispatch }).map_err(|_| {
+            if let Some((remote, _)) = waits_for {
+                remote.ended(run);
+            }
             Fault::new(FaultCode::Overloaded, "the engine's intake is full").retry_after(RETRY_AFTER_MS)
         })?;
         runs.insert(log);
@@ -234,6 +256,7 @@ impl EngineActor {
             .map(|choice| Choice { index: choice.index, output: choice.output.to_vec() });
         Request {
             run: RunKey(run.0),
+            goal: Goal::Output,
             prompt: submit.prompt.iter().collect(),
             choices: choices.collect(),
             params,
@@ -254,10 +277,10 @@ impl EngineActor {
         let (request, attempt) = (envelope.request, envelope.attempt);
         let accepted = || Body::Accepted { instance: me.instance.clone(), role: me.role };
         self.copies.push(ingress, Frame { request, attempt, run: Some(run), body: accepted() });
-        self.copies.flush(0, None);
+        self.copies.flush_soon();
         let body = Body::Accepted { instance: me.instance.clone(), role: me.role };
         self.outbox.push(tokenizer, Frame { request, attempt, run: Some(run), body });
-        self.outbox.flush(0, None);
+        self.outbox.flush_soon();
     }
 
     /// Whether any run is live.
@@ -329,13 +352,19 @@ impl Service for EngineActor {
                     knows_run,
                 });
             }
-            Control::KvSnapshot {} | Control::Prefill(_) => {}
+            Control::KvSnapshot {} => self.broadcast.snapshot(reply),
+            Control::Prefill(news) => {
+                if let Some(remote) = &self.remote {
+                    remote.news(news, reply);
+                }
+            }
             Control::Drain { now } => self.context.life.drain(now),
         }
     }
 }
 
-fn refusal(why: &Refusal) -> Fault {
+/// A scheduler's refusal as others are told.
+pub(crate) fn refusal(why: &Refusal) -> Fault {
     let text = why.to_string();
     match why {
         Refusal::QueueFull { .. } => Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS),
@@ -343,6 +372,7 @@ fn refusal(why: &Refusal) -> Fault {
         Refusal::TooLong { .. } => Fault::new(FaultCode::ContextLengthExceeded, text),
         Refusal::EmptyPrompt | Refusal::UnknownToken { .. } => Fault::invalid("prompt", text),
         Refusal::NoChoices | Refusal::DuplicateChoice(_) => Fault::invalid("n", text),
+        Refusal::NoBlocks { .. } => Fault::invalid("prompt", text),
         Refusal::DuplicateRun(_) => Fault::new(FaultCode::Internal, text),
     }
 }

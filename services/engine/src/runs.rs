@@ -14,6 +14,7 @@ use messages::{
 };
 use scheduler::{EndReason, Event, RunKey};
 
+use crate::device::Dispatch;
 pub use log::RunLog;
 
 /// How long the log of an ended run is kept for an attach.
@@ -47,8 +48,10 @@ impl Runs {
         self.by_run.contains_key(&run)
     }
 
-    /// Takes the events of a step and appends the frames they make, those of one choice joined.
-    pub fn step(&mut self, events: Vec<Event>, frames: &mut Vec<Addressed>) {
+    /// Takes the events of a step and appends the frames they make, those of one choice joined. Returns which
+    /// dispatches began, each with the tokens of its prompt that the cache held.
+    pub fn step(&mut self, events: Vec<Event>, frames: &mut Vec<Addressed>) -> Vec<(Dispatch, u32)> {
+        let mut began = Vec::new();
         for event in events {
             let run = RunId(run_of(&event).0);
             let Some(log) = self.by_run.get_mut(&run) else { continue };
@@ -57,7 +60,9 @@ impl Runs {
             }
             match event {
                 Event::Started { cached_tokens, queue_time, .. } => {
+                    let cached_tokens = log.cached(cached_tokens);
                     frames.push(log.started(cached_tokens, queue_time));
+                    began.extend(log.dispatch.take().map(|dispatch| (dispatch, cached_tokens)));
                 }
                 Event::PromptScored { first, tokens, .. } => frames.push(log.scored(first, &tokens)),
                 Event::Token { choice, position, token, logprob, top, .. } => {
@@ -67,11 +72,20 @@ impl Runs {
                     Some(end) => log.end(choice, end, frames),
                     None => log.fault = Some(fault_of(reason)),
                 },
+                Event::BlocksComputed { .. } => {}
                 Event::RunClosed { usage, .. } => {
                     frames.push(log.close(usage));
                     self.live -= 1;
                 }
             }
+        }
+        began
+    }
+
+    /// A run waits for others to compute its prompt but for these tokens, which were cached here.
+    pub fn waits(&mut self, run: RunId, cached_tokens: u32) {
+        if let Some(log) = self.by_run.get_mut(&run) {
+            log.cached_at_most = cached_tokens;
         }
     }
 
@@ -147,6 +161,7 @@ fn run_of(event: &Event) -> RunKey {
         Event::Started { run, .. }
         | Event::PromptScored { run, .. }
         | Event::Token { run, .. }
+        | Event::BlocksComputed { run, .. }
         | Event::Ended { run, .. }
         | Event::RunClosed { run, .. } => *run,
     }

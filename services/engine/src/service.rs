@@ -3,17 +3,32 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use actors::{
-    lane,
+    Context, lane,
     process::{self, ProcessSettings, Running, Spec},
 };
 use anyhow::Context as _;
 use catalog::Naming;
 use messages::{Role, block::ClusterKey, lease::ModelCard};
 
-use crate::{actor::EngineActor, device::Device, executor, settings::EngineSettings};
+use kv::transfer::ReceiverConfig;
+use tokio::sync::mpsc;
+
+use crate::{
+    actor::EngineActor,
+    broadcast::Broadcast,
+    device::{Device, Report},
+    executor,
+    prefill::PrefillActor,
+    remote::Remote,
+    settings::EngineSettings,
+    transport,
+};
 
 /// How often a drain looks whether any run is left.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Of the transfer slots, one grant gets at most one in so many.
+const GRANTS: u32 = 4;
 
 /// Serves `role` (prefill or decode) until the process is told to stop.
 pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> ExitCode {
@@ -24,19 +39,28 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
             return ExitCode::from(2);
         }
     };
-    let key = ClusterKey::derive(&process.cluster_key);
+    if role == Role::Prefill && settings.disable_radix_cache {
+        eprintln!("error: a prefill engine hands out cached blocks: leave out --disable-radix-cache");
+        return ExitCode::from(2);
+    }
+    let (secret, key) = (process.cluster_key.clone(), ClusterKey::derive(&process.cluster_key));
     let spec = Spec { role, pool: card.pool(), card: Some(card.clone()) };
     process::run(spec, process, |context| async move {
         let scheduler = settings.scheduler(key.clone())?;
-        let revision = card.revision.clone();
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
-        let (device, reports) =
-            Device::start(move || executor::build(&settings, &card), scheduler, floor).await?;
+        let (model, chosen) = (card.clone(), settings.clone());
+        let build = move || executor::build(&chosen, &model);
+        let me = context.me.instance.clone();
+        let (device, reports) = Device::start(me, build, scheduler, floor).await?;
         let engine = device.spec.clone();
-        let actor = EngineActor::new(context.clone(), device, revision, key);
-        tokio::spawn(actor.clone().publish(reports));
-        tokio::spawn(actor.clone().keep());
-        lane::serve(&context, actor.clone()).await?;
+        let broadcast = Broadcast::new(context.clone(), device.clone());
+        tokio::spawn(broadcast.clone().keep());
+        let parts = Parts { context: context.clone(), device, broadcast, revision: card.revision, key };
+        let engine_role = if role == Role::Prefill {
+            parts.prefill(reports, &settings, &secret).await?
+        } else {
+            parts.decode(reports, &settings, &secret).await?
+        };
         context
             .life
             .ready(move |lease| {
@@ -45,8 +69,59 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
                 lease.numerics_class = Some(engine.numerics_class);
             })
             .await;
-        Ok(Engine { actor })
+        Ok(engine_role)
     })
+}
+
+/// What an engine is made of, whatever its role.
+struct Parts {
+    context: Context,
+    device: Device,
+    broadcast: Arc<Broadcast>,
+    revision: String,
+    key: ClusterKey,
+}
+
+impl Parts {
+    async fn decode(
+        self,
+        reports: mpsc::Receiver<Report>,
+        settings: &EngineSettings,
+        secret: &str,
+    ) -> anyhow::Result<Engine> {
+        let Self { context, device, broadcast, revision, key } = self;
+        let slots = settings.transfer_slots;
+        let remote = if slots > 0 && !settings.disable_radix_cache {
+            let layout = transport::layout(&device.spec, &revision);
+            let config = ReceiverConfig { layout, slots, slots_per_grant: slots.div_ceil(GRANTS) };
+            let transports = transport::transports(settings, secret)?;
+            let started = Remote::start(context.clone(), device.clone(), config, &transports);
+            Some(started.context("transfer of kv pages")?)
+        } else {
+            None
+        };
+        let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
+        tokio::spawn(actor.clone().publish(reports));
+        tokio::spawn(actor.clone().keep());
+        lane::serve(&context, actor.clone()).await?;
+        Ok(Engine::Decode(actor))
+    }
+
+    async fn prefill(
+        self,
+        reports: mpsc::Receiver<Report>,
+        settings: &EngineSettings,
+        secret: &str,
+    ) -> anyhow::Result<Engine> {
+        let Self { context, device, broadcast, revision, key } = self;
+        let layout = transport::layout(&device.spec, &revision);
+        let transports = transport::transports(settings, secret)?;
+        let actor = PrefillActor::new(context.clone(), device, broadcast, layout, key, transports);
+        tokio::spawn(actor.clone().publish(reports));
+        tokio::spawn(actor.clone().keep());
+        lane::serve(&context, actor.clone()).await?;
+        Ok(Engine::Prefill(actor))
+    }
 }
 
 fn card(settings: &EngineSettings) -> anyhow::Result<ModelCard> {
@@ -59,18 +134,31 @@ fn card(settings: &EngineSettings) -> anyhow::Result<ModelCard> {
     Ok(catalog::open(path, &naming)?.1)
 }
 
-struct Engine {
-    actor: Arc<EngineActor>,
+enum Engine {
+    Decode(Arc<EngineActor>),
+    Prefill(Arc<PrefillActor>),
+}
+
+impl Engine {
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Decode(actor) => actor.is_idle(),
+            Self::Prefill(actor) => actor.is_idle(),
+        }
+    }
 }
 
 impl Running for Engine {
     async fn idle(&self) {
-        while !self.actor.is_idle() {
+        while !self.is_idle() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
     fn abort(&self) {
-        self.actor.hand_back();
+        match self {
+            Self::Decode(actor) => actor.hand_back(),
+            Self::Prefill(actor) => actor.hand_back(),
+        }
     }
 }

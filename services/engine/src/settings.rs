@@ -42,6 +42,16 @@ actors::settings! {
         optional context_length: u32;
         /// Keep no prefix cache.
         switch disable_radix_cache;
+        /// How KV pages travel between engines: shm (same host), tcp, or auto (the best that reaches).
+        value kv_transport: String = "auto".to_owned();
+        /// Where KV pages are received over TCP; port 0 picks one, at 127.0.0.1 only this host is served.
+        value kv_listen: String = "127.0.0.1:0".to_owned();
+        /// Address that other hosts reach --kv-listen at; default: that of the default route if it names none.
+        optional kv_advertise: String;
+        /// Folder of the sockets over which shared memory is lent; default: stator-kv-UID in the temporary folder.
+        optional kv_socket_folder: PathBuf;
+        /// Decode: KV pages that may be on their way here at once; 0 computes every prompt here.
+        value transfer_slots: u32 = 128;
         /// Least milliseconds of a step: slows any executor down, to rehearse faults with a small model.
         value step_floor_ms: f64 = 0.0;
         /// Sim: milliseconds of a step that only decodes.
@@ -66,6 +76,7 @@ impl EngineSettings {
             max_prefill_tokens: self.max_prefill_tokens,
             schedule_policy,
             radix_cache: !self.disable_radix_cache,
+            kv_events: true,
             ..SchedulerConfig::new(key)
         })
     }

@@ -1,9 +1,13 @@
 //! The simulated executor: the contract of a device, a timing model instead of arithmetic.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use models::{
-    Batch, Executor, ExecutorError, ExecutorSpec, Outputs, Sampled, Scored, SlotId, Ticket, TokenLogprob,
+    Batch, Executor, ExecutorError, ExecutorSpec, Export, Outputs, PageSink, Sampled, Scored, SlotId, Ticket,
+    TokenLogprob,
 };
 
 /// Ids below this are left out of what is sampled: special tokens and lone bytes live there.
@@ -16,6 +20,8 @@ pub struct Timing {
     pub step: Duration,
     /// Each prompt token, on top.
     pub prefill_token: Duration,
+    /// A page read or written.
+    pub page: Duration,
 }
 
 /// Samples tokens that depend on seed, choice and output position only, at a set pace.
@@ -26,6 +32,9 @@ pub struct SimExecutor {
     pending: Option<(Outputs, Instant)>,
     /// When the step before was due: a steady stream of steps keeps its pace whatever happens between them.
     last_due: Instant,
+    sink: Option<Arc<dyn PageSink>>,
+    /// Of the step in flight.
+    exports: Vec<Export>,
 }
 
 struct Slot {
@@ -38,7 +47,7 @@ struct Slot {
 impl SimExecutor {
     pub fn new(spec: ExecutorSpec, timing: Timing) -> Self {
         let slots = (0..spec.slots).map(|_| None).collect();
-        Self { spec, timing, slots, pending: None, last_due: Instant::now() }
+        Self { spec, timing, slots, pending: None, last_due: Instant::now(), sink: None, exports: Vec::new() }
     }
 
     fn slot(&mut self, id: SlotId) -> Result<&mut Slot, ExecutorError> {
@@ -95,6 +104,7 @@ impl Executor for SimExecutor {
         }
         let now = Instant::now();
         let due = self.due(batch, now);
+        self.exports.clone_from(&batch.exports);
         outputs.elapsed = due.saturating_duration_since(now);
         self.last_due = due;
         self.pending = Some((outputs, due));
@@ -105,7 +115,28 @@ impl Executor for SimExecutor {
         let (outputs, due) =
             self.pending.take().ok_or_else(|| ExecutorError::Batch("no step is in flight".to_owned()))?;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if let Some(sink) = &self.sink {
+            let bytes = vec![0; self.spec.kv.layer_bytes as usize];
+            for layer in 0..self.spec.kv.layers {
+                self.exports.iter().for_each(|export| sink.layer(export, layer, &bytes));
+            }
+        }
         Ok(outputs)
+    }
+
+    fn read_page(&mut self, _page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
+        std::thread::sleep(self.timing.page);
+        to.fill(0);
+        Ok(())
+    }
+
+    fn write_page(&mut self, _page: u32, _from: &[u8]) -> Result<(), ExecutorError> {
+        std::thread::sleep(self.timing.page);
+        Ok(())
+    }
+
+    fn export_to(&mut self, sink: Arc<dyn PageSink>) {
+        self.sink = Some(sink);
     }
 }
 

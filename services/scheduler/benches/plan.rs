@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use messages::block::{CacheScope, ClusterKey};
-use models::{Batch, ExecutorSpec, Outputs, Sampled, SamplingParams};
-use scheduler::{Choice, Event, Micros, Planned, Request, RunKey, Scheduler, SchedulerConfig};
+use models::{Batch, ExecutorSpec, KvLayout, Outputs, Sampled, SamplingParams};
+use scheduler::{Choice, Event, Goal, Micros, Planned, Request, RunKey, Scheduler, SchedulerConfig};
 
 fn main() {
     divan::main();
@@ -21,7 +21,7 @@ fn scheduler(depth: u32) -> Scheduler {
         depth,
         vocab_size: 50_000,
         context_length: 1 << 20,
-        kv_bytes_per_token: 1,
+        kv: KvLayout { name: "none".to_owned(), layers: 1, layer_bytes: 16 },
         numerics_class: "none".to_owned(),
     };
     let mut config = SchedulerConfig::new(ClusterKey::derive("bench"));
@@ -33,6 +33,7 @@ fn scheduler(depth: u32) -> Scheduler {
 fn request(run: u64, prompt_tokens: u32) -> Request {
     Request {
         run: RunKey(run),
+        goal: Goal::Output,
         prompt: (0..prompt_tokens).map(|at| (at + run as u32 * 77) % 50_000).collect(),
         choices: vec![Choice { index: 0, output: Vec::new() }],
         params: SamplingParams::default(),

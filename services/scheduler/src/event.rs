@@ -24,6 +24,12 @@ pub enum Event {
         first: u32,
         tokens: Vec<(f32, Vec<TokenLogprob>)>,
     },
+    /// These leading blocks of a prompt whose blocks are wanted are computed; once it is all of them, only the run's
+    /// hold on them remains.
+    BlocksComputed {
+        run: RunKey,
+        blocks: u32,
+    },
     /// A token was put out. Each choice's positions go up by one from the length of the output it was given. A stop
     /// token is a token like any other, counted in the usage; `Ended` follows it at once.
     Token {

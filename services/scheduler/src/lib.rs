@@ -32,6 +32,6 @@ mod time;
 pub use config::{LPM_PATIENCE, LPM_WINDOW, SchedulePolicy, SchedulerConfig, UnknownPolicy};
 pub use event::{EndReason, Event, KvEvent, Usage};
 pub use load::Load;
-pub use request::{Admitted, Choice, Refusal, Request, RunKey};
-pub use scheduler::{Planned, Scheduler};
+pub use request::{Admitted, Choice, Goal, Refusal, Request, RunKey};
+pub use scheduler::{Landing, Planned, Scheduler};
 pub use time::Micros;

@@ -9,10 +9,26 @@ use crate::Micros;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunKey(pub u64);
 
+/// What is wanted of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Goal {
+    /// Its continuation.
+    #[default]
+    Output,
+    /// The same, but blocks of the prompt are on their way: it waits for [`crate::Scheduler::go_on`], which every such
+    /// run must get, or a cancel, sooner or later.
+    OutputOnceLanded,
+    /// Its blocks, of which the prompt has whole ones only, `from` and on of them for somebody else
+    /// ([`models::Batch::exports`]). Nothing is sampled or scored: of the choices the first counts, without its output.
+    /// The blocks stay held until the run is cancelled.
+    Blocks { from: u32 },
+}
+
 /// A prompt to be continued in one or several choices.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub run: RunKey,
+    pub goal: Goal,
     /// Not empty.
     pub prompt: Arc<[TokenId]>,
     /// The choices to go on with, each index once. Not empty.
@@ -52,6 +68,10 @@ pub struct Admitted {
     /// Tokens of prompts that are to be computed before this request's first token, itself included and cache hits
     /// to come not deducted.
     pub pending_prefill_tokens: u64,
+    /// Leading blocks of the prompt that the run holds already; none unless it waits for others to land.
+    pub held_blocks: u32,
+    /// Leading blocks that may land.
+    pub wanted_blocks: u32,
 }
 
 /// A request was not taken in. Only [`Refusal::QueueFull`] may turn out otherwise later.
@@ -70,6 +90,9 @@ pub enum Refusal {
     NoChoices,
     #[error("choice {0} is given twice")]
     DuplicateChoice(u32),
+    /// Blocks are wanted of an engine that keeps none, or not whole ones.
+    #[error("{tokens} tokens are not blocks of {page_size} of a prefix cache")]
+    NoBlocks { tokens: u32, page_size: u32 },
     #[error("run {} is here already", .0.0)]
     DuplicateRun(RunKey),
     #[error("token {token} is not in the vocabulary of {vocab_size}")]

@@ -1,9 +1,12 @@
 mod admission;
 mod check;
 mod collect;
+mod handover;
 mod intake;
 mod residence;
 mod step;
+
+pub use handover::Landing;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -55,6 +58,8 @@ pub struct Scheduler {
     admissions: u64,
     /// Runs that have not started.
     queued: u32,
+    /// Runs that must run alone.
+    alone: u32,
     preemptions: u64,
     deadlines: BTreeSet<(Micros, RunKey)>,
     /// To be carried out by the next plan.
@@ -139,6 +144,7 @@ impl Scheduler {
             step: StepId(0),
             admissions: 0,
             queued: 0,
+            alone: 0,
             preemptions: 0,
             deadlines: BTreeSet::new(),
             cancels: Vec::new(),
@@ -177,6 +183,7 @@ impl Scheduler {
             blocks_cached: self.blocks.idle(),
             blocks_total: total,
             pending_prefill_tokens: self.pending_prefill_tokens(),
+            alone: self.alone > 0,
             step_time: self.speed.step_time(),
             prefill_token_time: self.speed.prefill_token_time(),
             preemptions: self.preemptions,

@@ -4,12 +4,17 @@ use kv::PageId;
 use messages::block::{BlockHash, ClusterKey};
 use models::{PLACEHOLDER, SamplingParams, SlotId, TokenId};
 
-use crate::{Micros, RunKey, Usage, slab::Key};
+use crate::{Goal, Micros, RunKey, Usage, slab::Key};
 
 /// What the choices of a request have in common.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub key: RunKey,
+    pub goal: Goal,
+    /// None of its choices runs or waits to run.
+    pub parked: bool,
+    /// Leading blocks that the run itself holds, beside its choices.
+    pub hold: Vec<PageId>,
     pub prompt: Arc<[TokenId]>,
     pub params: SamplingParams,
     pub root: BlockHash,
@@ -38,9 +43,20 @@ impl Run {
         self.score_next < self.prompt_len()
     }
 
+    /// The blocks of the prompt are wanted and no output.
+    pub fn is_for_blocks(&self) -> bool {
+        matches!(self.goal, Goal::Blocks { .. })
+    }
+
+    /// Leading blocks of the prompt that may come from elsewhere. The logits of the last token are wanted, so its block
+    /// is not among them.
+    pub fn landable(&self, page_size: u32) -> usize {
+        self.hashes.len().min((self.prompt.len() - 1) / page_size as usize)
+    }
+
     /// Is there anything to compute for a choice with this much output?
     pub fn has_work(&self, output: &[TokenId], first: bool) -> bool {
-        (output.len() as u32) < self.limit || (first && self.is_scoring())
+        (output.len() as u32) < self.limit || (first && self.is_scoring()) || self.is_for_blocks()
     }
 
     /// The stop token that `output` ends with.
@@ -112,10 +128,13 @@ impl Sequence {
     }
 
     /// Tokens that must have been computed for the sequence to go on: all of them while there is more to sample, all
-    /// of the prompt but its last, which predicts nothing of it, while there is only that to score.
+    /// of the prompt but its last, which predicts nothing of it, while there is only that to score, and all of a prompt
+    /// whose blocks are wanted.
     pub fn target(&self, run: &Run) -> u32 {
         if self.remaining_output(run) > 0 {
             self.known(run) + self.pending
+        } else if run.is_for_blocks() {
+            run.prompt_len()
         } else if run.is_scoring() {
             run.prompt_len() - 1
         } else {

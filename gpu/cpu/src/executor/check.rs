@@ -53,6 +53,9 @@ impl Checker {
                 ensure(page < spec.pages, || format!("copy names page {page} of {}", spec.pages))?;
             }
         }
+        for export in &batch.exports {
+            ensure(export.page < spec.pages, || format!("exports page {} of {}", export.page, spec.pages))?;
+        }
         for open in &batch.opens {
             self.check_open(open, spec, slots)?;
         }

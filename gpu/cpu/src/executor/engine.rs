@@ -1,9 +1,11 @@
 //! What the threads of an executor share.
 
-use std::cell::UnsafeCell;
+use std::{cell::UnsafeCell, sync::Arc};
+
+use models::PageSink;
 
 use super::{
-    Profile,
+    PhaseKind, Profile,
     buffers::{Buffers, Worker},
     dimensions::Dimensions,
     slots::Slots,
@@ -31,6 +33,15 @@ pub(super) struct State {
     /// Counts steps.
     pub number: u64,
     pub profile: Profile,
+    pub sink: Option<Arc<dyn PageSink>>,
+}
+
+impl State {
+    /// The layer whose keys and values are all stored once the phases before this one have ended.
+    fn layer_before(&self, phase: usize) -> Option<usize> {
+        let before = self.step.phases.get(phase.checked_sub(1)?)?;
+        (before.kind == PhaseKind::Attention).then_some(before.index)
+    }
 }
 
 // SAFETY: the buffers are divided among units (see [`Task`]), a worker's scratch belongs to its thread, and the state is
@@ -47,8 +58,8 @@ impl Engine {
         (buffers, workers): (Buffers, Shared<Worker>),
         slots: Slots,
     ) -> Self {
-        let state =
-            UnsafeCell::new(State { slots, step: Step::default(), number: 0, profile: Profile::default() });
+        let (step, profile) = (Step::default(), Profile::default());
+        let state = UnsafeCell::new(State { slots, step, number: 0, profile, sink: None });
         Self { isa, dimensions, weights, rope, pool, buffers, workers, state }
     }
 
@@ -72,6 +83,13 @@ impl Work for Engine {
     fn open(&self, phase: u32) -> u32 {
         // SAFETY: the thread that opens a phase runs alone in this step: all units before are finished.
         let state = unsafe { self.state_mut() };
+        if let (Some(sink), Some(layer)) = (&state.sink, state.layer_before(phase as usize)) {
+            for export in &state.step.exports {
+                // SAFETY: no unit runs now.
+                let bytes = unsafe { self.pool.layer(export.page as usize, layer) };
+                sink.layer(export, layer as u32, bytes);
+            }
+        }
         let phase = state.step.phases[phase as usize];
         state.profile.begin(phase.kind);
         phase.units as u32

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::atomic::AtomicU32};
 
-use models::{Batch, PLACEHOLDER, PageCopy, Score, SlotId, TokenId};
+use models::{Batch, Export, PLACEHOLDER, PageCopy, Score, SlotId, TokenId};
 
 use super::{dimensions::Dimensions, slots::Slots};
 use crate::attention::tokens_per_span;
@@ -11,6 +11,8 @@ use crate::attention::tokens_per_span;
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub copies: Vec<PageCopy>,
+    /// Pages that are complete with this step.
+    pub exports: Vec<Export>,
     pub tokens: Vec<TokenId>,
     /// Of each token.
     pub positions: Vec<u32>,
@@ -132,6 +134,8 @@ impl Step {
     pub fn plan(&mut self, batch: &Batch, slots: &Slots, dimensions: &Dimensions) {
         self.copies.clear();
         self.copies.extend_from_slice(&batch.copies);
+        self.exports.clear();
+        self.exports.extend_from_slice(&batch.exports);
         self.lay_out_sequences(batch, slots);
         self.plan_logits(batch);
         self.plan_attention(dimensions);

@@ -1,8 +1,11 @@
 use std::{collections::HashMap, time::Duration};
 
-use messages::block::{CacheScope, ClusterKey};
-use models::SamplingParams;
-use scheduler::{Choice, EndReason};
+use messages::{
+    block::{CacheScope, ClusterKey},
+    kv::KvChange,
+};
+use models::{KvLayout, SamplingParams};
+use scheduler::{Choice, EndReason, Goal};
 
 use super::*;
 use crate::sim::{SimExecutor, Timing};
@@ -17,24 +20,26 @@ fn spec() -> ExecutorSpec {
         depth: 1,
         vocab_size: 5000,
         context_length: 1024,
-        kv_bytes_per_token: 0,
+        kv: KvLayout { name: "sim".to_owned(), layers: 1, layer_bytes: 64 },
         numerics_class: "sim".to_owned(),
     }
 }
 
 async fn device(step: Duration) -> (Device, mpsc::Receiver<Report>) {
     let build = move || {
-        let timing = Timing { step, prefill_token: Duration::ZERO };
+        let timing = Timing { step, prefill_token: Duration::ZERO, page: Duration::ZERO };
         Ok(Box::new(SimExecutor::new(spec(), timing)) as Box<dyn Executor>)
     };
     let config = SchedulerConfig::new(ClusterKey::derive("test"));
-    Device::start(build, config, Duration::ZERO).await.unwrap()
+    let config = SchedulerConfig { kv_events: true, ..config };
+    Device::start("decode-1".parse().unwrap(), build, config, Duration::ZERO).await.unwrap()
 }
 
 fn request(run: u64, seed: u64, max_tokens: u32, output: &[u32]) -> Command {
     let scope = CacheScope { revision: "r", adapter: None, salt: None };
-    Command::Admit(Box::new(Request {
+    let request = Request {
         run: RunKey(run),
+        goal: Goal::Output,
         prompt: (0..40).collect(),
         choices: vec![Choice { index: 0, output: output.to_vec() }],
         params: SamplingParams { seed, ..SamplingParams::default() },
@@ -45,7 +50,8 @@ fn request(run: u64, seed: u64, max_tokens: u32, output: &[u32]) -> Command {
         score_prompt_from: None,
         arrived: Micros(0),
         alone: false,
-    }))
+    };
+    Command::Admit { request: Box::new(request), dispatch: Some(("router-1".parse().unwrap(), run)) }
 }
 
 /// Tokens and end of each run, once `runs` of them have closed or were refused.
@@ -61,13 +67,15 @@ async fn outcome(
                 seen.insert(run.0, (Vec::new(), None));
                 closed += 1;
             }
+            Report::Cache(_) | Report::Waits { .. } | Report::Landed { .. } => {}
             Report::Step { events, .. } => {
                 for event in events {
                     match event {
                         Event::Token { run, token, .. } => seen.entry(run.0).or_default().0.push(token),
                         Event::Ended { run, reason, .. } => seen.entry(run.0).or_default().1 = Some(reason),
                         Event::RunClosed { .. } => closed += 1,
-                        Event::Started { .. } | Event::PromptScored { .. } => {}
+                        Event::Started { .. } | Event::PromptScored { .. } | Event::BlocksComputed { .. } => {
+                        }
                     }
                 }
             }
@@ -109,4 +117,34 @@ async fn what_can_never_fit_is_refused_and_the_thread_goes_on() {
     let ended = outcome(&mut reports, 2).await;
     assert_eq!(ended[&1], (Vec::new(), None), "6000 is not in the vocabulary");
     assert_eq!(ended[&2].0.len(), 4);
+}
+
+#[tokio::test]
+async fn changes_of_the_cache_lead_to_its_snapshot() {
+    let (device, mut reports) = device(Duration::ZERO).await;
+    device.command(request(1, 7, 20, &[])).unwrap();
+    let (answer, snapshot) = oneshot::channel();
+    let (mut stored, mut next, mut closed) = (Vec::new(), 0, false);
+    while !closed {
+        match reports.recv().await.unwrap() {
+            Report::Cache(events) => {
+                assert_eq!(events.number, next, "numbers have no gaps");
+                next += 1;
+                for change in events.changes {
+                    let KvChange::Stored(blocks) = change else { panic!("{change:?}") };
+                    stored.extend(blocks.iter());
+                }
+            }
+            Report::Step { events, .. } => {
+                closed = events.iter().any(|event| matches!(event, Event::RunClosed { .. }));
+            }
+            Report::Refused { why, .. } => panic!("{why}"),
+            Report::Waits { .. } | Report::Landed { .. } => {}
+        }
+    }
+    device.command(Command::KvSnapshot(answer)).unwrap();
+    let snapshot = snapshot.await.unwrap();
+    assert_eq!(stored.len(), 3, "40 tokens of prompt and 19 of output fill three blocks");
+    assert_eq!((snapshot.blocks.iter().collect::<Vec<_>>(), snapshot.next), (stored, next));
+    assert_eq!(device.observed().seen, [("router-1".parse().unwrap(), 1)]);
 }

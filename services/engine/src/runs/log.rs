@@ -20,7 +20,11 @@ pub struct RunLog {
     /// Where frames go.
     pub inbox: InstanceId,
     pub ingress: InstanceId,
+    /// To be told once the run begins.
+    pub(super) dispatch: Option<Dispatch>,
     started: Option<(u32, u64)>,
+    /// Of its prompt, in tokens; what was computed elsewhere for it was not cached.
+    pub(super) cached_at_most: u32,
     scores: Vec<(u32, Vec<TokenLogprobs>)>,
     choices: BTreeMap<u32, ChoiceLog>,
     pub(super) fault: Option<Fault>,
@@ -55,7 +59,9 @@ impl RunLog {
             run,
             inbox: submit.tokenizer.clone(),
             ingress: submit.ingress.clone(),
+            dispatch: submit.dispatch.clone(),
             started: None,
+            cached_at_most: u32::MAX,
             scores: Vec::new(),
             choices: submit.choices.iter().map(|c| (c.index, choice(c.output.len() as u32))).collect(),
             fault: None,
@@ -68,6 +74,10 @@ impl RunLog {
                 TokenIds::default()
             },
         }
+    }
+
+    pub(super) fn cached(&self, tokens: u32) -> u32 {
+        tokens.min(self.cached_at_most)
     }
 
     pub(super) fn started(&mut self, cached_tokens: u32, queue_time: Duration) -> Addressed {
@@ -128,7 +138,10 @@ impl RunLog {
     pub(super) fn close(&mut self, usage: Usage) -> Addressed {
         let body = match self.fault.take() {
             Some(fault) => Body::Failed(fault),
-            None => Body::Closed { usage },
+            None => {
+                let cached_tokens = self.cached(usage.cached_tokens);
+                Body::Closed { usage: Usage { cached_tokens, ..usage } }
+            }
         };
         self.terminal = Some(body.clone());
         self.ended = Some(Instant::now());

@@ -136,10 +136,14 @@ impl Scheduler {
                 room.reserved_blocks += self.growth(sequence);
                 room.computing.extend(self.computing(sequence));
                 room.prefill_tokens = room.prefill_tokens.saturating_sub(self.missing(sequence));
+                self.note_blocks(key, events);
                 return Verdict::Entered;
             }
-            let Some(lower) = self.lower_priority(key) else { return Verdict::NoRoom };
-            self.preempt(lower);
+            match self.lower_priority(key) {
+                Some(lower) => self.preempt(lower),
+                None if self.running.is_empty() && self.give_way(self.sequences[key].run) => {}
+                None => return Verdict::NoRoom,
+            }
             *room = self.room();
         }
     }
@@ -226,9 +230,12 @@ fn count_leading(count: u32, holds: impl Fn(u32) -> bool) -> u32 {
     low
 }
 
-/// Leading tokens whose KV may come from elsewhere: not the last one, since its logits are wanted, and none that
-/// precedes a token to be scored.
+/// Leading tokens whose KV may come from elsewhere: not the last one if its logits are wanted, and none that precedes
+/// a token to be scored.
 fn shareable(sequence: &Sequence, run: &Run) -> u32 {
+    if run.is_for_blocks() {
+        return run.prompt_len();
+    }
     let before_last = sequence.target(run) - 1;
     if run.is_scoring() { before_last.min(run.score_next - 1) } else { before_last }
 }

@@ -29,6 +29,9 @@ impl Scheduler {
                 holders[page.0 as usize] += 1;
             }
         }
+        for page in self.runs.iter().flat_map(|(_, run)| &run.hold) {
+            holders[page.0 as usize] += 1;
+        }
         self.blocks.check(&holders)
     }
 
@@ -50,7 +53,9 @@ impl Scheduler {
 
     fn check_sequences(&self) -> Result<(), String> {
         let ranks: Vec<_> = self.running.iter().map(|&key| self.sequences[key].rank).collect();
-        require(ranks.is_sorted() && self.waiting.len() + ranks.len() == self.sequences.len(), || {
+        let parked = self.runs.iter().filter(|(_, run)| run.parked).map(|(_, run)| run.choices.len());
+        let placed = self.waiting.len() + ranks.len() + parked.sum::<usize>();
+        require(ranks.is_sorted() && placed == self.sequences.len(), || {
             format!("{} sequences: {} wait, running: {ranks:?}", self.sequences.len(), self.waiting.len())
         })?;
         for (key, sequence) in self.sequences.iter() {
@@ -61,7 +66,10 @@ impl Scheduler {
                 format!("{key:?} expects {} tokens and {sampling} are on their way", sequence.pending)
             })?;
             let waits = self.waiting.get(&sequence.rank) == Some(&key);
-            require(waits != sequence.running.is_some(), || format!("{key:?} is not where it seems"))?;
+            let places = [waits, sequence.running.is_some(), run.parked];
+            require(places.iter().filter(|place| **place).count() == 1, || {
+                format!("{key:?} is not where it seems")
+            })?;
             require(run.choices.contains(&key), || format!("{key:?} is unknown to its run"))?;
             let Some(residence) = &sequence.running else { continue };
             let length = sequence.known(run) + sequence.pending;

@@ -24,6 +24,12 @@ impl Scheduler {
                 continue;
             }
             self.keep_blocks(row);
+            if self.runs[row.run].is_for_blocks() {
+                if self.sequences[row.sequence].residence == row.residence {
+                    self.note_blocks(row.sequence, events);
+                }
+                continue;
+            }
             match token {
                 Some(token) => self.put_out(row, token, events),
                 None => self.end_if_scored(row, events),

@@ -2,7 +2,7 @@ use std::{cmp::Reverse, collections::BTreeSet};
 
 use super::Scheduler;
 use crate::{
-    Admitted, EndReason, Event, Micros, Refusal, Request, RunKey, Usage,
+    Admitted, EndReason, Event, Goal, Micros, Refusal, Request, RunKey, Usage,
     sequence::{Rank, Run, Sequence},
 };
 
@@ -11,13 +11,22 @@ impl Scheduler {
     ///
     /// # Errors
     /// Nothing was taken in; the [`Refusal`] says why, with both numbers where it is about a bound.
-    pub fn admit(&mut self, request: Request) -> Result<Admitted, Refusal> {
+    pub fn admit(&mut self, mut request: Request) -> Result<Admitted, Refusal> {
+        if matches!(request.goal, Goal::Blocks { .. }) {
+            request.choices.truncate(1);
+            request.choices.iter_mut().for_each(|choice| choice.output.clear());
+            (request.max_tokens, request.score_prompt_from) = (0, None);
+        }
         let limit = self.examine(&request)?;
-        let Request { run: key, prompt, choices, params, priority, deadline, root, arrived, alone, .. } =
-            request;
+        let Request {
+            run: key, goal, prompt, choices, params, priority, deadline, root, arrived, alone, ..
+        } = request;
         let tokens = prompt.len() as u32;
         let mut run = Run {
             key,
+            goal,
+            parked: goal == Goal::OutputOnceLanded,
+            hold: Vec::new(),
             hashes: Vec::new(),
             limit,
             score_next: request.score_prompt_from.map_or(tokens, |from| from.max(1).min(tokens)),
@@ -71,13 +80,18 @@ impl Scheduler {
             }
             let sequence = self.sequences.insert(sequence);
             run.choices.push(sequence);
-            self.waiting.insert(rank, sequence);
+            if goal != Goal::OutputOnceLanded {
+                self.waiting.insert(rank, sequence);
+            }
             self.ended_at_intake.extend(end.map(|reason| (sequence, reason)));
         }
         self.by_key.insert(key, run_key);
         self.deadlines.extend(deadline.map(|deadline| (deadline, key)));
         self.queued += 1;
-        Ok(Admitted { queued: self.queued, pending_prefill_tokens: self.pending_prefill_tokens() })
+        self.alone += u32::from(alone);
+        let (held_blocks, wanted_blocks) = self.hold_cached(run_key);
+        let pending_prefill_tokens = self.pending_prefill_tokens();
+        Ok(Admitted { queued: self.queued, pending_prefill_tokens, held_blocks, wanted_blocks })
     }
 
     /// Checks a request and returns how many output tokens its choices may have.
@@ -99,6 +113,12 @@ impl Scheduler {
         let outputs = request.choices.iter().flat_map(|choice| choice.output.iter());
         if let Some(&token) = request.prompt.iter().chain(outputs).find(|&&token| token >= vocab_size) {
             return Err(Refusal::UnknownToken { token, vocab_size });
+        }
+        if matches!(request.goal, Goal::Blocks { .. }) {
+            let (tokens, page_size) = (request.prompt.len() as u32, self.limits.page_size);
+            if !self.blocks.is_caching() || !tokens.is_multiple_of(page_size) {
+                return Err(Refusal::NoBlocks { tokens, page_size });
+            }
         }
         let context = self.limits.context;
         let longest_output = request.choices.iter().map(|choice| choice.output.len()).max().unwrap_or(0);

@@ -42,6 +42,7 @@ impl Scheduler {
         for &page in &pages {
             self.blocks.retain(page);
         }
+        self.drop_hold(self.sequences[key].run);
         let sequence = &mut self.sequences[key];
         let run = &mut self.runs[sequence.run];
         while (pages.len() as u32) < self.limits.pages_for(sequence.target(run)) {
@@ -70,7 +71,7 @@ impl Scheduler {
     }
 
     /// Takes slot and blocks from a running sequence.
-    fn vacate(&mut self, key: Key<Sequence>) {
+    pub(super) fn vacate(&mut self, key: Key<Sequence>) {
         let rank = self.sequences[key].rank;
         let at = self.running.partition_point(|&other| self.sequences[other].rank < rank);
         self.running.remove(at);
@@ -114,7 +115,10 @@ impl Scheduler {
             return;
         }
         events.push(Event::RunClosed { run: run.key, usage: run.usage });
+        self.drop_hold(sequence.run);
+        let run = &self.runs[sequence.run];
         self.queued -= u32::from(!run.started);
+        self.alone -= u32::from(run.alone);
         self.by_key.remove(&run.key);
         if let Some(deadline) = run.deadline {
             self.deadlines.remove(&(deadline, run.key));

@@ -1,7 +1,7 @@
-use models::{Batch, OpenSlot, PageCopy, Score, SequenceStep, StepId};
+use models::{Batch, Export, OpenSlot, PageCopy, Score, SequenceStep, StepId};
 
 use super::{Flight, Planned, Row, Scheduler};
-use crate::{Event, Micros, sequence::Sequence, slab::Key};
+use crate::{Event, Goal, Micros, sequence::Sequence, slab::Key};
 
 impl Scheduler {
     /// Fills `batch` with the next step, reusing its buffers. `events` reports starts, and ends by cancel or deadline.
@@ -20,6 +20,7 @@ impl Scheduler {
         batch.sequences.clear();
         batch.tokens.clear();
         batch.pages.clear();
+        batch.exports.clear();
         let mut flight = self.scratch.flights.pop().unwrap_or_default();
         self.add_decodes(batch, &mut flight);
         self.add_prefills(batch, &mut flight);
@@ -69,10 +70,13 @@ impl Scheduler {
             if residence.pages.len() as u32 >= self.limits.pages_for(residence.computed + 1) {
                 return true;
             }
-            match (self.blocks.allocate(), self.running.last()) {
-                (Some(page), _) => residence.pages.push(page),
-                (None, Some(&last)) => self.preempt(last),
-                (None, None) => return false,
+            if let Some(page) = self.blocks.allocate() {
+                residence.pages.push(page);
+                continue;
+            }
+            let Some(&last) = self.running.last() else { return false };
+            if last != key || !self.give_way(self.sequences[key].run) {
+                self.preempt(last);
             }
         }
     }
@@ -114,6 +118,14 @@ impl Scheduler {
         residence.computed = end;
         let pages = batch.pages.len() as u32;
         batch.pages.extend(residence.pages[..self.limits.pages_for(end) as usize].iter().map(|page| page.0));
+        if let Goal::Blocks { from } = run.goal {
+            let page_size = self.limits.page_size;
+            batch.exports.extend((from.max(start / page_size)..end / page_size).map(|block| Export {
+                page: residence.pages[block as usize].0,
+                run: run.key.0,
+                block,
+            }));
+        }
         let slot = residence.slot;
         let open = !std::mem::replace(&mut residence.opened, true);
         if let Some(fork) = residence.fork.take() {

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use models::{SamplingParams, TokenId};
 use scheduler::{
-    Choice, EndReason, LPM_PATIENCE, Micros, Refusal, Request, RunKey, SchedulePolicy, SchedulerConfig, Usage,
+    Choice, EndReason, Goal, LPM_PATIENCE, Micros, Refusal, Request, RunKey, SchedulePolicy, SchedulerConfig,
+    Usage,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ fn prompt(length: u32, flavour: u32) -> Vec<TokenId> {
 fn request(run: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Request {
     Request {
         run: RunKey(run),
+        goal: Goal::Output,
         prompt: prompt.into(),
         choices: choices(1),
         params: SamplingParams::default(),
@@ -373,4 +375,75 @@ fn load_tells_what_is_left_to_compute() {
     world.finish(TURNS);
     let load = world.scheduler.load();
     assert_eq!((load.blocks_used, load.blocks_cached, load.blocks_total), (0, 5 + 2, 64));
+}
+
+#[test]
+fn blocks_that_landed_are_not_computed_again_and_are_never_evicted_before() {
+    let mut world = World::new(config(), fake::spec(12, 4, 8, 64, 1));
+    let waiting = Request { goal: Goal::OutputOnceLanded, ..request(0, prompt(18, 0), 4) };
+    world.admit(waiting).unwrap();
+    for _ in 0..4 {
+        assert!(world.land(RunKey(0)));
+    }
+    assert!(!world.land(RunKey(0)), "the tokens after the fourth block are computed here");
+    // Others come and go meanwhile, more than fit beside the four blocks.
+    for run in 1..6 {
+        world.admit(request(run, prompt(20, run as u32), 4)).unwrap();
+        while world.turn() {}
+    }
+    assert_eq!(world.scheduler.load().blocks_used, 4);
+    let before = world.executor.computed;
+    world.release();
+    world.finish(TURNS);
+    assert_eq!(usage(&world, 0).cached_tokens, 16);
+    assert_eq!(world.executor.computed - before, 2 + 3, "the rest of the prompt and all but the last output");
+    world.assert_clean();
+}
+
+#[test]
+fn a_run_that_waits_for_blocks_can_be_cancelled_and_outlives_no_deadline() {
+    let mut world = world(1);
+    let waiting = |run| Request { goal: Goal::OutputOnceLanded, ..request(run, prompt(18, run as u32), 4) };
+    world.admit(waiting(0)).unwrap();
+    world.admit(Request { deadline: Some(Micros(5)), ..waiting(1) }).unwrap();
+    assert!(world.land(RunKey(0)) && world.land(RunKey(1)));
+    world.now = Micros(9);
+    assert!(world.scheduler.cancel(RunKey(0), None));
+    while world.turn() {}
+    assert_eq!(world.runs[&RunKey(0)].ends[&0], EndReason::Cancelled);
+    assert_eq!(world.runs[&RunKey(1)].ends[&0], EndReason::DeadlineExceeded);
+    assert!(!world.land(RunKey(0)));
+    world.assert_clean();
+}
+
+#[test]
+fn runs_that_fill_the_pool_with_landed_blocks_do_not_lock_each_other_out() {
+    let mut world = World::new(config(), fake::spec(12, 4, 8, 64, 1));
+    for run in 0..2 {
+        world
+            .admit(Request { goal: Goal::OutputOnceLanded, ..request(run, prompt(26, run as u32), 12) })
+            .unwrap();
+    }
+    for block in 0..12 {
+        assert!(world.land(RunKey(block % 2)), "block {block}");
+    }
+    world.release();
+    world.finish(TURNS);
+    assert!((0..2).all(|run| output_len(&world, run) == 12));
+    world.assert_clean();
+}
+
+#[test]
+fn blocks_for_another_engine_are_computed_once_and_held_until_given_up() {
+    let mut world = World::new(config(), fake::spec(64, 4, 8, 64, 1));
+    let blocks = |run, from| Request { goal: Goal::Blocks { from }, ..request(run, prompt(24, 0), 0) };
+    world.admit(blocks(0, 2)).unwrap();
+    world.admit(blocks(1, 0)).unwrap();
+    while world.turn() {}
+    assert_eq!(world.executor.computed, 24, "the second finds what the first computed");
+    assert_eq!((world.runs[&RunKey(0)].blocks, world.runs[&RunKey(1)].blocks), (6, 6));
+    assert_eq!(world.scheduler.load().blocks_used, 6);
+    assert_eq!(world.scheduler.load().running, 0, "what waits to be fetched takes no slot");
+    world.finish(TURNS);
+    world.assert_clean();
 }

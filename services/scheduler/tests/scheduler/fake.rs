@@ -5,11 +5,11 @@
 //! wrong page, a missing copy, a page reused too early, a chunk out of place or a wrong placeholder gives another
 //! token than the sequence would have alone.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use models::{
-    Batch, Executor, ExecutorError, ExecutorSpec, Logprobs, Outputs, PLACEHOLDER, Sampled, SamplingParams,
-    Scored, SequenceStep, SlotId, StepId, Ticket, TokenId, TokenLogprob,
+    Batch, Executor, ExecutorError, ExecutorSpec, KvLayout, Logprobs, Outputs, PLACEHOLDER, PageSink,
+    Sampled, SamplingParams, Scored, SequenceStep, SlotId, StepId, Ticket, TokenId, TokenLogprob,
 };
 use scheduler::EndReason;
 
@@ -23,6 +23,7 @@ pub struct FakeExecutor {
     slots: Vec<Option<Slot>>,
     finished: VecDeque<(StepId, Outputs)>,
     last_step: StepId,
+    sink: Option<Arc<dyn PageSink>>,
     /// Input tokens of all steps.
     pub computed: u64,
 }
@@ -44,7 +45,7 @@ pub fn spec(pages: u32, page_size: u32, slots: u32, max_batch_tokens: u32, depth
         depth,
         vocab_size: VOCAB,
         context_length: 64,
-        kv_bytes_per_token: 8,
+        kv: KvLayout { name: "fake".to_owned(), layers: 1, layer_bytes: 8 * page_size },
         numerics_class: "fake".to_owned(),
     }
 }
@@ -56,6 +57,7 @@ impl FakeExecutor {
             pages: vec![vec![0; spec.page_size as usize]; spec.pages as usize],
             slots: (0..spec.slots).map(|_| None).collect(),
             finished: VecDeque::new(),
+            sink: None,
             last_step: StepId(0),
             computed: 0,
             spec,
@@ -146,6 +148,10 @@ impl Executor for FakeExecutor {
             seen.push(row.slot);
             self.run(batch, row, &mut outputs);
         }
+        for export in &batch.exports {
+            let Some(sink) = &self.sink else { break };
+            sink.layer(export, 0, &bytes(&self.pages[export.page as usize]));
+        }
         self.computed += batch.tokens.len() as u64;
         outputs.elapsed = Duration::from_micros(self.token_cost * batch.tokens.len() as u64);
         self.finished.push_back((batch.step, outputs));
@@ -157,6 +163,31 @@ impl Executor for FakeExecutor {
         assert_eq!(step, ticket.0);
         Ok(outputs)
     }
+
+    fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
+        to.copy_from_slice(&bytes(&self.pages[page as usize]));
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError> {
+        let (cells, _) = from.as_chunks::<8>();
+        self.pages[page as usize] = cells.iter().map(|cell| u64::from_le_bytes(*cell)).collect();
+        Ok(())
+    }
+
+    fn export_to(&mut self, sink: Arc<dyn PageSink>) {
+        self.sink = Some(sink);
+    }
+}
+
+fn bytes(cells: &[u64]) -> Vec<u8> {
+    cells.iter().flat_map(|cell| cell.to_le_bytes()).collect()
+}
+
+/// The contents of block `block` of a prompt, as [`Executor::read_page`] gives them.
+pub fn block_of(prompt: &[TokenId], block: u32, page_size: u32) -> Vec<u8> {
+    let start = (block * page_size) as usize;
+    bytes(&chain(prompt)[start..start + page_size as usize])
 }
 
 fn mix(a: u64, b: u64) -> u64 {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use models::{Logprobs, SamplingParams, TokenId};
 use proptest::prelude::*;
-use scheduler::{Choice, Micros, Refusal, Request, RunKey, SchedulePolicy, SchedulerConfig};
+use scheduler::{Choice, Goal, Micros, Refusal, Request, RunKey, SchedulePolicy, SchedulerConfig};
 
 use crate::{
     fake::{self, VOCAB},
@@ -66,7 +66,14 @@ impl Setup {
 #[derive(Debug, Clone)]
 enum Op {
     Admit(Arrival),
-    Cancel { run: usize, choice: Option<u32> },
+    Cancel {
+        run: usize,
+        choice: Option<u32>,
+    },
+    /// The next block of that run lands.
+    Land(usize),
+    /// What waits for blocks goes on, what holds blocks for others gives them up.
+    Release,
     Submit,
     Collect,
     Turns(u8),
@@ -91,6 +98,15 @@ struct Arrival {
     salt: &'static str,
     score_from: Option<u32>,
     alone: bool,
+    goal: Goal,
+}
+
+fn goal() -> impl Strategy<Value = Goal> {
+    prop_oneof![
+        4 => Just(Goal::Output),
+        2 => Just(Goal::OutputOnceLanded),
+        1 => (0_u32..3).prop_map(|from| Goal::Blocks { from }),
+    ]
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
@@ -102,11 +118,11 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         prop_oneof![4 => Just(None), 1 => (0_u64..3_000_000).prop_map(Some)],
         prop_oneof![3 => Just(""), 1 => Just("a"), 1 => Just("b")],
         prop_oneof![3 => Just(None), 1 => (0_u32..30).prop_map(Some)],
-        prop::bool::weighted(0.1),
+        (prop::bool::weighted(0.1), goal()),
     );
     (prompt, output, order).prop_map(|((prefix, suffix), output, order)| {
         let (choices, given, max_tokens, stops, min_tokens, seed) = output;
-        let (priority, deadline, salt, score_from, alone) = order;
+        let (priority, deadline, salt, score_from, (alone, goal)) = order;
         Arrival {
             prefix,
             suffix,
@@ -121,6 +137,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
             salt,
             score_from,
             alone,
+            goal,
         }
     })
 }
@@ -146,16 +163,23 @@ impl Arrival {
             output.truncate(output.len() * usize::from(given) / 100);
             Choice { index, output }
         });
+        let mut choices: Vec<Choice> = choices.collect();
+        let (mut max_tokens, mut score_prompt_from) = (self.max_tokens, self.score_from);
+        if matches!(self.goal, Goal::Blocks { .. }) {
+            choices = vec![Choice { index: 0, output: Vec::new() }];
+            (max_tokens, score_prompt_from) = (0, None);
+        }
         Request {
             run,
-            choices: choices.collect(),
+            goal: self.goal,
+            choices,
             prompt: prompt.into(),
             params,
-            max_tokens: self.max_tokens,
+            max_tokens,
             priority: self.priority,
             deadline: self.deadline.map(|after| Micros(now.0 + after)),
             root: root(self.salt),
-            score_prompt_from: self.score_from,
+            score_prompt_from,
             arrived: now,
             alone: self.alone,
         }
@@ -166,6 +190,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => arrival().prop_map(Op::Admit),
         1 => (any::<usize>(), prop::option::of(0_u32..4)).prop_map(|(run, choice)| Op::Cancel { run, choice }),
+        4 => any::<usize>().prop_map(Op::Land),
+        1 => Just(Op::Release),
         3 => Just(Op::Submit),
         3 => Just(Op::Collect),
         4 => (1_u8..12).prop_map(Op::Turns),
@@ -190,10 +216,12 @@ proptest! {
                 Op::Admit(arrival) => {
                     let request = arrival.request(RunKey(next), world.now);
                     next += 1;
+                    let whole_blocks = setup.cache && (request.prompt.len() as u32).is_multiple_of(setup.page_size);
                     let fits = request.prompt.len() as u32 + request.max_tokens <= world.scheduler.longest_sequence();
                     match world.admit(request) {
                         Ok(()) => {}
                         Err(Refusal::NeverFits { .. } | Refusal::TooLong { .. }) => prop_assert!(!fits),
+                        Err(Refusal::NoBlocks { .. }) => prop_assert!(!whole_blocks),
                         Err(other) => prop_assert!(false, "refused: {}", other),
                     }
                 }
@@ -207,6 +235,8 @@ proptest! {
                     });
                     prop_assert_eq!(world.scheduler.cancel(run, choice), live);
                 }
+                Op::Land(run) => { world.land(RunKey(run as u64 % (next + 1))); }
+                Op::Release => { world.release(); }
                 Op::Submit => { world.submit(); }
                 Op::Collect => { world.collect(); }
                 Op::Turns(turns) => (0..turns).for_each(|_| { world.turn(); }),
@@ -270,5 +300,6 @@ fn arrival_of(suffix: Vec<TokenId>) -> Arrival {
         salt: "",
         score_from: None,
         alone: false,
+        goal: Goal::Output,
     }
 }

@@ -1,11 +1,15 @@
 //! A scheduler, a fake executor, and a witness of everything that the events promise.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex},
+};
 
 use messages::block::{BlockHash, CacheScope, ClusterKey};
-use models::{Batch, Executor, ExecutorSpec, Ticket, TokenId, TokenLogprob};
+use models::{Batch, Executor, ExecutorSpec, Export, PageSink, Ticket, TokenId, TokenLogprob};
 use scheduler::{
-    EndReason, Event, KvEvent, Micros, Planned, Refusal, Request, RunKey, Scheduler, SchedulerConfig, Usage,
+    EndReason, Event, Goal, KvEvent, Landing, Micros, Planned, Refusal, Request, RunKey, Scheduler,
+    SchedulerConfig, Usage,
 };
 
 use crate::fake::{self, FakeExecutor};
@@ -27,8 +31,20 @@ pub struct World {
     tickets: VecDeque<Ticket>,
     events: Vec<Event>,
     mirror: BTreeMap<BlockHash, BlockHash>,
+    exported: Arc<Exported>,
+    page_size: u32,
     context: u32,
     pub longest_step: std::time::Duration,
+}
+
+/// Pages that the executor handed out while a step ran.
+#[derive(Default)]
+struct Exported(Mutex<Vec<(Export, Vec<u8>)>>);
+
+impl PageSink for Exported {
+    fn layer(&self, export: &Export, _layer: u32, bytes: &[u8]) {
+        self.0.lock().unwrap().push((*export, bytes.to_vec()));
+    }
 }
 
 /// What has been seen of a run.
@@ -39,14 +55,23 @@ pub struct Witness {
     pub scored: Vec<(f32, Vec<TokenLogprob>)>,
     pub cached_tokens: Option<u32>,
     pub usage: Option<Usage>,
+    /// Leading blocks that have landed or been computed for somebody else.
+    pub blocks: u32,
 }
 
 impl World {
     pub fn new(config: SchedulerConfig, spec: ExecutorSpec) -> Self {
+        let exported = Arc::new(Exported::default());
+        let (page_size, context) = (spec.page_size, spec.context_length);
+        let scheduler = Scheduler::new(SchedulerConfig { kv_events: true, ..config }, &spec);
+        let mut executor = FakeExecutor::new(spec);
+        executor.export_to(exported.clone());
         Self {
-            scheduler: Scheduler::new(SchedulerConfig { kv_events: true, ..config }, &spec),
-            context: spec.context_length,
-            executor: FakeExecutor::new(spec),
+            scheduler,
+            executor,
+            exported,
+            context,
+            page_size,
             batch: Batch::default(),
             now: Micros(0),
             runs: BTreeMap::new(),
@@ -58,7 +83,7 @@ impl World {
     }
 
     pub fn admit(&mut self, request: Request) -> Result<(), Refusal> {
-        self.scheduler.admit(request.clone())?;
+        let admitted = self.scheduler.admit(request.clone())?;
         self.check();
         let witness = Witness {
             outputs: request.choices.iter().map(|choice| (choice.index, choice.output.clone())).collect(),
@@ -66,6 +91,7 @@ impl World {
             scored: Vec::new(),
             cached_tokens: None,
             usage: None,
+            blocks: admitted.held_blocks,
             request,
         };
         assert!(self.runs.insert(witness.request.run, witness).is_none());
@@ -109,10 +135,40 @@ impl World {
         self.submit() || self.collect()
     }
 
+    /// Has the next block of a waiting run's prompt land; false if it was not taken.
+    pub fn land(&mut self, run: RunKey) -> bool {
+        let Some(witness) = self.runs.get_mut(&run) else { return false };
+        let (block, prompt) = (witness.blocks, &witness.request.prompt);
+        if (block + 1) * self.page_size >= prompt.len() as u32 {
+            return false;
+        }
+        let contents = fake::block_of(prompt, block, self.page_size);
+        let executor = &mut self.executor;
+        let landed = self.scheduler.land(run, block, |page| executor.write_page(page.0, &contents)).unwrap();
+        let landed = landed != Landing::Refused;
+        witness.blocks += u32::from(landed);
+        self.observe();
+        landed
+    }
+
+    /// Lets what waits for blocks go on and gives up the blocks computed for others; false if there is neither.
+    pub fn release(&mut self) -> bool {
+        let mut any = false;
+        for (run, witness) in &self.runs {
+            any |= match witness.request.goal {
+                Goal::OutputOnceLanded => self.scheduler.go_on(*run),
+                Goal::Blocks { .. } if witness.usage.is_none() => self.scheduler.cancel(*run, None),
+                _ => false,
+            };
+        }
+        self.check();
+        any
+    }
+
     /// Runs until nothing is left, at most `turns`.
     pub fn finish(&mut self, turns: u32) {
         for _ in 0..turns {
-            if !self.turn() {
+            if !self.turn() && !self.release() {
                 assert!(self.scheduler.is_idle(), "idle with work left: {:?}", self.scheduler.load());
                 return;
             }
@@ -142,6 +198,11 @@ impl World {
 
     fn observe(&mut self) {
         self.check();
+        for (export, bytes) in self.exported.0.lock().unwrap().drain(..) {
+            let request = &self.runs[&RunKey(export.run)].request;
+            assert!(matches!(request.goal, Goal::Blocks { from } if from <= export.block));
+            assert_eq!(bytes, fake::block_of(&request.prompt, export.block, self.page_size));
+        }
         self.follow_cache();
         for event in std::mem::take(&mut self.events) {
             self.witness(event);
@@ -152,6 +213,7 @@ impl World {
         let (Event::Started { run, .. }
         | Event::PromptScored { run, .. }
         | Event::Token { run, .. }
+        | Event::BlocksComputed { run, .. }
         | Event::Ended { run, .. }
         | Event::RunClosed { run, .. }) = event;
         let context = self.context;
@@ -160,7 +222,19 @@ impl World {
         match event {
             Event::Started { cached_tokens, .. } => {
                 assert!(witness.cached_tokens.replace(cached_tokens).is_none(), "started twice");
-                assert!((cached_tokens as usize) < witness.request.prompt.len() || witness.repaired());
+                let whole = cached_tokens as usize == witness.request.prompt.len();
+                assert!(!whole || witness.repaired() || witness.request.goal != Goal::Output);
+            }
+            Event::BlocksComputed { blocks, .. } => {
+                let prompt = &witness.request.prompt;
+                for block in 0..blocks {
+                    // A run that entered and was pushed out again in the same plan holds none.
+                    let Some(page) = self.scheduler.block(run, block) else { break };
+                    let mut contents = vec![0; self.executor.spec().kv.page_bytes()];
+                    self.executor.read_page(page.0, &mut contents).unwrap();
+                    assert_eq!(contents, fake::block_of(prompt, block, self.page_size), "block {block}");
+                }
+                witness.blocks = blocks;
             }
             Event::PromptScored { first, tokens, .. } => {
                 let from = witness.request.score_prompt_from.unwrap().max(1);

@@ -1,13 +1,16 @@
 //! Batches that break the contract are refused and change nothing.
 
-use std::ops::Range;
-
-use models::{
-    Batch, Executor, ExecutorError, Logprobs, Model, OpenSlot, PLACEHOLDER, PageCopy, SamplingParams, Score,
-    SequenceStep, SlotId, StepId, Ticket, synthetic::write_toy,
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
 };
 
-use super::rig::{Rig, Sequence, Work, f32_config, greedy};
+use models::{
+    Batch, Executor, ExecutorError, Export, Logprobs, Model, OpenSlot, PLACEHOLDER, PageCopy, PageSink,
+    SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, synthetic::write_toy,
+};
+
+use super::rig::{Random, Rig, Sequence, Work, f32_config, greedy};
 use crate::{CpuConfig, CpuError, CpuExecutor, KvBudget};
 
 fn toy() -> (tempfile::TempDir, Model) {
@@ -214,6 +217,46 @@ fn loading_reports_each_piece_and_the_memory_it_took() {
     let memory = cpu.memory();
     assert_eq!(memory.kv, 96 * 8192);
     assert!(memory.weights >= 100_000 && memory.scratch > 0, "{memory:?}");
-    assert_eq!(cpu.spec().kv_bytes_per_token, 512);
+    assert_eq!(cpu.spec().kv.page_bytes(), 8192);
     assert_eq!(cpu.spec().numerics_class, "cpu1/f32/kv-f32");
+}
+
+/// Layers as they came, by block.
+#[derive(Default)]
+struct Blocks(Mutex<[Vec<u8>; 2]>);
+
+impl PageSink for Blocks {
+    fn layer(&self, export: &Export, layer: u32, bytes: &[u8]) {
+        let block = &mut self.0.lock().unwrap()[export.block as usize];
+        assert_eq!(block.len(), layer as usize * bytes.len(), "layers come in order");
+        block.extend_from_slice(bytes);
+    }
+}
+
+#[test]
+fn pages_that_another_executor_computed_continue_as_if_computed_here() {
+    let (_folder, model) = toy();
+    let mut random = Random(5);
+    let prompt = random.tokens(40, model.spec.vocab_size as usize);
+    let blocks = Arc::new(Blocks::default());
+    let mut there = Rig::new(&model, &f32_config());
+    there.cpu.export_to(blocks.clone());
+    let mut sequence = there.open(0, greedy(), 0, &[]);
+    there.add(&mut sequence, Work { tokens: &prompt, sample: true, score: None });
+    let pages = [sequence.pages[0], sequence.pages[1]];
+    (0..).zip(pages).for_each(|(block, page)| there.export(page, block));
+    let expected = there.run().sampled[0].token;
+
+    let mut here = Rig::new(&model, &f32_config());
+    let mut continued = here.open(0, greedy(), 0, &[]);
+    continued.pages = vec![7, 3];
+    continued.len = 32;
+    for (block, page) in pages.into_iter().enumerate() {
+        let mut read = vec![0; there.cpu.spec().kv.page_bytes()];
+        there.cpu.read_page(page, &mut read).unwrap();
+        assert!(read == blocks.0.lock().unwrap()[block], "what came in the step is what the page holds");
+        here.cpu.write_page(continued.pages[block], &read).unwrap();
+    }
+    assert_eq!(here.run_one(&mut continued, &prompt[32..]), expected);
+    assert!(here.cpu.read_page(96, &mut []).is_err(), "there is no page 96");
 }

@@ -1,8 +1,8 @@
 //! Drives an executor as a scheduler would: pages, slots and steps, without any policy.
 
 use models::{
-    Batch, Executor, Model, OpenSlot, Outputs, PageCopy, SamplingParams, Score, SequenceStep, SlotId, StepId,
-    TokenId,
+    Batch, Executor, Export, Model, OpenSlot, Outputs, PageCopy, SamplingParams, Score, SequenceStep, SlotId,
+    StepId, TokenId,
 };
 
 use crate::{CpuConfig, CpuExecutor, KvBudget, KvDtype, Precision};
@@ -121,6 +121,11 @@ impl Rig {
             score: work.score,
         });
         sequence.len = end;
+    }
+
+    /// Wants what the next step makes of a page, as that block of run 0.
+    pub fn export(&mut self, page: u32, block: u32) {
+        self.next.exports.push(Export { page, run: 0, block });
     }
 
     pub fn run(&mut self) -> Outputs {

@@ -1,0 +1,372 @@
+//! The engine on the bus in its prefill role: computes blocks of prompts for decode engines and pushes them there.
+
+mod tasks;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actors::{
+    Context,
+    custody::ACCEPT_WITHIN,
+    frames::HEARTBEAT,
+    lane::{Responder, Service},
+    tombstones::Tombstones,
+};
+use kv::{
+    PageLayout,
+    transfer::{Grant, Transports},
+};
+use messages::{
+    Envelope, Fault, FaultCode, Role, RunId,
+    block::{CacheScope, ClusterKey},
+    codec,
+    control::{Control, Pong},
+    lease::State,
+    prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
+    subject,
+};
+use models::SamplingParams;
+use parking_lot::Mutex;
+use scheduler::{Choice, EndReason, Event, Goal, Micros, Request, RunKey};
+use tokio::sync::mpsc;
+
+use crate::{
+    actor::{FENCE_AFTER, RETRY_AFTER_MS, refusal},
+    broadcast::Broadcast,
+    device::{Command, Device, Report},
+    push::{Push, PushError},
+};
+use tasks::{Task, Tasks};
+
+/// Pause before slots are asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+pub struct PrefillActor {
+    context: Context,
+    device: Device,
+    broadcast: Arc<Broadcast>,
+    layout: PageLayout,
+    key: ClusterKey,
+    transports: Arc<Transports>,
+    tasks: Mutex<Tasks>,
+    tombstones: Tombstones,
+}
+
+impl PrefillActor {
+    pub fn new(
+        context: Context,
+        device: Device,
+        broadcast: Arc<Broadcast>,
+        layout: PageLayout,
+        key: ClusterKey,
+        transports: Transports,
+    ) -> Arc<Self> {
+        let (tasks, tombstones, transports) = (Mutex::default(), Tombstones::default(), Arc::new(transports));
+        Arc::new(Self { context, device, broadcast, layout, key, transports, tasks, tombstones })
+    }
+
+    /// Acts on what the device reports, for as long as it does.
+    pub async fn publish(self: Arc<Self>, mut reports: mpsc::Receiver<Report>) {
+        while let Some(report) = reports.recv().await {
+            match report {
+                Report::Cache(changes) => self.broadcast.changes(&changes),
+                Report::Step { events, .. } => events.into_iter().for_each(|event| self.event(event)),
+                Report::Refused { run, why } => self.fail(RunId(run.0), refusal(&why)),
+                Report::Waits { .. } | Report::Landed { .. } => {}
+            }
+        }
+    }
+
+    fn event(self: &Arc<Self>, event: Event) {
+        match event {
+            Event::Started { run, .. } => {
+                tokio::spawn(self.clone().serve(RunId(run.0)));
+            }
+            Event::BlocksComputed { run, blocks } => {
+                self.device.feeds.computed(run, blocks);
+                self.tasks.lock().computed(RunId(run.0), blocks);
+                self.pulse();
+            }
+            Event::Ended { run, reason, .. } => {
+                let fault = match reason {
+                    EndReason::DeadlineExceeded => {
+                        Fault::new(FaultCode::DeadlineExceeded, "the deadline of the request has passed")
+                    }
+                    EndReason::Cancelled => Fault::new(FaultCode::Cancelled, "the task was cancelled"),
+                    _ => Fault::new(
+                        FaultCode::EngineFault,
+                        "the engine could not compute a step of this prompt",
+                    ),
+                };
+                self.fail(RunId(run.0), fault);
+            }
+            Event::PromptScored { .. } | Event::Token { .. } | Event::RunClosed { .. } => {}
+        }
+    }
+
+    /// Keeps the slow duties: signs of life, fencing, tasks of decode engines that are gone.
+    pub async fn keep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(HEARTBEAT);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut departures = self.context.directory.departures();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => self.beat(),
+                Ok(lease) = departures.recv() => match lease.role {
+                    Role::Decode => {
+                        let orphans = self.tasks.lock().of(&lease.instance);
+                        orphans.into_iter().for_each(|run| self.drop_task(run));
+                    }
+                    Role::Router => self.device.forget_router(&lease.instance),
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    fn beat(&self) {
+        metrics::gauge!("stator_engine_runs_live").set(self.tasks.lock().len() as f64);
+        if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
+            // Whoever waited computes by itself by now.
+            let all = self.tasks.lock().all();
+            all.into_iter().for_each(|run| self.drop_task(run));
+            return;
+        }
+        let clock = self.device.clock.pulse();
+        // A device that hangs has nothing good to say.
+        if clock.age_ms <= clock.bound_ms || clock.age_ms == 0 {
+            self.pulse();
+        }
+    }
+
+    fn pulse(&self) {
+        let per_token = self.device.load().prefill_token_time;
+        let states = self.tasks.lock().states(self.layout.page_size);
+        for state in states {
+            let remaining = per_token.saturating_mul(state.tokens_ahead);
+            let news = PrefillNews::Pulse {
+                run: state.run,
+                computed_blocks: state.computed,
+                remaining_ms: millis(remaining),
+            };
+            self.tell(&state.decode, news);
+        }
+    }
+
+    fn tell(&self, decode: &messages::InstanceId, news: PrefillNews) {
+        let _ = self.context.bus.tell(self.control_of(decode), None, &Control::Prefill(news));
+    }
+
+    fn control_of(&self, decode: &messages::InstanceId) -> String {
+        subject::instance_control(self.context.bus.namespace(), Role::Decode, &self.context.me.pool, decode)
+    }
+
+    /// Takes a task in and says when it will be done, or why it is not taken.
+    fn admit(&self, envelope: &Envelope, task: &PrefillTask) -> Result<Duration, Fault> {
+        let page_size = self.layout.page_size as usize;
+        if self.context.life.is_draining() {
+            return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
+        }
+        if self.tombstones.meets(envelope.request, envelope.attempt, Some(task.run)) {
+            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+        }
+        if task.layout != self.layout.to_string() {
+            let text = format!("kv pages differ: ours are {}; theirs are {}", self.layout, task.layout);
+            return Err(Fault::invalid("layout", text));
+        }
+        if !task.prompt.len().is_multiple_of(page_size)
+            || task.prompt.len() / page_size <= task.held_blocks as usize
+        {
+            let (tokens, held) = (task.prompt.len(), task.held_blocks);
+            let text = format!("{tokens} tokens hold no whole blocks of {page_size} beyond the first {held}");
+            return Err(Fault::invalid("prompt", text));
+        }
+        let load = self.device.load();
+        if load.queued >= load.max_queued {
+            let text = format!("{} prompts are queued, the limit is {}", load.queued, load.max_queued);
+            return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
+        }
+        let run = RunKey(task.run.0);
+        let request = Box::new(self.request(envelope, task));
+        let mut tasks = self.tasks.lock();
+        if tasks.knows(task.run) {
+            return Err(Fault::new(FaultCode::Internal, "the task is here already"));
+        }
+        let feed = self.device.feeds.open(run);
+        if self.device.command(Command::Admit { request, dispatch: None }).is_err() {
+            self.device.feeds.close(run);
+            let fault = Fault::new(FaultCode::Overloaded, "the engine's intake is full");
+            return Err(fault.retry_after(RETRY_AFTER_MS));
+        }
+        tasks.insert(Task {
+            run: task.run,
+            request: envelope.request,
+            attempt: envelope.attempt,
+            decode: task.decode.clone(),
+            held: task.held_blocks,
+            blocks: (task.prompt.len() / page_size) as u32,
+            computed: 0,
+            feed: Some(feed),
+        });
+        let ahead = tasks.states(self.layout.page_size).last().map_or(0, |state| state.tokens_ahead);
+        Ok(load.prefill_token_time.saturating_mul(ahead))
+    }
+
+    fn request(&self, envelope: &Envelope, task: &PrefillTask) -> Request {
+        let scope =
+            CacheScope { revision: &self.layout.revision, adapter: None, salt: task.cache_salt.as_deref() };
+        Request {
+            run: RunKey(task.run.0),
+            goal: Goal::Blocks { from: task.held_blocks },
+            prompt: task.prompt.iter().collect(),
+            choices: vec![Choice { index: 0, output: Vec::new() }],
+            params: SamplingParams::default(),
+            max_tokens: 0,
+            priority: task.priority,
+            deadline: envelope.deadline_ms.map(|ms| Micros(ms.saturating_mul(1000))),
+            root: self.key.root(&scope),
+            score_prompt_from: None,
+            arrived: Micros(0),
+            alone: false,
+        }
+    }
+
+    /// Gets slots for a task that is being computed and pushes its blocks into them.
+    async fn serve(self: Arc<Self>, run: RunId) {
+        let Some((decode, first, blocks)) = self.tasks.lock().wants(run) else { return };
+        let Some(grant) = self.slots(run, &decode, blocks).await else { return };
+        let Some(pieces) = self.tasks.lock().take_feed(run) else {
+            self.tell(&decode, PrefillNews::Closed { epoch: grant.epoch.0 });
+            return;
+        };
+        let epoch = grant.epoch.0;
+        let push = Push {
+            run: RunKey(run.0),
+            first,
+            grant,
+            layout: self.layout.clone(),
+            pieces,
+            device: self.device.clone(),
+            transports: self.transports.clone(),
+        };
+        let began = Instant::now();
+        let pushed = tokio::task::spawn_blocking(move || push.run()).await;
+        let news = match pushed {
+            Ok(Ok(())) => {
+                metrics::histogram!("stator_engine_push_seconds").record(began.elapsed());
+                Some(PrefillNews::Done { run })
+            }
+            Ok(Err(PushError::Ended)) => None,
+            Ok(Err(error)) => {
+                tracing::info!(%run, %decode, %error, "blocks not pushed");
+                let fault = Fault::new(FaultCode::Internal, error.to_string());
+                Some(PrefillNews::Failed { run, fault })
+            }
+            Err(panicked) => {
+                let fault = Fault::new(FaultCode::Internal, panicked.to_string());
+                Some(PrefillNews::Failed { run, fault })
+            }
+        };
+        if let Some(news) = news {
+            self.tell(&decode, news);
+        }
+        self.tell(&decode, PrefillNews::Closed { epoch });
+        self.drop_task(run);
+    }
+
+    /// Asks for slots until there are some, or the task is no more.
+    async fn slots(&self, run: RunId, decode: &messages::InstanceId, blocks: u32) -> Option<Grant> {
+        let want = Control::Prefill(PrefillNews::WantSlots { run, blocks });
+        while self.tasks.lock().knows(run) {
+            match self.context.bus.ask(self.control_of(decode), None, &want, ACCEPT_WITHIN).await {
+                Ok(SlotAnswer::Granted(grant)) => match codec::decode(&grant) {
+                    Ok(grant) => return Some(grant),
+                    Err(error) => {
+                        self.fail(run, Fault::new(FaultCode::Internal, error.to_string()));
+                        return None;
+                    }
+                },
+                Ok(SlotAnswer::Refused(fault)) if !fault.retryable() => {
+                    tracing::debug!(%run, %decode, %fault, "no slots");
+                    self.drop_task(run);
+                    return None;
+                }
+                Ok(SlotAnswer::Refused(_)) | Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+        None
+    }
+
+    /// Ends a task that cannot be done.
+    fn fail(&self, run: RunId, fault: Fault) {
+        let decode = self.tasks.lock().wants(run).map(|(decode, ..)| decode);
+        if let Some(decode) = decode {
+            self.tell(&decode, PrefillNews::Failed { run, fault });
+        }
+        self.drop_task(run);
+    }
+
+    /// Forgets a task; whoever pushes for it stops.
+    fn drop_task(&self, run: RunId) {
+        if !self.tasks.lock().remove(run) {
+            return;
+        }
+        self.device.feeds.close(RunKey(run.0));
+        let device = self.device.clone();
+        tokio::spawn(
+            async move { device.insist(Command::Cancel { run: RunKey(run.0), choice: None }).await },
+        );
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.tasks.lock().len() == 0
+    }
+
+    /// Gives all tasks up: decode engines compute what is left.
+    pub fn hand_back(&self) {
+        let all = self.tasks.lock().all();
+        let fault = || Fault::new(FaultCode::Draining, "the engine went away");
+        all.into_iter().for_each(|run| self.fail(run, fault()));
+    }
+}
+
+impl Service for PrefillActor {
+    type Body = PrefillTask;
+
+    fn receive(&self, envelope: Envelope, task: PrefillTask, reply: Responder) {
+        let answer = match self.admit(&envelope, &task) {
+            Ok(estimate) => PrefillAnswer::Accepted { estimate_ms: millis(estimate) },
+            Err(fault) => {
+                metrics::counter!("stator_engine_refusals_total").increment(1);
+                tracing::debug!(run = %task.run, %fault, "refused");
+                PrefillAnswer::Refused(fault)
+            }
+        };
+        reply.send(&answer);
+    }
+
+    fn control(&self, control: Control, reply: Responder) {
+        match control {
+            Control::Cancel(cancel) => {
+                self.tombstones.bury(&cancel);
+                let meant = self.tasks.lock().meant_by(&cancel);
+                meant.into_iter().for_each(|run| self.drop_task(run));
+            }
+            Control::Ping { run, .. } => reply.send(&Pong {
+                instance: self.context.me.instance.clone(),
+                state: if self.context.life.is_draining() { State::Draining } else { State::Ready },
+                pulse: self.device.clock.pulse(),
+                knows_run: run.is_some_and(|run| self.tasks.lock().knows(run)),
+            }),
+            Control::KvSnapshot {} => self.broadcast.snapshot(reply),
+            Control::Drain { now } => self.context.life.drain(now),
+            Control::Attach(_) | Control::Prefill(_) => {}
+        }
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,197 @@
+//! Pushes the blocks of one prompt into the slots that decode has lent: layers while they are computed, whole blocks
+//! where a layer was left out or the block was cached.
+
+use std::{sync::Arc, sync::mpsc::Receiver, time::Duration};
+
+use kv::{
+    PageLayout,
+    transfer::{Grant, OpenError, PageIndex, PageWriter, Transports, WriteError},
+};
+use scheduler::RunKey;
+
+use crate::{
+    device::{Command, Copy, Device},
+    feed::Piece,
+};
+
+/// Blocks that are read ahead of the push.
+const READ_AHEAD: u32 = 8;
+/// Pause before a read is asked for again when the device's intake is full.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+pub struct Push {
+    pub run: RunKey,
+    /// The block that is page 0 of the grant.
+    pub first: u32,
+    pub grant: Grant,
+    pub layout: PageLayout,
+    pub pieces: Receiver<Piece>,
+    pub device: Device,
+    pub transports: Arc<Transports>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("the task has ended")]
+    Ended,
+}
+
+impl Push {
+    /// Pushes until every block has landed. Blocks its thread; the writer is closed when it returns.
+    ///
+    /// # Errors
+    /// If the grant cannot be opened or written to any more, or the feed of blocks has ended.
+    pub fn run(self) -> Result<(), PushError> {
+        let mut writer = self.transports.open(&self.grant, &self.layout)?;
+        let mut progress = Progress::new(self.grant.pages, self.layout.layers, writer.window());
+        while !progress.is_complete() {
+            let piece = self.pieces.recv().map_err(|_| PushError::Ended)?;
+            self.take(piece, &mut *writer, &mut progress)?;
+            for page in progress.due_reads() {
+                self.read(self.first + page);
+            }
+        }
+        Ok(writer.finish()?)
+    }
+
+    fn take(
+        &self,
+        piece: Piece,
+        writer: &mut dyn PageWriter,
+        progress: &mut Progress,
+    ) -> Result<(), WriteError> {
+        let bytes = match piece {
+            Piece::Layer { block, layer, bytes } => {
+                let Some(page) = self.page(block).filter(|page| progress.may_write(*page, layer)) else {
+                    return Ok(());
+                };
+                writer.write(PageIndex(page), layer, &bytes)?;
+                progress.wrote(page, layer + 1);
+                bytes.len()
+            }
+            Piece::Page { block, bytes } => {
+                let Some(page) = self.page(block) else { return Ok(()) };
+                writer.write(PageIndex(page), 0, &bytes)?;
+                progress.wrote(page, self.layout.layers);
+                bytes.len()
+            }
+            Piece::Computed(blocks) => {
+                progress.computed(blocks.saturating_sub(self.first));
+                0
+            }
+        };
+        metrics::counter!("stator_kv_transfer_bytes_total", "direction" => "out").increment(bytes as u64);
+        Ok(())
+    }
+
+    fn page(&self, block: u32) -> Option<u32> {
+        block.checked_sub(self.first).filter(|page| *page < self.grant.pages)
+    }
+
+    fn read(&self, block: u32) {
+        while self.device.command(Command::Copy(Copy::Read { run: self.run, block })).is_err() {
+            std::thread::sleep(ASK_AGAIN);
+        }
+    }
+}
+
+/// Which pages of a grant have been written, and which are to be read for that.
+#[derive(Debug)]
+struct Progress {
+    /// Leading layers written, by page.
+    written: Vec<u32>,
+    layers: u32,
+    window: u32,
+    /// Leading pages that are written in full.
+    complete: u32,
+    /// Leading pages that are computed.
+    computed: u32,
+    /// Leading pages that were asked for, or need not be.
+    asked: u32,
+}
+
+impl Progress {
+    fn new(pages: u32, layers: u32, window: u32) -> Self {
+        Self { written: vec![0; pages as usize], layers, window, complete: 0, computed: 0, asked: 0 }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete as usize == self.written.len()
+    }
+
+    /// A layer may be written if it is the next of its page and the page's slot is free of earlier pages.
+    fn may_write(&self, page: u32, layer: u32) -> bool {
+        self.written[page as usize] == layer && page < self.complete + self.window
+    }
+
+    fn wrote(&mut self, page: u32, layers: u32) {
+        let written = &mut self.written[page as usize];
+        *written = layers.max(*written);
+        while self.written.get(self.complete as usize).is_some_and(|written| *written == self.layers) {
+            self.complete += 1;
+        }
+    }
+
+    fn computed(&mut self, pages: u32) {
+        self.computed = self.computed.max(pages.min(self.written.len() as u32));
+    }
+
+    /// Pages that are computed, may be written, and are not complete, so that they must be read; each once.
+    fn due_reads(&mut self) -> Vec<u32> {
+        let end = self.computed.min(self.complete + self.window.min(READ_AHEAD));
+        let pages = self.asked.max(self.complete)..end;
+        self.asked = self.asked.max(end);
+        pages.filter(|page| self.written[*page as usize] < self.layers).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_came_in_full_need_no_read() {
+        let mut progress = Progress::new(2, 2, 4);
+        for (page, layer) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+            assert!(progress.may_write(page, layer));
+            progress.wrote(page, layer + 1);
+        }
+        progress.computed(2);
+        assert!(progress.is_complete());
+        assert_eq!(progress.due_reads(), []);
+    }
+
+    #[test]
+    fn a_page_that_lacks_a_layer_or_was_cached_is_read_once() {
+        let mut progress = Progress::new(3, 2, 4);
+        progress.computed(1);
+        assert_eq!(progress.due_reads(), [0], "cached");
+        progress.wrote(1, 1);
+        assert!(!progress.may_write(1, 0), "written before");
+        assert!(!progress.may_write(2, 1), "the layer before was left out");
+        progress.computed(3);
+        assert_eq!(progress.due_reads(), [1, 2]);
+        assert_eq!(progress.due_reads(), []);
+        for page in 0..3 {
+            progress.wrote(page, 2);
+        }
+        assert!(progress.is_complete());
+    }
+
+    #[test]
+    fn pages_beyond_the_window_wait_for_those_before_them() {
+        let mut progress = Progress::new(5, 1, 2);
+        assert!(progress.may_write(1, 0) && !progress.may_write(2, 0));
+        progress.computed(5);
+        assert_eq!(progress.due_reads(), [0, 1]);
+        progress.wrote(0, 1);
+        assert_eq!(progress.due_reads(), [2]);
+        progress.wrote(1, 1);
+        progress.wrote(2, 1);
+        assert_eq!(progress.due_reads(), [3, 4]);
+    }
+}

@@ -1,0 +1,82 @@
+//! Which ways pages travel, by the settings.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use kv::{
+    PageLayout,
+    transfer::{KvTransport, LinkConfig, ShmTransport, TcpTransport, TransferKey, Transports},
+};
+use models::ExecutorSpec;
+
+use crate::settings::EngineSettings;
+
+/// Connections of one hand-over.
+const TCP_STREAMS: u32 = 2;
+
+/// What the bytes of this engine's pages mean. Engines of different numerics classes do not exchange pages: output
+/// would depend on who computed a prompt.
+pub fn layout(spec: &ExecutorSpec, revision: &str) -> PageLayout {
+    PageLayout {
+        revision: revision.to_owned(),
+        name: format!("{}, computed by {}", spec.kv.name, spec.numerics_class),
+        page_size: spec.page_size,
+        layers: spec.kv.layers,
+        layer_bytes: spec.kv.layer_bytes,
+    }
+}
+
+/// The transports of `--kv-transport`, best first.
+///
+/// # Errors
+/// If a setting makes no sense.
+pub fn transports(settings: &EngineSettings, cluster_key: &str) -> anyhow::Result<Transports> {
+    let link = LinkConfig::new(TransferKey::derive(cluster_key.as_bytes()));
+    let (shm, tcp) = match settings.kv_transport.as_str() {
+        "auto" => (true, true),
+        "shm" => (true, false),
+        "tcp" => (false, true),
+        other => anyhow::bail!("--kv-transport {other} is none of auto, shm, tcp"),
+    };
+    let mut transports: Vec<Box<dyn KvTransport>> = Vec::new();
+    if shm {
+        let folder = settings.kv_socket_folder.clone().unwrap_or_else(default_folder);
+        transports.push(Box::new(ShmTransport::new(link.clone(), folder)));
+    }
+    if tcp {
+        let address = |name: &str, text: &str| {
+            text.parse::<SocketAddr>().with_context(|| format!("--{name} '{text}' is no ip:port"))
+        };
+        let listen = address("kv-listen", &settings.kv_listen)?;
+        let tcp = TcpTransport::new(link, listen, TCP_STREAMS);
+        transports.push(Box::new(match &settings.kv_advertise {
+            Some(text) => tcp.advertise(address("kv-advertise", text)?),
+            None if listen.ip().is_unspecified() && listen.port() != 0 => tcp.advertise(reachable(listen)?),
+            None => tcp,
+        }));
+    }
+    Ok(Transports(transports))
+}
+
+/// Short, since the path of a socket has 107 bytes at most.
+fn default_folder() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    std::env::temp_dir().join(format!("stator-kv-{user}"))
+}
+
+/// The address of the default route with the port of `listen`.
+fn reachable(listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    /// Kept free for documentation: connecting a datagram socket sends nothing.
+    const ELSEWHERE: &str = "192.0.2.1:9";
+    let probe = || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(ELSEWHERE)?;
+        socket.local_addr()
+    };
+    let own =
+        probe().with_context(|| format!("--kv-listen {listen} names no address: set --kv-advertise"))?;
+    Ok(SocketAddr::new(own.ip(), listen.port()))
+}
