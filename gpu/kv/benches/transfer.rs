@@ -51,7 +51,7 @@ enum Way {
 }
 
 fn pool() -> Vec<u8> {
-    (0..POOL as usize * PAGE).map(|at| (at * 31 >> 3) as u8).collect()
+    (0..POOL as usize * PAGE).map(|at| ((at * 31) >> 3) as u8).collect()
 }
 
 fn page(pool: &[u8], index: u32) -> &[u8] {

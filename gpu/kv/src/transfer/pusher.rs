@@ -200,7 +200,10 @@ impl Pusher {
         self.places[at].missing -= count;
         let Some(shared) = &mut self.shared else {
             let line = index.0 as usize % self.lines.len();
-            let sent = self.lines[line].socket.write(&frame, bytes);
+            let socket = &self.lines[line].socket;
+            // Nobody waits for a part of a page.
+            let whole = self.places[at].missing == 0;
+            let sent = if whole { socket.write(&frame, bytes) } else { socket.write_more(&frame, bytes) };
             return sent.map_err(|error| self.lost(error));
         };
         let page = self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize);
