@@ -16,6 +16,8 @@ use super::{
 /// Most bytes of layers in a frame, if one layer is not larger: both ends read them twice, the second time from their
 /// cache.
 const FRAME_BYTES: u32 = 256 << 10;
+/// Bytes of small frames that are sent at once.
+const STAGED: usize = 128 << 10;
 /// Notices read at once.
 const NOTICES: usize = 64;
 
@@ -33,14 +35,14 @@ struct Line {
     socket: Socket,
     notices: [u8; NOTICES * Notice::BYTES],
     read: usize,
+    /// Frames not yet sent: at most [`STAGED`] and a frame, or, without layers, the frames of a window of pages.
+    staged: Vec<u8>,
 }
 
-/// The receiver's slots, where the writer stores by itself.
-struct Shared {
-    region: Arc<Region>,
-    /// Frames of what is stored and not yet told. They wait for the end of the page: a frame each would wake the
-    /// receiver for every layer.
-    untold: Vec<u8>,
+fn flush(socket: &Socket, staged: &mut Vec<u8>) -> io::Result<()> {
+    let sent = socket.write(staged, &[]);
+    staged.clear();
+    sent
 }
 
 pub(super) struct Pusher {
@@ -51,7 +53,8 @@ pub(super) struct Pusher {
     slots: Vec<u32>,
     places: Vec<Place>,
     lines: Vec<Line>,
-    shared: Option<Shared>,
+    /// The receiver's slots, where the writer stores by itself.
+    shared: Option<Arc<Region>>,
     stall: Duration,
     /// Lines on which the receiver confirmed the end.
     confirmed: usize,
@@ -85,7 +88,8 @@ impl Pusher {
         }
         let place =
             |page| Place { page, pushed: vec![false; layout.layers as usize], missing: layout.layers };
-        let line = |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0 };
+        let line =
+            |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0, staged: Vec::new() };
         Ok(Self {
             epoch: grant.epoch,
             pages: grant.pages,
@@ -94,7 +98,7 @@ impl Pusher {
             slots: grant.slots.clone(),
             places: (0..grant.window()).map(place).collect(),
             lines: sockets.into_iter().map(line).collect(),
-            shared: region.map(|region| Shared { region, untold: Vec::new() }),
+            shared: region,
             stall,
             confirmed: 0,
             over: false,
@@ -117,6 +121,9 @@ impl Pusher {
         if missing == self.layers {
             self.poll()?;
         }
+        if self.places[at].page < index.0 {
+            self.tell()?;
+        }
         while self.places[at].page < index.0 {
             self.hear(0, true)?;
         }
@@ -130,7 +137,7 @@ impl Pusher {
 
     /// Reads notices of a line; waits for one if told to.
     fn hear(&mut self, line: usize, wait: bool) -> Result<(), WriteError> {
-        let Line { socket, notices, read } = &mut self.lines[line];
+        let Line { socket, notices, read, .. } = &mut self.lines[line];
         let rest = &mut notices[*read..];
         let heard = if wait { socket.read(&mut [IoSliceMut::new(rest)]) } else { socket.try_read(rest) };
         *read += match heard {
@@ -198,31 +205,34 @@ impl Pusher {
         let count = length / self.layer_bytes;
         self.places[at].pushed[layer as usize..][..count as usize].fill(true);
         self.places[at].missing -= count;
-        let Some(shared) = &mut self.shared else {
+        let Some(region) = &self.shared else {
             let line = index.0 as usize % self.lines.len();
-            let socket = &self.lines[line].socket;
-            // Nobody waits for a part of a page.
-            let whole = self.places[at].missing == 0;
-            let sent = if whole { socket.write(&frame, bytes) } else { socket.write_more(&frame, bytes) };
+            let Line { socket, staged, .. } = &mut self.lines[line];
+            // Nobody waits for a part of a page: small frames share a write.
+            let sent = if bytes.len() >= STAGED && staged.is_empty() {
+                socket.write(&frame, bytes)
+            } else {
+                staged.extend_from_slice(&frame);
+                staged.extend_from_slice(bytes);
+                let due = staged.len() >= STAGED || self.places[at].missing == 0;
+                if due { flush(socket, staged) } else { Ok(()) }
+            };
             return sent.map_err(|error| self.lost(error));
         };
         let page = self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize);
         // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not told to
         // be complete. The receiver reads the layers only after their frame, and lends the slot to nobody else until
         // this writer's connection has ended.
-        let target = unsafe {
-            shared.region.bytes_mut(page + layer as usize * self.layer_bytes as usize, bytes.len())
-        };
+        let target =
+            unsafe { region.bytes_mut(page + layer as usize * self.layer_bytes as usize, bytes.len()) };
         target.copy_from_slice(bytes);
-        shared.untold.extend_from_slice(&frame);
+        self.lines[0].staged.extend_from_slice(&frame);
         if self.places[at].missing == 0 { self.tell() } else { Ok(()) }
     }
 
     /// Sends the frames that wait.
     fn tell(&mut self) -> Result<(), WriteError> {
-        let Some(Shared { untold, .. }) = &mut self.shared else { return Ok(()) };
-        let sent = self.lines[0].socket.write(untold, &[]);
-        untold.clear();
+        let sent = self.lines.iter_mut().try_for_each(|line| flush(&line.socket, &mut line.staged));
         sent.map_err(|error| self.lost(error))
     }
 }

@@ -74,20 +74,11 @@ impl Socket {
     }
 
     /// Writes `head`, then `body`.
-    pub fn write(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        self.send(head, body, SendFlags::NOSIGNAL)
-    }
-
-    /// As `write`, but a last part that fills no segment may wait for the next write.
-    pub fn write_more(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        self.send(head, body, SendFlags::NOSIGNAL | SendFlags::MORE)
-    }
-
-    fn send(&self, mut head: &[u8], mut body: &[u8], flags: SendFlags) -> io::Result<()> {
+    pub fn write(&self, mut head: &[u8], mut body: &[u8]) -> io::Result<()> {
         while !(head.is_empty() && body.is_empty()) {
             let parts = [IoSlice::new(head), IoSlice::new(body)];
             let mut control = SendAncillaryBuffer::default();
-            let sent = retry(|| net::sendmsg(&self.0, &parts, &mut control, flags))?;
+            let sent = retry(|| net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL))?;
             let of_head = sent.min(head.len());
             (head, body) = (&head[of_head..], &body[sent - of_head..]);
         }
