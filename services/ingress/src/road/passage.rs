@@ -185,11 +185,13 @@ impl Passage {
         self.lock.map(|run| RunAt { engine, run })
     }
 
-    /// What another tokenizer or engine needs to go on; `None` if there is nothing to go on with.
-    pub fn journal(&self) -> Option<Journal> {
+    /// What another tokenizer or engine needs to go on; `None` if there is nothing to go on with. `scored`: log
+    /// probabilities of the output are wanted.
+    pub fn journal(&self, scored: bool) -> Option<Journal> {
         let prompt = self.prompt.clone()?;
         let choices = (0..).zip(&self.strands).filter(|(_, strand)| !strand.ended());
-        Some(Journal { prompt, choices: choices.map(|(index, strand)| strand.journal(index)).collect() })
+        let choices = choices.map(|(index, strand)| strand.journal(index, scored)).collect();
+        Some(Journal { prompt, choices })
     }
 
     /// Begins the next attempt: what the last one may still say is dropped.

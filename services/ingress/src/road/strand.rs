@@ -1,7 +1,6 @@
 //! One choice of a request, put together again from frames that may be lost, repeated or reordered.
 
 use messages::{
-    TokenIds,
     frame::{End, TextDelta, TextLogprobs},
     generate::ChoiceJournal,
 };
@@ -58,8 +57,11 @@ impl Strand {
         !self.ended() && position as usize > self.ids.len()
     }
 
-    pub fn journal(&self, index: u32) -> ChoiceJournal {
-        ChoiceJournal { index, output: TokenIds::from(self.ids.as_slice()), delivered: self.bytes }
+    /// Where to go on elsewhere. With `scored` the client wants log probabilities: an engine makes them for new tokens
+    /// only, so the output ends where they are missing, and what comes behind is drawn again, the same.
+    pub fn journal(&self, index: u32, scored: bool) -> ChoiceJournal {
+        let kept = if scored { self.scored } else { self.ids.len() };
+        ChoiceJournal { index, output: self.ids[..kept].into(), delivered: self.bytes }
     }
 
     /// Takes what is new in a frame.

@@ -181,7 +181,7 @@ impl Trip {
     /// The request as it has to be sent now: with its journal if an earlier attempt got somewhere.
     pub fn compose(&self, record: &Record, attach: Option<RunAt>) -> Generate {
         Generate {
-            journal: self.passage.lock().journal(),
+            journal: self.passage.lock().journal(self.generate.sampling.logprobs.is_some()),
             attach,
             avoid: record.avoid().to_vec(),
             alone: record.alone(),

@@ -122,7 +122,7 @@ fn frames_of_an_older_attempt_are_dropped() {
         body: Body::Delta(delta(0, 1, &[11], 1, "b", None)),
     };
     assert_eq!(scene.passage.frame(&named("tok"), Role::Tokenizer, frame, scene.now), Effect::Nothing);
-    let journal = scene.passage.journal().unwrap();
+    let journal = scene.passage.journal(false).unwrap();
     assert_eq!((journal.choices[0].output.to_vec(), journal.choices[0].delivered), (vec![10], 1));
     assert!(scene.passage.is_open(), "the client was told 200 already");
 }
@@ -148,7 +148,7 @@ fn output_before_the_prompt_is_known_is_not_taken() {
     let mut scene = Scene::new(1, None);
     assert_eq!(scene.delta(0, &[10], 0, "a", None), Effect::Trouble);
     assert!(!scene.passage.has_begun());
-    assert!(scene.passage.journal().is_none());
+    assert!(scene.passage.journal(false).is_none());
 }
 
 #[test]

@@ -48,6 +48,22 @@ fn a_cut_inside_a_character_is_a_gap() {
 }
 
 #[test]
+fn a_journal_ends_where_log_probabilities_are_missing() {
+    let scored = |id| TextLogprobs { id, token: Vec::new(), logprob: Some(-1.0), top: Vec::new() };
+    let mut strand = Strand::default();
+    strand.take(TextDelta { logprobs: vec![scored(7)], ..delta(0, &[7], 0, "a") });
+    // Half a character: its log probability comes with the other half.
+    strand.take(delta(1, &[7], 1, ""));
+    assert_eq!(strand.journal(0, false).output.len(), 2);
+    let journal = strand.journal(0, true);
+    assert_eq!((journal.output.len(), journal.delivered), (1, 1));
+
+    let again = TextDelta { logprobs: vec![scored(7), scored(8)], ..delta(1, &[7, 8], 1, "é") };
+    let Taken::New(piece) = strand.take(again) else { panic!("it is new") };
+    assert_eq!((piece.tokens, piece.logprobs.len(), piece.text.as_str()), (1, 2, "é"));
+}
+
+#[test]
 fn nothing_follows_an_end() {
     let mut strand = Strand::default();
     let mut last = delta(0, &[1], 0, "a");
@@ -110,7 +126,7 @@ proptest! {
                 }
                 Taken::Known => {}
                 Taken::Gap => {
-                    let journal = strand.journal(0);
+                    let journal = strand.journal(0, false);
                     let done = journal.output.len();
                     let mut rest = delta(
                         done as u32, &ids[done..], journal.delivered, &whole[journal.delivered as usize..],
