@@ -85,6 +85,12 @@ print(*(f"{at(report, path):.2f}" for path in sys.argv[2].split()))
 PYTHON
 }
 
+# Flags of `stator bench` that watch a server's CPU time, that of its child processes included.
+cpu_of() {
+    local pid
+    for pid in "$1" $(pgrep -P "$1"); do printf -- '--cpu-of server=%s ' "$pid"; done
+}
+
 # The middle one of the numbers given.
 median() { printf '%s\n' "$@" | sort -g | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 # ratio A B: A ÷ B
