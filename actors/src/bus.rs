@@ -16,9 +16,9 @@ use tokio::sync::watch;
 pub const LEAST_MAX_PAYLOAD: usize = 1 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The same where another server can be tried: one that hangs takes connections and says nothing.
-const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(500);
+const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(400);
 /// A broker that is silent for three of these is taken for gone.
-const PING_EVERY: Duration = Duration::from_millis(400);
+const PING_EVERY: Duration = Duration::from_millis(300);
 const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the bus is and who asks.

@@ -48,7 +48,12 @@ fn bucket(namespace: &Namespace, replicas: usize) -> kv::Config {
 /// Keeps the lease that `lease` holds until `stop`, then drops it.
 ///
 /// A bucket that is gone (the server restarted without its memory) is made anew.
-pub async fn keep(bus: Bus, replicas: Option<usize>, mut lease: watch::Receiver<Lease>, stop: CancellationToken) {
+pub async fn keep(
+    bus: Bus,
+    replicas: Option<usize>,
+    mut lease: watch::Receiver<Lease>,
+    stop: CancellationToken,
+) {
     let mut store = open(&bus, replicas).await.ok();
     let mut tick = tokio::time::interval(RENEW_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -205,7 +205,8 @@ impl Cluster {
     }
 
     fn all_say_ready(&mut self) -> bool {
-        let mut running = self.children.iter_mut().filter_map(|(_, child)| child.is_running().then_some(child));
+        let mut running =
+            self.children.iter_mut().filter_map(|(_, child)| child.is_running().then_some(child));
         running.all(|child| child.output().contains(": ready instance="))
     }
 

@@ -66,14 +66,8 @@ impl NatsServer {
                 ("PASSWORD", LOGIN[1].to_owned()),
             ];
             let environment = environment.map(|(key, value)| (format!("STATOR_NATS_{key}"), value)).into();
-            let mut server = Self {
-                child: None,
-                port,
-                config: config.clone(),
-                environment,
-                login: Some(LOGIN),
-                dir,
-            };
+            let mut server =
+                Self { child: None, port, config: config.clone(), environment, login: Some(LOGIN), dir };
             server.resume();
             servers.push(server);
         }

@@ -86,7 +86,8 @@ impl Roll {
                 news
             }
             None => {
-                self.held.insert(key.to_owned(), Held { lease: Arc::new(lease), renewed: now, expired: false });
+                self.held
+                    .insert(key.to_owned(), Held { lease: Arc::new(lease), renewed: now, expired: false });
                 true
             }
         }

@@ -103,11 +103,13 @@ impl Answer {
     pub fn lost_and_repeated(&self, expected: &Self) -> (usize, usize) {
         let none = Choice::default();
         let both = (0..self.choices.len().max(expected.choices.len())).map(|i| {
-            let text = |answer: &Self| answer.choices.get(i).unwrap_or(&none).text.chars().collect::<Vec<_>>();
+            let text =
+                |answer: &Self| answer.choices.get(i).unwrap_or(&none).text.chars().collect::<Vec<_>>();
             (text(expected), text(self))
         });
         both.fold((0, 0), |(lost, repeated), (expected, got)| {
-            let same = |pairs: &mut dyn Iterator<Item = (&char, &char)>| pairs.take_while(|(a, b)| a == b).count();
+            let same =
+                |pairs: &mut dyn Iterator<Item = (&char, &char)>| pairs.take_while(|(a, b)| a == b).count();
             let begin = same(&mut expected.iter().zip(&got));
             let (expected, got) = (&expected[begin..], &got[begin..]);
             let end = same(&mut expected.iter().rev().zip(got.iter().rev()));

@@ -2,14 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use stator_tests::{
-    Cluster, Service,
-    cluster::figure,
-    http::Http,
-};
+use stator_tests::{Cluster, Service, cluster::figure, http::Http};
 
 /// How long an idle cluster may take to free what it held.
 const IDLE_WITHIN: Duration = Duration::from_secs(15);
+/// How long requests may take to reach both engines.
+const BUSY_WITHIN: Duration = Duration::from_secs(20);
 /// Everything that must be zero in an idle cluster, by the service that tells it.
 const HELD: [(Service, &str); 8] = [
     (Service::Ingress, "stator_ingress_in_flight"),
@@ -50,6 +48,20 @@ async fn held(cluster: &mut Cluster) -> Vec<String> {
         }
     }
     found
+}
+
+/// Waits until the second engine has something to lose; false if it gets nothing to do.
+pub async fn second_engine_is_busy(cluster: &mut Cluster) -> bool {
+    let give_up = Instant::now() + BUSY_WITHIN;
+    while Instant::now() < give_up {
+        let address = cluster.admin_addresses(Service::Decode.name()).get(1).cloned().unwrap_or_default();
+        let page = Http::at(&address).get("/metrics").await.map(|page| page.body).unwrap_or_default();
+        if figure(&page, "stator_engine_runs_live").is_some_and(|runs| runs > 0.0) {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    false
 }
 
 /// Journals that the first ingress sent as new attempts.

@@ -15,7 +15,8 @@ const IDS: std::ops::Range<usize> = 1000..40_000;
 
 /// Tokens of prompt and output that each stream had when the blow fell.
 pub fn journals(outcomes: &[Outcome], blow: Instant) -> Vec<usize> {
-    let broken = outcomes.iter().filter(|outcome| outcome.began < blow && outcome.events.last() > Some(&blow));
+    let broken =
+        outcomes.iter().filter(|outcome| outcome.began < blow && outcome.events.last() > Some(&blow));
     let tokens = broken.filter_map(|outcome| {
         let answer = outcome.answer.as_ref().ok()?;
         let before = outcome.events.iter().filter(|at| **at < blow).count() as u64;

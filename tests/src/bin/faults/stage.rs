@@ -45,7 +45,12 @@ pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Pat
         _ => None,
     };
     let load = Load::start(&cluster.http(), &rig.mix, rig.clients);
-    let began = load.under_way().await;
+    let mut began = load.under_way().await;
+    if scenario.target == Target::Service(Service::Decode)
+        && !gauges::second_engine_is_busy(&mut cluster).await
+    {
+        began = Err(anyhow::anyhow!("the second engine had nothing to do"));
+    }
     let blow = Instant::now();
     if scenario.aftermath().is_zero() {
         load.ask_no_more();
@@ -91,7 +96,11 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
         }
         (blow, Target::Only(service)) => {
             let child = cluster.child(service, 0);
-            if blow == Blow::Drain { drain(child, DRAIN_WITHIN).await? } else { child.kill() }
+            if blow == Blow::Drain {
+                drain(child, DRAIN_WITHIN).await?
+            } else {
+                child.kill()
+            }
             cluster.add(service);
         }
         (Blow::Cut(time), _) => {

@@ -9,7 +9,17 @@ const ROW: usize = 36;
 pub fn head() {
     println!(
         "{:<ROW$} {:>8} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7} {:>8} {:>7} {:>7}",
-        "", "requests", "failed", "differ", "lost", "repeated", "leaked", "gap", "prefill", "allowed", "first"
+        "",
+        "requests",
+        "failed",
+        "differ",
+        "lost",
+        "repeated",
+        "leaked",
+        "gap",
+        "prefill",
+        "allowed",
+        "first"
     );
 }
 

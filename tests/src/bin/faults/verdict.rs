@@ -96,7 +96,8 @@ impl Verdict {
 
     /// Nothing failed, nothing is lost, repeated or leaked.
     pub fn clean(&self) -> bool {
-        self.failed + self.differ + self.lost + self.repeated + self.leaks.len() == 0 && self.remarks.is_empty()
+        self.failed + self.differ + self.lost + self.repeated + self.leaks.len() == 0
+            && self.remarks.is_empty()
     }
 
     pub fn good(&self) -> bool {
