@@ -1,20 +1,9 @@
-//! Routing by what engines have cached: real engines, and a hundred pretended ones for a router that starts late.
+//! Routing by what engines have cached.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use actors::{
-    bus::{Bus, BusOptions},
-    lease,
-};
-use futures_util::StreamExt;
-use messages::{
-    InstanceId, Namespace, Pool, Role, codec,
-    kv::KvSnapshot,
-    lease::{Lease, State},
-    subject,
-};
 use serde_json::{Value, json};
 use stator_tests::{
     Cluster, Service,
@@ -112,91 +101,4 @@ async fn a_decision_can_be_read_back_with_what_the_engine_found() {
     let id = reply.headers.get("x-stator-requests").unwrap().to_str().unwrap();
     assert_eq!(admin.get(&format!("/admin/decisions/{id}")).await.unwrap().json(), decisions);
     assert_eq!(admin.get("/admin/decisions/unheard-of").await.unwrap().status, 404);
-}
-
-const PRETENDED: usize = 100;
-const BLOCKS_EACH: u64 = 2000;
-
-/// Engines that only hold leases and answer for their caches.
-async fn pretend(nats_url: &str) -> Bus {
-    let namespace: Namespace = "stator".parse().unwrap();
-    let options = BusOptions {
-        urls: vec![nats_url.to_owned()],
-        namespace: namespace.clone(),
-        credentials: None,
-        name: "pretended engines".to_owned(),
-    };
-    let bus = Bus::connect(&options).await.unwrap();
-    let pool = Pool::of_model("pretended", "00");
-    let mut leases = Vec::new();
-    for n in 0..PRETENDED as u64 {
-        let instance = InstanceId::draw(Role::Decode);
-        let control = subject::instance_control(&namespace, Role::Decode, &pool, &instance);
-        let mut questions = bus.listen(control).await.unwrap();
-        let blocks = (0..BLOCKS_EACH).map(|at| (n * BLOCKS_EACH + at).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let snapshot =
-            KvSnapshot { instance: instance.clone(), epoch: 1, next: 0, blocks: blocks.collect() };
-        let (body, answers) = (codec::encode(&snapshot), bus.clone());
-        tokio::spawn(async move {
-            while let Some(question) = questions.next().await {
-                if let Some(reply) = question.reply {
-                    answers.reply(reply.to_string(), body.clone());
-                }
-            }
-        });
-        leases.push(pretended_lease(&pool, instance));
-    }
-    let store = lease::open(&bus, 1).await.unwrap();
-    let renew = async move || {
-        for lease in &leases {
-            let key = subject::lease_key(lease.role, &lease.pool, &lease.instance);
-            store.put(&key, codec::encode(lease)).await.unwrap();
-        }
-    };
-    renew().await;
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(lease::RENEW_EVERY).await;
-            renew().await;
-        }
-    });
-    bus
-}
-
-fn pretended_lease(pool: &Pool, instance: InstanceId) -> Lease {
-    Lease {
-        role: Role::Decode,
-        pool: pool.clone(),
-        instance,
-        state: State::Ready,
-        version: String::new(),
-        host: String::new(),
-        pid: 0,
-        started_ms: 0,
-        admin: None,
-        card: None,
-        numerics_class: None,
-        kv_tokens: None,
-        page_size: Some(16),
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_router_that_starts_late_learns_every_cache() {
-    let mut cluster = Cluster::start(Plan::of(toy())).await;
-    let _pretended = pretend(&cluster.nats.url()).await;
-    followed(&mut cluster, PRETENDED + 1).await;
-    let began = Instant::now();
-    cluster.add(Service::Router);
-    eventually("every snapshot is taken", Duration::from_secs(30), async || {
-        let taken = router_figure(&mut cluster, 1, "stator_router_kv_snapshots_total").await?;
-        (taken >= (PRETENDED + 1) as f64).then_some(())
-    })
-    .await;
-    println!("{PRETENDED} caches of {BLOCKS_EACH} blocks known {:?} after the start of the process", began.elapsed());
-    eventually("the index tells its size", Duration::from_secs(10), async || {
-        let blocks = router_figure(&mut cluster, 1, "stator_router_index_blocks").await?;
-        (blocks >= (PRETENDED as u64 * BLOCKS_EACH) as f64).then_some(())
-    })
-    .await;
 }

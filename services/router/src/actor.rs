@@ -59,6 +59,8 @@ pub struct RouterActor {
     /// Snapshots of caches on their way.
     snapshots: Semaphore,
     held: Mutex<Held>,
+    /// What is held is given back.
+    leaving: CancellationToken,
     suspects: Suspects,
     tombstones: Tombstones,
     outbox: Outbox<TextDelta>,
@@ -92,6 +94,7 @@ impl RouterActor {
             recorder,
             snapshots: Semaphore::new(snapshots::AT_ONCE),
             held: Mutex::default(),
+            leaving: CancellationToken::new(),
             suspects: Suspects::default(),
             tombstones: Tombstones::default(),
             outbox,
@@ -132,6 +135,11 @@ impl RouterActor {
         metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
         metrics::gauge!("stator_router_queued").set(queued as f64);
         metrics::gauge!("stator_router_index_blocks").set(blocks as f64);
+    }
+
+    /// Gives back what is held: its holders try elsewhere.
+    pub fn hand_back(&self) {
+        self.leaving.cancel();
     }
 
     pub fn is_idle(&self) -> bool {
@@ -195,7 +203,7 @@ impl RouterActor {
     fn say(&self, envelope: &Envelope, ingress: &InstanceId, body: Body<TextDelta>) {
         let (request, attempt) = (envelope.request, envelope.attempt);
         self.outbox.push(ingress, Frame { request, attempt, run: None, body });
-        self.outbox.flush(0, None);
+        self.outbox.flush_soon();
     }
 
     fn cancel(&self, cancel: &Cancel) {

@@ -6,7 +6,7 @@ mod turn;
 
 use std::{sync::Arc, time::Duration};
 
-use messages::{Pool, Role};
+use messages::{InstanceId, Pool, Role};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -86,6 +86,11 @@ impl Deployment {
 impl State {
     pub fn fleet_mut(&mut self, role: Role) -> &mut Fleet {
         if role == Role::Prefill { &mut self.prefill } else { &mut self.decode }
+    }
+
+    /// The fleet that has this member.
+    pub fn fleet_of(&mut self, instance: &InstanceId) -> Option<&mut Fleet> {
+        self.fleets_mut().into_iter().find(|fleet| fleet.member(instance).is_some())
     }
 
     pub fn fleets_mut(&mut self) -> [&mut Fleet; 2] {

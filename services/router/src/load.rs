@@ -3,16 +3,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use messages::{InstanceId, load::Load};
+use messages::{InstanceId, Role, load::Load};
 
 /// A dispatch that no report includes by then never arrived.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// Prefill instances get their tasks from an engine, without the dispatch's number: a report made this long after it
+/// includes the task, or the engine has kept it.
+const PREFILL_UNCONFIRMED_FOR: Duration = Duration::from_millis(600);
 
 /// What one engine carries, as this router knows it: its last report, which is absolute, and the router's own
 /// dispatches above the number that the report confirms. A lost report heals with the next one, and routers need not
 /// tell each other anything: what others send is in the reports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LoadView {
+    unconfirmed_for: Duration,
     reported: Option<Load>,
     own: VecDeque<Own>,
 }
@@ -43,13 +47,18 @@ pub struct Burden {
 }
 
 impl LoadView {
+    pub fn new(role: Role) -> Self {
+        let unconfirmed_for = if role == Role::Prefill { PREFILL_UNCONFIRMED_FOR } else { UNCONFIRMED_FOR };
+        Self { unconfirmed_for, reported: None, own: VecDeque::new() }
+    }
+
     /// Takes a report in; false if a newer one came before it. `me` is this router.
     pub fn heard(&mut self, load: Load, me: &InstanceId, now: Instant) -> bool {
         if self.reported.as_ref().is_some_and(|known| known.number >= load.number) {
             return false;
         }
         let confirmed = load.seen.iter().find(|(router, _)| router == me).map_or(0, |(_, number)| *number);
-        self.own.retain(|own| own.number > confirmed && now.duration_since(own.at) < UNCONFIRMED_FOR);
+        self.own.retain(|own| own.number > confirmed && now.duration_since(own.at) < self.unconfirmed_for);
         self.reported = Some(load);
         true
     }
@@ -92,7 +101,7 @@ mod tests {
     #[test]
     fn own_dispatches_count_until_a_report_includes_them() {
         let (me, now) = (id("router-1"), Instant::now());
-        let mut view = LoadView::default();
+        let mut view = LoadView::new(Role::Decode);
         view.heard(load("a", 1, 2), &me, now);
         view.dispatched(10, WORK, now);
         view.dispatched(12, WORK, now);
@@ -107,7 +116,7 @@ mod tests {
     #[test]
     fn a_report_that_was_overtaken_changes_nothing() {
         let (me, now) = (id("router-1"), Instant::now());
-        let mut view = LoadView::default();
+        let mut view = LoadView::new(Role::Decode);
         view.heard(load("a", 2, 5), &me, now);
         assert!(!view.heard(load("a", 1, 9), &me, now));
         assert_eq!(view.burden().requests, 5);
@@ -116,11 +125,16 @@ mod tests {
     #[test]
     fn a_dispatch_that_never_arrived_is_forgotten() {
         let (me, now) = (id("router-1"), Instant::now());
-        let mut view = LoadView::default();
+        let mut view = LoadView::new(Role::Decode);
         view.dispatched(1, WORK, now);
         view.heard(load("a", 1, 0), &me, now);
         assert_eq!(view.burden().requests, 1);
         view.heard(load("a", 2, 0), &me, now + UNCONFIRMED_FOR);
         assert_eq!(view.burden(), Burden::default());
+
+        let mut prefill = LoadView::new(Role::Prefill);
+        prefill.dispatched(1, WORK, now);
+        prefill.heard(load("p", 1, 1), &me, now + PREFILL_UNCONFIRMED_FOR);
+        assert_eq!(prefill.burden().prefill_tokens, 0, "the report includes it by now");
     }
 }

@@ -37,4 +37,8 @@ impl Running for Service {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+
+    fn abort(&self) {
+        self.actor.hand_back();
+    }
 }

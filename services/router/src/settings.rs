@@ -45,7 +45,7 @@ actors::settings! {
         /// kv: cost of a block to compute.
         value prefill_weight: f64 = 1.0;
         /// kv: cost of a block that running requests hold, in blocks to compute.
-        value decode_weight: f64 = 0.25;
+        value decode_weight: f64 = 0.5;
         /// kv: cost of a request aboard, in blocks to compute.
         value request_weight: f64 = 2.0;
         /// kv: 0 takes the lowest cost, more spreads over low costs.

@@ -31,6 +31,7 @@ impl RouterActor {
     pub(super) async fn route(self: std::sync::Arc<Self>, job: Job, turn: Turn) {
         let outcome = tokio::select! {
             outcome = self.dispatch(&job, turn) => outcome,
+            () = self.leaving.cancelled() => Err(Fault::new(FaultCode::Draining, "the router went away")),
             () = job.cancelled.cancelled() => Err(Fault::new(FaultCode::Cancelled, "the request was cancelled")),
         };
         let Job { envelope, submit, taken, deployment, .. } = job;
@@ -65,6 +66,8 @@ impl RouterActor {
             Turn::Later(waiting) => in_time(deadline, waiting.turn()).await??,
         });
         if job.submit.alone {
+            // It may wait for long, and others need not wait for it.
+            grant = None;
             in_time(deadline, self.alone(job)).await?;
         }
         let hold_until = job.taken + Duration::from_secs(self.settings.hold_when_empty);

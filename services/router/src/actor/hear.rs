@@ -12,7 +12,7 @@ use messages::{
 };
 
 use super::RouterActor;
-use crate::settings::KvEventsMode;
+use crate::{fleet::Fleet, settings::KvEventsMode};
 
 impl RouterActor {
     /// Listens for as long as the process lives.
@@ -90,10 +90,8 @@ impl RouterActor {
             let mut state = deployment.lock();
             state.suspect_heard(&load, &self.context.me.instance);
             let now = Instant::now();
-            for fleet in state.fleets_mut() {
-                if fleet.member(&engine).is_some() {
-                    fleet.heard_load(load.clone(), &self.context.me.instance, now);
-                }
+            if let Some(fleet) = state.fleet_of(&engine) {
+                fleet.heard_load(load, &self.context.me.instance, now);
             }
         }
         self.check(&deployment, &engine, &started);
@@ -103,21 +101,20 @@ impl RouterActor {
 
     fn heard_kv(self: &Arc<Self>, pool: &Pool, events: KvEvents) {
         let deployment = self.deployment(pool);
-        let (mut named, mut gap) = (0, false);
-        {
+        let instance = events.instance.clone();
+        let (named, gap) = {
             let mut state = deployment.lock();
-            for fleet in state.fleets_mut() {
-                let Some(member) = fleet.member(&events.instance) else { continue };
-                let was_lost = member.follower.is_lost();
-                named += fleet.heard_kv(events.clone());
-                gap |= !was_lost
-                    && fleet.member(&events.instance).is_some_and(|member| member.follower.is_lost());
-            }
-        }
+            let Some(fleet) = state.fleet_of(&instance) else { return };
+            let is_lost =
+                |fleet: &Fleet| fleet.member(&instance).is_some_and(|member| member.follower.is_lost());
+            let was_lost = is_lost(fleet);
+            let named = fleet.heard_kv(events);
+            (named, !was_lost && is_lost(fleet))
+        };
         metrics::counter!("stator_router_kv_events_total").increment(named as u64);
         if gap {
             metrics::counter!("stator_router_kv_gaps_total").increment(1);
-            tracing::debug!(instance = %events.instance, "kv events were lost");
+            tracing::debug!(%instance, "kv events were lost");
         }
         self.ask_for_caches(&deployment);
     }

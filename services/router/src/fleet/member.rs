@@ -24,7 +24,7 @@ pub struct Member {
 impl Member {
     pub(super) fn new(lease: Arc<Lease>, worker: Worker) -> Self {
         let hash = hash_of(lease.instance.as_str());
-        let (load, follower, drift) = (LoadView::default(), Follower::default(), Drift::default());
+        let (load, follower, drift) = (LoadView::new(lease.role), Follower::default(), Drift::default());
         Self { lease, load, follower, asked: false, drift, worker, hash }
     }
 

@@ -1,0 +1,161 @@
+//! An engine that computes nothing: it holds a lease, takes requests, and says what it is told to say.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use actors::{bus::Bus, lease};
+use futures_util::StreamExt;
+use messages::{
+    InstanceId, Pool, Role, codec,
+    kv::{KvChange, KvEvents, KvSnapshot},
+    lease::{Lease, State},
+    load::Load,
+    subject,
+    submit::{Custody, Submit},
+};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+
+pub struct Engine {
+    bus: Bus,
+    pub lease: Lease,
+    cache: Arc<Mutex<Cache>>,
+    taken: AsyncMutex<mpsc::UnboundedReceiver<Submit>>,
+    reports: Mutex<u64>,
+}
+
+#[derive(Default)]
+struct Cache {
+    blocks: BTreeSet<u64>,
+    next: u64,
+}
+
+impl Engine {
+    /// Its lease holds for as long as the test runs.
+    pub async fn start(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>) -> Self {
+        let (ns, instance) = (bus.namespace(), InstanceId::draw(Role::Decode));
+        let cache = Arc::new(Mutex::new(Cache { blocks: blocks.into_iter().collect(), next: 0 }));
+        let mut questions =
+            bus.listen(subject::instance_control(ns, Role::Decode, pool, &instance)).await.unwrap();
+        let (answers, asked, me) = (bus.clone(), cache.clone(), instance.clone());
+        tokio::spawn(async move {
+            while let Some(question) = questions.next().await {
+                let Some(reply) = question.reply else { continue };
+                let body = {
+                    let cache = asked.lock().unwrap();
+                    let blocks = cache.blocks.iter().copied().collect();
+                    codec::encode(&KvSnapshot { instance: me.clone(), epoch: 1, next: cache.next, blocks })
+                };
+                answers.reply(reply.to_string(), body);
+            }
+        });
+        let mut requests =
+            bus.listen(subject::instance_requests(ns, Role::Decode, pool, &instance)).await.unwrap();
+        let (taking, taken) = mpsc::unbounded_channel();
+        let (answers, me) = (bus.clone(), instance.clone());
+        tokio::spawn(async move {
+            while let Some(request) = requests.next().await {
+                let accepted = Custody::Accepted { instance: me.clone() };
+                request
+                    .reply
+                    .into_iter()
+                    .for_each(|to| answers.reply(to.to_string(), codec::encode(&accepted)));
+                let _ = taking.send(codec::decode(&request.payload).unwrap());
+            }
+        });
+        let engine = Self {
+            bus: bus.clone(),
+            lease: lease_of(pool, instance),
+            cache,
+            taken: AsyncMutex::new(taken),
+            reports: Mutex::new(0),
+        };
+        engine.renew().await;
+        engine
+    }
+
+    async fn renew(&self) {
+        let (store, lease) = (lease::open(&self.bus, None).await.unwrap(), self.lease.clone());
+        let key = subject::lease_key(lease.role, &lease.pool, &lease.instance);
+        let body = codec::encode(&lease);
+        store.put(&key, body.clone()).await.unwrap();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(lease::RENEW_EVERY).await;
+                let _ = store.put(&key, body.clone()).await;
+            }
+        });
+    }
+
+    pub fn instance(&self) -> &InstanceId {
+        &self.lease.instance
+    }
+
+    /// Stores blocks and says so; `heard` is false for a message that the bus loses.
+    pub fn store(&self, blocks: &[u64], heard: bool) {
+        let mut cache = self.cache.lock().unwrap();
+        cache.blocks.extend(blocks);
+        let events = KvEvents {
+            instance: self.instance().clone(),
+            epoch: 1,
+            number: cache.next,
+            changes: vec![KvChange::Stored(blocks.iter().copied().collect())],
+        };
+        cache.next += 1;
+        if heard {
+            let subject = subject::kv_events(self.bus.namespace(), &self.lease.pool, self.instance());
+            self.bus.tell(subject, None, &events).unwrap();
+        }
+    }
+
+    /// Reports a load: eight places, nothing running, but for what `amend` says.
+    pub fn report(&self, amend: impl FnOnce(&mut Load)) {
+        let mut number = self.reports.lock().unwrap();
+        *number += 1;
+        let mut load = Load {
+            instance: self.instance().clone(),
+            number: *number,
+            running: 0,
+            queued: 0,
+            max_running: 8,
+            max_queued: 8,
+            blocks_used: 0,
+            blocks_cached: 0,
+            blocks_total: 1000,
+            pending_prefill_tokens: 0,
+            step_us: 0,
+            prefill_token_ns: 0,
+            seen: Vec::new(),
+            kv: None,
+            alone: false,
+            started: Vec::new(),
+        };
+        amend(&mut load);
+        let subject = subject::load(self.bus.namespace(), &self.lease.pool, self.instance());
+        self.bus.tell(subject, None, &load).unwrap();
+    }
+
+    /// The next request that it took.
+    pub async fn took(&self) -> Submit {
+        self.taken.lock().await.recv().await.unwrap()
+    }
+}
+
+fn lease_of(pool: &Pool, instance: InstanceId) -> Lease {
+    Lease {
+        role: Role::Decode,
+        pool: pool.clone(),
+        instance,
+        state: State::Ready,
+        version: String::new(),
+        host: String::new(),
+        pid: 0,
+        started_ms: 0,
+        admin: None,
+        card: None,
+        numerics_class: None,
+        kv_tokens: None,
+        page_size: Some(16),
+    }
+}

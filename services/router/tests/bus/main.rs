@@ -1,0 +1,229 @@
+//! A real router over a real nats-server, among engines that only pretend.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+mod engine;
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use actors::{
+    bus::{Bus, BusOptions},
+    process::ProcessSettings,
+};
+use engine::Engine;
+use messages::{
+    Envelope, Pool, RequestId, Role,
+    block::ClusterKey,
+    load::Started,
+    subject,
+    submit::{Custody, Routing, Sampling, Submit},
+};
+use router::{RouterSettings, chain::Chain};
+use stator_tests::{NatsServer, cluster::figure, eventually, free_port, http::Http};
+
+const SOON: Duration = Duration::from_secs(10);
+const KEY: &str = "stator";
+
+fn nats() -> &'static NatsServer {
+    static NATS: OnceLock<NatsServer> = OnceLock::new();
+    NATS.get_or_init(NatsServer::start)
+}
+
+/// The admin address of the one router that serves all tests of this process, each with a pool of its own. It starts
+/// when it is first asked for.
+fn router() -> &'static str {
+    static ADMIN: OnceLock<String> = OnceLock::new();
+    ADMIN.get_or_init(|| {
+        let admin = format!("127.0.0.1:{}", free_port());
+        let process = ProcessSettings {
+            nats_url: vec![nats().url()],
+            admin_bind: admin.clone(),
+            cluster_key: KEY.to_owned(),
+            ..ProcessSettings::default()
+        };
+        std::thread::spawn(move || router::run(RouterSettings::default(), process));
+        admin
+    })
+}
+
+/// A pool of this test's own, and a connection to play engines and tokenizer over.
+async fn stage(name: &str) -> (Bus, Pool) {
+    let options = BusOptions {
+        urls: vec![nats().url()],
+        namespace: "stator".parse().unwrap(),
+        credentials: None,
+        name: name.to_owned(),
+    };
+    (Bus::connect(&options).await.unwrap(), Pool::of_model(name, "00"))
+}
+
+fn submit(pool: &Pool, prompt: std::ops::Range<u32>) -> Submit {
+    Submit {
+        run: None,
+        pool: pool.clone(),
+        prompt: prompt.collect(),
+        choices: Vec::new(),
+        sampling: Sampling::default(),
+        max_tokens: 16,
+        score_prompt_from: None,
+        priority: 0,
+        cache_salt: None,
+        dispatch: None,
+        prefill: None,
+        routing: Routing::default(),
+        tokenizer: "tokenizer-1".parse().unwrap(),
+        ingress: "ingress-1".parse().unwrap(),
+        avoid: Vec::new(),
+        alone: false,
+    }
+}
+
+fn chain(engine: &Engine, submit: &Submit) -> Vec<u64> {
+    Chain::of(&ClusterKey::derive(KEY), &engine.lease, submit).blocks
+}
+
+/// Hands a request to the router; the id under which it can be asked about.
+async fn send(bus: &Bus, submit: &Submit) -> RequestId {
+    router();
+    let envelope = Envelope::new(RequestId::mint());
+    let subject = subject::pool_requests(bus.namespace(), Role::Router, &Pool::routers());
+    let accepted = eventually("the router takes it", SOON, async || {
+        let wait = Duration::from_secs(1);
+        bus.ask::<_, Custody>(subject.clone(), Some(&envelope), submit, wait).await.ok()
+    })
+    .await;
+    assert!(matches!(accepted, Custody::Accepted { .. }), "{accepted:?}");
+    envelope.request
+}
+
+async fn router_figure(name: &str) -> f64 {
+    let page = Http::at(router()).get("/metrics").await.ok();
+    page.and_then(|page| figure(&page.body, name)).unwrap_or(0.0)
+}
+
+/// Sends requests until one of them goes to that engine.
+async fn until_it_goes_to(bus: &Bus, engine: &Engine, submit: &Submit) -> (RequestId, Submit) {
+    eventually("requests go where the prefix is", SOON, async || {
+        let id = send(bus, submit).await;
+        let taken = tokio::time::timeout(Duration::from_millis(500), engine.took()).await.ok()?;
+        let decision = decisions(id).await[0].clone();
+        (decision["predicted_cached_tokens"].as_u64() > Some(0)).then_some((id, taken))
+    })
+    .await
+}
+
+async fn decisions(id: RequestId) -> serde_json::Value {
+    Http::at(router()).get(&format!("/admin/decisions/{id}")).await.unwrap().json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_go_where_events_say_that_their_prefix_is() {
+    let (bus, pool) = stage("events").await;
+    let engines = [Engine::start(&bus, &pool, []).await, Engine::start(&bus, &pool, []).await];
+    let request = submit(&pool, 0..200);
+    engines[1].store(&chain(&engines[1], &request), true);
+    let (id, taken) = until_it_goes_to(&bus, &engines[1], &request).await;
+    assert!(taken.run.is_some() && taken.dispatch.is_some());
+
+    let (router, number) = taken.dispatch.unwrap();
+    engines[1].report(|load| {
+        load.seen = vec![(router.clone(), number)];
+        load.started = vec![Started { router, number, cached_tokens: 176 }];
+    });
+    let told = eventually("the decision tells what was found", SOON, async || {
+        let decision = decisions(id).await[0].clone();
+        decision["cached_tokens"].is_u64().then_some(decision)
+    })
+    .await;
+    assert_eq!(
+        (told["predicted_cached_tokens"].as_u64(), told["cached_tokens"].as_u64()),
+        (Some(192), Some(176))
+    );
+    assert_eq!(told["chosen"].as_str(), Some(engines[1].instance().as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_message_said_is_learned_from_a_snapshot() {
+    let (bus, pool) = stage("losses").await;
+    let engines = [Engine::start(&bus, &pool, []).await, Engine::start(&bus, &pool, []).await];
+    let (first, second) = (submit(&pool, 0..200), submit(&pool, 1000..1200));
+    // It is followed: events are applied.
+    engines[0].store(&chain(&engines[0], &first), true);
+    until_it_goes_to(&bus, &engines[0], &first).await;
+    engines[0].store(&chain(&engines[0], &second), false);
+    engines[0].store(&[7], true);
+    until_it_goes_to(&bus, &engines[0], &second).await;
+    assert!(router_figure("stator_router_kv_gaps_total").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_last_message_shows_in_load_reports() {
+    let (bus, pool) = stage("tails").await;
+    let engines = [Engine::start(&bus, &pool, []).await, Engine::start(&bus, &pool, []).await];
+    let (first, second) = (submit(&pool, 0..200), submit(&pool, 1000..1200));
+    engines[0].store(&chain(&engines[0], &first), true);
+    until_it_goes_to(&bus, &engines[0], &first).await;
+    engines[0].store(&chain(&engines[0], &second), false);
+    engines[0].report(|load| load.kv = Some((1, 2)));
+    engines[0].report(|load| load.kv = Some((1, 2)));
+    until_it_goes_to(&bus, &engines[0], &second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_while_the_engine_is_full_and_go_when_it_has_room() {
+    let (bus, pool) = stage("queues").await;
+    let engine = Engine::start(&bus, &pool, []).await;
+    engine.report(|load| (load.running, load.queued) = (8, 8));
+    let mut sent = 0;
+    let waits = eventually("a request waits", SOON, async || {
+        let before = router_figure("stator_router_queued_total").await;
+        sent += 1;
+        let request = submit(&pool, 1000 * sent..1000 * sent + 100);
+        send(&bus, &request).await;
+        (router_figure("stator_router_queued_total").await > before).then_some(request)
+    })
+    .await;
+    engine.report(|_| {});
+    while engine.took().await.prompt != waits.prompt {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_request_goes_to_its_engine_only() {
+    let (bus, pool) = stage("pins").await;
+    let engines = [Engine::start(&bus, &pool, []).await, Engine::start(&bus, &pool, []).await];
+    let pinned = Submit {
+        routing: Routing { pin: Some(engines[0].instance().clone()), ..Routing::default() },
+        ..submit(&pool, 0..200)
+    };
+    engines[1].store(&chain(&engines[1], &pinned), true);
+    for _ in 0..4 {
+        send(&bus, &pinned).await;
+        assert_eq!(engines[0].took().await.routing.pin.as_ref(), Some(engines[0].instance()));
+    }
+}
+
+const PRETENDED: u64 = 100;
+const BLOCKS_EACH: u64 = 2000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_starts_late_learns_every_cache_from_snapshots() {
+    let (bus, pool) = stage("many").await;
+    let mut engines = Vec::new();
+    for n in 0..PRETENDED {
+        let blocks =
+            (0..BLOCKS_EACH).map(|at| (n * BLOCKS_EACH + at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        engines.push(Engine::start(&bus, &pool, blocks).await);
+    }
+    // Where tests have a process each, this is the start of the router.
+    let began = Instant::now();
+    router();
+    eventually("every snapshot is taken", SOON, async || {
+        let blocks = router_figure("stator_router_index_blocks").await;
+        (blocks >= (PRETENDED * BLOCKS_EACH) as f64).then_some(())
+    })
+    .await;
+    println!("{PRETENDED} caches of {BLOCKS_EACH} blocks known after {:?}", began.elapsed());
+}
