@@ -21,7 +21,7 @@ pub struct Engine {
     bus: Bus,
     pub lease: Lease,
     cache: Arc<Mutex<Cache>>,
-    taken: AsyncMutex<mpsc::UnboundedReceiver<Submit>>,
+    taken: AsyncMutex<mpsc::Receiver<Submit>>,
     reports: Mutex<u64>,
 }
 
@@ -52,7 +52,7 @@ impl Engine {
         });
         let mut requests =
             bus.listen(subject::instance_requests(ns, Role::Decode, pool, &instance)).await.unwrap();
-        let (taking, taken) = mpsc::unbounded_channel();
+        let (taking, taken) = mpsc::channel(1024);
         let (answers, me) = (bus.clone(), instance.clone());
         tokio::spawn(async move {
             while let Some(request) = requests.next().await {
@@ -61,7 +61,7 @@ impl Engine {
                     .reply
                     .into_iter()
                     .for_each(|to| answers.reply(to.to_string(), codec::encode(&accepted)));
-                let _ = taking.send(codec::decode(&request.payload).unwrap());
+                let _ = taking.try_send(codec::decode(&request.payload).unwrap());
             }
         });
         let engine = Self {
