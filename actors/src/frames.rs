@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +14,7 @@ use messages::{
 };
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::bus::{Bus, BusError};
 
@@ -28,22 +25,12 @@ pub const HEARTBEAT: Duration = Duration::from_millis(250);
 /// An inbox that had nothing for this long is forgotten.
 const IDLE_INBOX: Duration = Duration::from_secs(120);
 
-/// How long a frame that nobody waits for may stay for others to go with it.
-const LINGER: Duration = Duration::from_millis(1);
-
 /// Frames on their way to many inboxes.
 pub struct Outbox<D> {
-    tray: Arc<Tray<D>>,
-    runtime: Handle,
-}
-
-struct Tray<D> {
     bus: Bus,
     me: InstanceId,
     role: Role,
     inboxes: Mutex<HashMap<InstanceId, Pending<D>>>,
-    /// A flush is due within [`LINGER`].
-    lingers: AtomicBool,
 }
 
 struct Pending<D> {
@@ -58,16 +45,14 @@ impl<D> Default for Pending<D> {
     }
 }
 
-impl<D: Serialize + Send + 'static> Outbox<D> {
-    /// Call on the runtime.
+impl<D: Serialize + Clone> Outbox<D> {
     pub fn new(bus: Bus, me: InstanceId, role: Role) -> Self {
-        let (inboxes, lingers) = (Mutex::default(), AtomicBool::new(false));
-        Self { tray: Arc::new(Tray { bus, me, role, inboxes, lingers }), runtime: Handle::current() }
+        Self { bus, me, role, inboxes: Mutex::new(HashMap::new()) }
     }
 
     /// Adds a frame to what `to` gets with the next flush.
     pub fn push(&self, to: &InstanceId, frame: Frame<D>) {
-        let mut inboxes = self.tray.inboxes.lock();
+        let mut inboxes = self.inboxes.lock();
         match inboxes.get_mut(to) {
             Some(pending) => pending.frames.push(frame),
             None => inboxes.entry(to.clone()).or_default().frames.push(frame),
@@ -77,42 +62,22 @@ impl<D: Serialize + Send + 'static> Outbox<D> {
     /// Sends what is pending, one message per inbox. `sampled_us`: end of the step that sampled the tokens, unix
     /// microseconds, 0 if none did.
     pub fn flush(&self, sampled_us: u64, pulse: Option<Pulse>) {
-        self.tray.flush(sampled_us, pulse);
-    }
-
-    /// Sends what is pending with the next flush or in [`LINGER`], whichever comes first: what a crowd of requests
-    /// gives to say becomes one message.
-    pub fn flush_soon(&self) {
-        if self.tray.lingers.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let tray = self.tray.clone();
-        self.runtime.spawn(async move {
-            tokio::time::sleep(LINGER).await;
-            tray.lingers.store(false, Ordering::Release);
-            tray.flush(0, None);
-        });
-    }
-
-    /// Sends each inbox the runs that live here for it. Call every [`HEARTBEAT`].
-    pub fn beat(&self, alive: HashMap<InstanceId, Vec<Alive>>, pulse: Option<Pulse>) {
-        let mut inboxes = self.tray.inboxes.lock();
-        for (to, alive) in alive {
-            let pending = inboxes.entry(to.clone()).or_default();
-            let frames = std::mem::take(&mut pending.frames);
-            self.tray.send(&to, pending, frames, alive, 0, pulse);
-        }
-        inboxes.retain(|_, pending| !pending.frames.is_empty() || pending.last.elapsed() < IDLE_INBOX);
-    }
-}
-
-impl<D: Serialize> Tray<D> {
-    fn flush(&self, sampled_us: u64, pulse: Option<Pulse>) {
         let mut inboxes = self.inboxes.lock();
         for (to, pending) in inboxes.iter_mut().filter(|(_, pending)| !pending.frames.is_empty()) {
             let frames = std::mem::take(&mut pending.frames);
             self.send(to, pending, frames, Vec::new(), sampled_us, pulse);
         }
+    }
+
+    /// Sends each inbox the runs that live here for it. Call every [`HEARTBEAT`].
+    pub fn beat(&self, alive: HashMap<InstanceId, Vec<Alive>>, pulse: Option<Pulse>) {
+        let mut inboxes = self.inboxes.lock();
+        for (to, alive) in alive {
+            let pending = inboxes.entry(to.clone()).or_default();
+            let frames = std::mem::take(&mut pending.frames);
+            self.send(&to, pending, frames, alive, 0, pulse);
+        }
+        inboxes.retain(|_, pending| !pending.frames.is_empty() || pending.last.elapsed() < IDLE_INBOX);
     }
 
     fn send(

@@ -277,10 +277,10 @@ impl EngineActor {
         let (request, attempt) = (envelope.request, envelope.attempt);
         let accepted = || Body::Accepted { instance: me.instance.clone(), role: me.role };
         self.copies.push(ingress, Frame { request, attempt, run: Some(run), body: accepted() });
-        self.copies.flush_soon();
+        self.copies.flush(0, None);
         let body = Body::Accepted { instance: me.instance.clone(), role: me.role };
         self.outbox.push(tokenizer, Frame { request, attempt, run: Some(run), body });
-        self.outbox.flush_soon();
+        self.outbox.flush(0, None);
     }
 
     /// Whether any run is live.

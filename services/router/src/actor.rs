@@ -203,7 +203,7 @@ impl RouterActor {
     fn say(&self, envelope: &Envelope, ingress: &InstanceId, body: Body<TextDelta>) {
         let (request, attempt) = (envelope.request, envelope.attempt);
         self.outbox.push(ingress, Frame { request, attempt, run: None, body });
-        self.outbox.flush_soon();
+        self.outbox.flush(0, None);
     }
 
     fn cancel(&self, cancel: &Cancel) {

@@ -88,7 +88,7 @@ impl TokenizerActor {
                 let attaches = prepared.attach.is_some();
                 let wanted = self.requests.lock().prepared(order.ticket, prepared, &mut actions);
                 self.perform(actions);
-                self.outbox.flush_soon();
+                self.outbox.flush(0, None);
                 if wanted && !attaches {
                     self.dispatch(order, submit);
                 }
