@@ -5,7 +5,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stator_tests::{Cluster, Service, cluster::Plan, http::assemble, model::toy};
+use stator_tests::{
+    Cluster, Service,
+    cluster::{Plan, figure},
+    eventually,
+    http::{Http, assemble},
+    model::toy,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -30,6 +36,85 @@ async fn open(port: u16, body: &Value) -> TcpStream {
     socket.write_all(head.as_bytes()).await.unwrap();
     socket.write_all(body.as_bytes()).await.unwrap();
     socket
+}
+
+/// Waits until no service holds anything of any request: no block and no run, no request, no open answer.
+async fn nothing_is_held(cluster: &mut Cluster) {
+    cluster.settled(Duration::from_secs(5)).await;
+    for (role, name) in
+        [("tokenizer", "stator_tokenizer_requests_live"), ("ingress", "stator_ingress_in_flight")]
+    {
+        for address in cluster.admin_addresses(role) {
+            eventually(name, Duration::from_secs(5), async || {
+                let figures = Http::at(&address).get("/metrics").await.ok()?.body;
+                (figure(&figures, name) == Some(0.0)).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+/// Answers that end well, streamed and not, and clients that leave at once, all together.
+async fn storm(cluster: &mut Cluster) {
+    let mut leavers = Vec::new();
+    for i in 0..LEAVERS {
+        leavers.push(open(cluster.port, &chat(i, 2000, i % 2 == 0)).await);
+    }
+    let mut answers = JoinSet::new();
+    for i in 0..ANSWERS {
+        let http = cluster.http();
+        answers.spawn(async move {
+            let body = chat(i, 16, i % 2 == 0);
+            if i % 2 == 0 {
+                let events = http.stream("/v1/chat/completions", &body, |_| {}).await.unwrap();
+                assert_eq!(assemble(&events).unwrap()[0].1.as_deref(), Some("length"));
+            } else {
+                assert_eq!(http.post("/v1/chat/completions", &body).await.unwrap().status, 200);
+            }
+        });
+    }
+    drop(leavers);
+    while let Some(answer) = answers.join_next().await {
+        answer.unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    }
+    nothing_is_held(cluster).await;
+}
+
+/// Bytes resident of every service, as the kernel counts them.
+fn resident(cluster: &mut Cluster) -> Vec<(Service, usize)> {
+    let services = [Service::Ingress, Service::Tokenizer, Service::Router, Service::Decode];
+    let of = |service| {
+        let path = format!("/proc/{}/status", cluster.child(service, 0).pid());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        (service, kib << 10)
+    };
+    services.map(of).into()
+}
+
+/// Requests of one storm.
+const ANSWERS: usize = 250;
+const LEAVERS: usize = 50;
+/// Storms that fill what is kept for a while: run logs, tombstones, the allocator's own pages.
+const WARM_UP: usize = 4;
+/// By how much a service may grow over as many storms again: less than a page a request.
+const GROWTH: usize = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storm_after_storm_leaks_nothing_and_takes_no_more_memory() {
+    let flags = ["--max-queued-requests", "600", "--max-running-requests", "64"];
+    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &flags)).await;
+    for _ in 0..WARM_UP {
+        storm(&mut cluster).await;
+    }
+    let before = resident(&mut cluster);
+    for _ in 0..WARM_UP {
+        storm(&mut cluster).await;
+    }
+    for ((service, before), (_, after)) in before.into_iter().zip(resident(&mut cluster)) {
+        assert!(after <= before + GROWTH, "{service:?} grew from {before} to {after} bytes resident");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
