@@ -17,6 +17,7 @@ mod forward;
 mod head_layout;
 mod plan;
 mod slots;
+mod staging;
 mod weights;
 
 pub use config::{CudaConfig, KvBudget};
@@ -30,6 +31,7 @@ use flight::Flight;
 use forward::{Buffers, Forward};
 use plan::{Counts, Layout, Lists, Plan};
 use slots::Slots;
+use staging::{Pool, Staging};
 use weights::Weights;
 
 /// Steps in flight: the next is planned and submitted while one runs.
@@ -45,6 +47,7 @@ pub struct CudaExecutor {
     /// Flights under way, oldest first.
     open: VecDeque<usize>,
     slots: Slots,
+    staging: Staging,
     forward: Forward,
     /// What the running step was told.
     block: Buffer<u32>,
@@ -120,6 +123,7 @@ impl CudaExecutor {
             },
             numerics_class: numerics_class(&device, config.gemm),
         };
+        let staging = Staging::new(&device, spec.kv.page_bytes())?;
         let forward = Forward {
             dimensions,
             weights,
@@ -133,6 +137,7 @@ impl CudaExecutor {
             flights,
             open: VecDeque::with_capacity(DEPTH),
             slots: slot_tables,
+            staging,
             forward,
             block,
             launches: 0,
@@ -284,15 +289,35 @@ impl Executor for CudaExecutor {
         Ok(flight.finish()?)
     }
 
-    fn read_page(&mut self, _page: u32, _to: &mut [u8]) -> Result<(), ExecutorError> {
-        Err(ExecutorError::Batch("pages of a GPU are not handed out".to_owned()))
+    fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
+        self.check_page(page, to.len())?;
+        let pool = pool(&self.forward, &self.spec);
+        Ok(self.staging.read(&self.device, pool, page as usize, to)?)
     }
 
-    fn write_page(&mut self, _page: u32, _from: &[u8]) -> Result<(), ExecutorError> {
-        Err(ExecutorError::Batch("pages of a GPU are not taken in".to_owned()))
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError> {
+        self.check_page(page, from.len())?;
+        let pool = pool(&self.forward, &self.spec);
+        Ok(self.staging.write(&self.device, pool, page as usize, from)?)
     }
 
     fn export_to(&mut self, _sink: Arc<dyn PageSink>) {}
+}
+
+impl CudaExecutor {
+    fn check_page(&self, page: u32, len: usize) -> Result<(), ExecutorError> {
+        let (pages, bytes) = (self.spec.pages, self.spec.kv.page_bytes());
+        if page < pages && len == bytes {
+            return Ok(());
+        }
+        let why = format!("{len} bytes of page {page}; there are {pages} pages of {bytes} bytes");
+        Err(ExecutorError::Batch(why))
+    }
+}
+
+fn pool<'a>(forward: &'a Forward, spec: &ExecutorSpec) -> Pool<'a> {
+    let (layers, layer_bytes) = (spec.kv.layers as usize, spec.kv.layer_bytes as usize);
+    Pool { kv: &forward.kv, layers, layer_bytes }
 }
 
 fn bucket_counts(bucket: usize) -> Counts {

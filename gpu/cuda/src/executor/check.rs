@@ -20,6 +20,9 @@ pub(super) fn check(batch: &Batch, spec: &ExecutorSpec, slots: &Slots) -> Verdic
         ensure(closed.insert(slot), || format!("closes slot {} twice", slot.0))?;
     }
     check_copies(batch, spec)?;
+    for export in &batch.exports {
+        ensure(export.page < spec.pages, || format!("exports page {} of {}", export.page, spec.pages))?;
+    }
     let mut opened = HashSet::new();
     for open in &batch.opens {
         let slot = open.slot;

@@ -136,7 +136,8 @@ fn decode(
     let close = Batch { step: StepId(1000), closes: (0..batch).map(slot).collect(), ..Batch::default() };
     let ticket = executor.submit(&close).map_err(lost)?;
     executor.collect(ticket).map_err(lost)?;
-    let kv: usize = contexts.iter().sum::<usize>() * executor.spec().kv.page_bytes() / executor.spec().page_size as usize;
+    let token_bytes = executor.spec().kv.page_bytes() / PAGE_SIZE as usize;
+    let kv: usize = contexts.iter().sum::<usize>() * token_bytes;
     let floor = (executor.weight_bytes_per_step() as f64 + kv as f64) / read_rate;
     let (device, wall) = (median(&mut device[WARM_UP..]), median(&mut wall[WARM_UP..]));
     println!(

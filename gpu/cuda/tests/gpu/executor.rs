@@ -9,6 +9,7 @@ use models::{
 };
 
 use crate::{
+    compare::same_bits,
     harness::{Case, Context, Failure, Outcome, cache_dir, ensure},
     random::Random,
 };
@@ -20,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "executor: reference checkpoints", run: references },
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
         Case { name: "executor: refused batches change nothing", run: refusals },
+        Case { name: "executor: pages travel between engines", run: pages },
     ]
 }
 
@@ -381,4 +383,61 @@ fn refusals(_: &Context, _: &mut Random) -> Outcome {
     let outputs = executor.collect(ticket).map_err(failure)?;
     ensure(outputs.sampled.len() == 1, || "the good batch runs after the broken ones".into())?;
     Ok(format!("{} refused", broken.len()))
+}
+
+/// A prompt computed on one engine and continued on another, its pages carried over under other numbers.
+fn pages(_: &Context, random: &mut Random) -> Outcome {
+    let checkpoint = fixtures::checkpoint("qwen3");
+    let model = Model::open(Path::new(&checkpoint.path)).map_err(failure)?;
+    let engine =
+        || CudaExecutor::new(&model, &config(2, 64, KvBudget::Pages(16)), &mut |_| ()).map_err(failure);
+    let (mut here, mut there) = (engine()?, engine()?);
+    let vocab = model.spec.vocab_size as usize;
+    let prompt: Vec<u32> = (0..50).map(|_| random.below(vocab) as u32).collect();
+    let decode = |executor: &mut CudaExecutor, table: &[u32], first: usize| -> Result<Vec<f32>, Failure> {
+        let mut logprobs = Vec::new();
+        for (step, &token) in prompt.iter().enumerate().skip(first) {
+            let open = OpenSlot {
+                slot: SlotId(0),
+                params: SamplingParams { logprobs: Logprobs::Top(0), ..SamplingParams::default() },
+                choice: 0,
+                prompt: Vec::new(),
+                output: Vec::new(),
+            };
+            let score = Score { from: 0, next: Some(prompt[(step + 1) % prompt.len()]) };
+            let batch = Batch {
+                step: StepId(step as u64 + 1),
+                opens: if step == first { vec![open] } else { Vec::new() },
+                sequences: vec![SequenceStep {
+                    slot: SlotId(0),
+                    tokens: 0..1,
+                    start: step as u32,
+                    pages: 0..table.len() as u32,
+                    sample: false,
+                    score: Some(score),
+                }],
+                tokens: vec![token],
+                pages: table.to_vec(),
+                ..Batch::default()
+            };
+            let ticket = executor.submit(&batch).map_err(failure)?;
+            let outputs = executor.collect(ticket).map_err(failure)?;
+            logprobs.push(outputs.scored[0].tokens[0].0);
+        }
+        Ok(logprobs)
+    };
+    let expected = decode(&mut here, &[3, 9, 4, 0], 0)?;
+    let carried = [7u32, 1, 12, 5];
+    let mut bytes = vec![0; here.spec().kv.page_bytes()];
+    // one more than the first 40 positions need, and more than may be on their way at once
+    for (from, to) in [3, 9, 4, 0, 3].into_iter().zip([7, 1, 12, 6, 7]) {
+        here.read_page(from, &mut bytes).map_err(failure)?;
+        there.write_page(to, &bytes).map_err(failure)?;
+    }
+    let continued = decode(&mut there, &carried, 40)?;
+    same_bits("continued elsewhere", &continued, &expected[40..])?;
+    let refused = |outcome| matches!(outcome, Err(models::ExecutorError::Batch(_)));
+    ensure(refused(here.read_page(16, &mut bytes)), || "a page that is not there was read".into())?;
+    ensure(refused(here.write_page(0, &bytes[1..])), || "a part of a page was written".into())?;
+    Ok(format!("{} positions bit-equal", continued.len()))
 }
