@@ -132,6 +132,9 @@ DEVICE Fragment row_sums(const uint4 (&p)[8]) {
 // (items drawn, blocks done; zero between launches), so the grid does not depend on the lengths. `tile_starts[i]` is the number of tiles of sequences before i. Four warps share an item: they divide the
 // keys for the scores, then the columns of the values. A sequence of several tiles leaves its parts in `part_values`
 // and `part_stats`, and the last block to arrive folds them.
+//
+// Lists and page tables belong to the step, and so do all keys and values but those of its own tokens: they are read
+// before the producer of the queries has ended.
 
 #define DECODE_THREADS 128
 #define MAX_GROUP 16
@@ -266,6 +269,8 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     };
     auto load_keys = [&](const Item& it) {
         load_tile<D, DECODE_THREADS>(keys, it.pages, it.page_ids, 0, it.tile * TILE_KEYS, it.context);
+    };
+    auto load_queries = [&](const Item& it) {
         for (int i = threadIdx.x; i < 16 * CHUNKS; i += DECODE_THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool valid = row < group;
@@ -278,19 +283,28 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
     };
 
     allow_consumer();
-    wait_for_producer();
     u32 items = tile_starts[sequences] * kv_heads;
     u32 item = blockIdx.x, next_item = item + gridDim.x;
     auto leave = [&]() {
         if (threadIdx.x == 0 && arrive(queue + 1, gridDim.x)) queue[0] = 0;
     };
-    if (item >= items) return leave();
+    if (item >= items) {
+        wait_for_producer();
+        return leave();
+    }
     for (int i = threadIdx.x; i <= sequences; i += DECODE_THREADS) starts[i] = tile_starts[i];
     __syncthreads();
     Item it = find(item, 0);
-    load_keys(it);
+    bool settled = (it.tile + 1) * TILE_KEYS < it.context;
+    if (settled) {
+        load_keys(it);
+        load_values(it);
+    }
+    wait_for_producer();
+    if (!settled) load_keys(it);
+    load_queries(it);
     copy_commit();
-    load_values(it);
+    if (!settled) load_values(it);
     copy_commit();
     while (true) {
         bool more = next_item < items;
@@ -322,7 +336,10 @@ DEVICE void decode(u16* out, const u16* queries, const u16* kv, const u32* table
             maxima[warp][g + 8] = high_max;
         }
         __syncthreads();
-        if (more) load_keys(next);
+        if (more) {
+            load_keys(next);
+            load_queries(next);
+        }
         copy_commit();
         low_max = fmaxf(fmaxf(maxima[0][g], maxima[1][g]), fmaxf(maxima[2][g], maxima[3][g])) * scale;
         high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * scale;

@@ -264,3 +264,20 @@ DEVICE float quad_max(float v) {
     v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, 1));
     return fmaxf(v, __shfl_xor_sync(FULL_WARP, v, 2));
 }
+
+// ---- norms ---------------------------------------------------------------------------------------------------------
+//
+// RMSNorm in two halves: whoever makes a row leaves it times the norm's weights in bf16, and sums of squares of groups
+// of 8 columns; the product that takes the row multiplies its own rows by `rms_scale`. The order of additions is a
+// function of the width alone: a group is a tree, a lane takes every 32nd group in ascending order, lanes are a tree.
+
+DEVICE float square_pair(float a, float b) { return __fmaf_rn(b, b, __fmul_rn(a, a)); }
+
+// 1 / rms of a row, from sums of squares of its groups; a warp calls it, every lane gets the result.
+template <typename Group>
+DEVICE float rms_scale(Group group, int width, float eps) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int i = threadIdx.x % 32; i < width / 8; i += 32) sum = __fadd_rn(sum, group(i));
+    return rsqrtf(warp_sum(sum) / width + eps);
+}

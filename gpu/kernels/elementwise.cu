@@ -1,9 +1,24 @@
 // Row-wise kernels: embedding gather, RMSNorm, SiLU gate, row gather, page copy.
 
+// Eight columns of a row times those of the norm's weights and a scale, in bf16.
+DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
+    float4 a = weight[0], b = weight[1];
+    return make_uint4(pack_bf16(low.x * scale * a.x, low.y * scale * a.y), pack_bf16(low.z * scale * a.z, low.w * scale * a.w),
+                      pack_bf16(high.x * scale * b.x, high.y * scale * b.y),
+                      pack_bf16(high.z * scale * b.z, high.w * scale * b.w));
+}
+
+DEVICE float square_group(float4 low, float4 high) {
+    return __fadd_rn(__fadd_rn(square_pair(low.x, low.y), square_pair(low.z, low.w)),
+                     __fadd_rn(square_pair(high.x, high.y), square_pair(high.z, high.w)));
+}
+
 // hidden[token] = table[id], widened to f32, the type of the residual stream. An id of PLACEHOLDER takes the token
 // that the token's slot sampled last.
+// If `weighed` is given, the norm that follows is left half done: `weight` [width], `squares` [tokens, width / 8].
 extern "C" __global__ void __launch_bounds__(128)
-    embed(float* hidden, const u16* table, const u32* ids, const u32* slots, const u32* last_tokens, int width) {
+    embed(float* hidden, const u16* table, const u32* ids, const u32* slots, const u32* last_tokens,
+          const float* weight, u16* weighed, float* squares, int width) {
     allow_consumer();
     wait_for_producer();
     int token = blockIdx.x;
@@ -13,46 +28,32 @@ extern "C" __global__ void __launch_bounds__(128)
     float4* out = (float4*)(hidden + (u64)token * width);
     for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
         uint4 v = row[i];
-        out[2 * i] = make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
-        out[2 * i + 1] = make_float4(low_bf16(v.z), high_bf16(v.z), low_bf16(v.w), high_bf16(v.w));
+        float4 low = make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
+        float4 high = make_float4(low_bf16(v.z), high_bf16(v.z), low_bf16(v.w), high_bf16(v.w));
+        out[2 * i] = low;
+        out[2 * i + 1] = high;
+        if (!weighed) continue;
+        ((uint4*)(weighed + (u64)token * width))[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
+        squares[(u64)token * (width / 8) + i] = square_group(low, high);
     }
 }
 
-DEVICE float block_sum(float v, float* scratch) {
-    v = warp_sum(v);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0.0f;
-    return warp_sum(v);
-}
-
-// out[r] = hidden[rows[r]] / rms * weight in bf16 (rows == nullptr: row r itself). If `delta` is given, it is first
-// added to the row, which keeps the sum: hidden += delta.
+// out[r] = hidden[rows[r]] * weight / rms in bf16 (rows == nullptr: row r itself). If `scales` is given, the division is
+// left to others: scales[r] = 1 / rms.
 extern "C" __global__ void __launch_bounds__(256) rms_norm(
-    u16* out, float* hidden, const u16* delta, const float* weight, const u32* rows, int width, float eps) {
-    __shared__ float scratch[8];
+    u16* out, const float* hidden, const float* weight, const u32* rows, float* scales, int width, float eps) {
+    extern __shared__ float groups[];
     allow_consumer();
     wait_for_producer();
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
-    float4* in = (float4*)(hidden + row * width);
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
-        float4 v = in[i];
-        if (delta) {
-            uint2 d = ((const uint2*)(delta + row * width))[i];
-            v.x += low_bf16(d.x), v.y += high_bf16(d.x), v.z += low_bf16(d.y), v.w += high_bf16(d.y);
-            in[i] = v;
-        }
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
-    float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
-    uint2* target = (uint2*)(out + (u64)blockIdx.x * width);
-    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
-        float4 v = in[i];
-        float4 w = ((const float4*)weight)[i];
-        target[i] = make_uint2(pack_bf16(v.x * scale * w.x, v.y * scale * w.y),
-                               pack_bf16(v.z * scale * w.z, v.w * scale * w.w));
-    }
+    const float4* in = (const float4*)(hidden + row * width);
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) groups[i] = square_group(in[2 * i], in[2 * i + 1]);
+    __syncthreads();
+    float scale = rms_scale([](int i) { return groups[i]; }, width, eps);
+    if (scales && threadIdx.x == 0) scales[blockIdx.x] = scale;
+    uint4* target = (uint4*)(out + (u64)blockIdx.x * width);
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
+        target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scales ? 1.0f : scale);
 }
 
 // out[r, i] = silu(gate) * up, where in[r] interleaves gate_0, up_0, gate_1, up_1, ... One thread makes 4 outputs.

@@ -5,7 +5,7 @@
 // from zero; the runs are added in ascending order. Two kernels follow it: `stream` for up to 16 rows of x, `wide`
 // for more.
 //
-// Needs k and n to be multiples of 8. Rows of w and x beyond n, m and elements beyond k count as zero.
+// Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x beyond n, m and elements beyond k count as zero.
 
 enum Output {
     STORE_BF16 = 0,  // out: bf16 [m, n]
@@ -16,17 +16,13 @@ enum Output {
 
 DEVICE float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
 
-// Two neighbouring columns of one row, n even.
+// Two neighbouring columns of one row, n even; ADD_F32 is not for it.
 DEVICE void store_pair(int output, void* out, int row, int column, int n, float v0, float v1) {
     u64 at = (u64)row * n + column;
     if (output == STORE_BF16) {
         *(u32*)((u16*)out + at) = pack_bf16(v0, v1);
     } else if (output == STORE_F32) {
         *(float2*)((float*)out + at) = make_float2(v0, v1);
-    } else if (output == ADD_F32) {
-        float2* target = (float2*)((float*)out + at);
-        float2 old = *target;
-        *target = make_float2(old.x + v0, old.y + v1);
     } else {
         ((u16*)out)[at / 2] = to_bf16(silu_mul(v0, v1));
     }
@@ -47,10 +43,25 @@ DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 6
 // elements, four chunks of 16 bytes a row, swizzled so that one chunk of 8 rows meets 32 banks.
 
 #define STREAM_WARPS 4
+#define STREAM_ROWS 16
+// Elements of w from which on successors may begin at once and fill their rings; earlier than that they only take the
+// places that this kernel's blocks would have been dealt.
+#define LONG_PRODUCT (4u << 20)
 
+// The norm that follows a sum (ADD_F32), if `weighed` is given: its weights [n]; rows times weights [m, n] and
+// sums of squares [m, n / 8] are left for the next product.
+struct NextNorm {
+    const float* weight;
+    u16* weighed;
+    float* squares;
+};
+
+// `squares` [m, k / 8], if given: rows are scaled by what a norm left, with `eps`.
 template <int R, int TOKEN_TILES>
-DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {
+DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output, NextNorm next,
+                   const float* squares, float eps) {
     extern __shared__ uint4 ring[];
+    __shared__ float scales[STREAM_ROWS];
     constexpr int SLOTS = R + TOKEN_TILES;
     constexpr int STREAM_STAGES = R == 1 ? 16 : 8;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -89,11 +100,36 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
     };
 
     for (int stage = 0; stage < STREAM_STAGES - 1; stage++) load_weights(stage);
-    allow_consumer();
+    bool early = (u64)n * k >= LONG_PRODUCT;
+    bool adds = output == ADD_F32 && segment == 0;
+    float2 norm_weight[R] = {}, old[R][TOKEN_TILES] = {};
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        int column = row0 + 8 * r + 2 * t;
+        if (adds && next.weighed && column < n) norm_weight[r] = *(const float2*)(next.weight + column);
+    }
+    if (early) allow_consumer();
     wait_for_producer();
+    if (!early) allow_consumer();
     for (int stage = 0; stage < STREAM_STAGES - 1; stage++) {
         load_tokens(stage);
         copy_commit();
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        int column = row0 + 8 * r + 2 * t;
+#pragma unroll
+        for (int i = 0; i < TOKEN_TILES; i++) {
+            if (adds && column < n && g + 8 * i < m)
+                old[r][i] = __ldcg((const float2*)((const float*)out + (u64)(g + 8 * i) * n + column));
+        }
+    }
+    if (squares) {
+        for (int row = warp; row < m; row += STREAM_WARPS) {
+            const float* groups = squares + (u64)row * (k / 8);
+            float scale = rms_scale([groups](int i) { return __ldcg(groups + i); }, k, eps);
+            if (lane == 0) scales[row] = scale;
+        }
     }
     Fragment acc[R] = {};
     for (int stage = 0; stage < count; stage++) {
@@ -112,9 +148,9 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
         copy_commit();
     }
 
+    copy_wait<0>();
+    __syncthreads();
     if (segments > 1) {
-        copy_wait<0>();
-        __syncthreads();
         float4* parts = (float4*)ring;
 #pragma unroll
         for (int r = 0; r < R; r++)
@@ -130,18 +166,39 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
         }
     }
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        int column = row0 + 8 * r + 2 * t;
-        if (column >= n) continue;
-        if (g < m) store_pair(output, out, g, column, n, acc[r].c[0], acc[r].c[1]);
-        if (TOKEN_TILES > 1 && g + 8 < m) store_pair(output, out, g + 8, column, n, acc[r].c[2], acc[r].c[3]);
+    for (int i = 0; i < TOKEN_TILES; i++) {
+        int row = g + 8 * i;
+        float scale = squares ? scales[row] : 1.0f;
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            int column = row0 + 8 * r + 2 * t;
+            bool valid = row < m && column < n;
+            float v0 = acc[r].c[2 * i] * scale, v1 = acc[r].c[2 * i + 1] * scale;
+            if (output != ADD_F32) {
+                if (valid) store_pair(output, out, row, column, n, v0, v1);
+                continue;
+            }
+            v0 += old[r][i].x;
+            v1 += old[r][i].y;
+            u64 at = (u64)row * n + column;
+            if (valid) *(float2*)((float*)out + at) = make_float2(v0, v1);
+            if (!next.weighed) continue;
+            float sum = square_pair(v0, v1);
+            sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+            sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+            if (!valid) continue;
+            *(u32*)(next.weighed + at) = pack_bf16(v0 * norm_weight[r].x, v1 * norm_weight[r].y);
+            if (t == 0) next.squares[at / 8] = sum;
+        }
     }
 }
 
 #define STREAM(R, TILES)                                                                                     \
     extern "C" __global__ void __launch_bounds__(STREAM_WARPS * 32) gemm_stream_##R##_##TILES(              \
-        void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output) {              \
-        stream<R, TILES>(out, x, w, m, n, k, segments, output);                                              \
+        void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output,                \
+        const float* next_weight, u16* weighed, float* next_squares, const float* squares, float eps) {      \
+        stream<R, TILES>(out, x, w, m, n, k, segments, output, NextNorm{next_weight, weighed, next_squares}, \
+                         squares, eps);                                                                      \
     }
 STREAM(1, 1)
 STREAM(2, 1)
@@ -156,7 +213,8 @@ STREAM(4, 2)
 // x waste none of them. One warp has tiles of 64 elements copied into a ring, two groups of four warps multiply them,
 // 64 columns each. Results pass through shared memory, where they are turned. grid: column tiles times row tiles, in
 // groups of ROW_GROUP row tiles so that blocks at work together share what the L2 cache holds. With SPLIT a cluster of
-// SPLIT_SEGMENTS blocks makes a tile, one segment each; each adds up all parts of its share of the rows.
+// SPLIT_SEGMENTS blocks makes a tile, one segment each; each adds up all parts of its share of the rows. `scales` [m], if
+// given, are what a norm has left to do.
 
 #define WIDE_COLUMNS 128
 #define WIDE_WARPS 8  // that multiply
@@ -184,8 +242,11 @@ DEVICE void store_four(int output, void* out, int row, int column, int n, float4
 
 DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-template <int TOKENS, int STAGES, Segments HOW>
-DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n, int k, int segments, int output) {
+// SHARED: two blocks share a multiprocessor and keep its tensor cores busy in turn; each frees a stage at once, since its
+// ring is short. A block of its own multiplies two stages at a time.
+template <int TOKENS, int STAGES, Segments HOW, bool SHARED>
+DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n, int k, int segments, int output,
+                 const float* scales) {
     extern __shared__ u8 memory[];
     __shared__ u64 full[STAGES], empty[STAGES];
     constexpr u32 W_BYTES = WIDE_COLUMNS * 128, STAGE_BYTES = W_BYTES + TOKENS * 128;
@@ -208,27 +269,26 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
         barrier_init_fence();
     }
     __syncthreads();
+    auto load_weights = [&](int slot, int block) {
+        barrier_expect(full + slot, STAGE_BYTES);
+        copy_box(ring + slot * STAGE_BYTES, w, block * 64, column0, full + slot);
+    };
+    auto load_tokens = [&](int slot, int block) {
+        copy_box(ring + slot * STAGE_BYTES + W_BYTES, x, block * 64, row0, full + slot);
+    };
     float acc[TOKENS / 2], total[HOW == FOLDED ? TOKENS / 2 : 1];
     if (warp == WIDE_WARPS) {
         if (lane == 0) {
             int begin = segment_begin(k, first, segments), end = segment_begin(k, last, segments);
             int ahead = end - begin < STAGES ? end : begin + STAGES;
-            for (int block = begin; block < ahead; block++) {
-                int slot = block - begin;
-                barrier_expect(full + slot, STAGE_BYTES);
-                copy_box(ring + slot * STAGE_BYTES, w, block * 64, column0, full + slot);
-            }
+            for (int block = begin; block < ahead; block++) load_weights(block - begin, block);
             wait_for_producer();
-            for (int block = begin; block < ahead; block++) {
-                int slot = block - begin;
-                copy_box(ring + slot * STAGE_BYTES + W_BYTES, x, block * 64, row0, full + slot);
-            }
+            for (int block = begin; block < ahead; block++) load_tokens(block - begin, block);
             for (int block = ahead; block < end; block++) {
                 int slot = (block - begin) % STAGES;
                 barrier_wait(empty + slot, ((block - begin) / STAGES & 1) ^ 1);
-                barrier_expect(full + slot, STAGE_BYTES);
-                copy_box(ring + slot * STAGE_BYTES, w, block * 64, column0, full + slot);
-                copy_box(ring + slot * STAGE_BYTES + W_BYTES, x, block * 64, row0, full + slot);
+                load_weights(slot, block);
+                load_tokens(slot, block);
             }
         }
         __syncwarp();
@@ -254,11 +314,16 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
                     multiply(acc, a, b, block > 0 || step > 0);
                 }
                 matrices_commit();
-                if (previous >= 0) {
-                    matrices_wait<1>();
-                    if (lane == 0) barrier_arrive(empty + previous);
+                if (!SHARED) {
+                    if (previous >= 0) {
+                        matrices_wait<1>();
+                        if (lane == 0) barrier_arrive(empty + previous);
+                    }
+                    previous = slot;
+                } else {
+                    matrices_wait<0>();
+                    if (lane == 0) barrier_arrive(empty + slot);
                 }
-                previous = slot;
                 if (++slot == STAGES) slot = 0, phase ^= 1;
             }
             matrices_wait<0>();
@@ -270,6 +335,11 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
         }
         wait_for_producer();
     }
+    constexpr int SHARE = HOW == SPLIT ? TOKENS / SPLIT_SEGMENTS : TOKENS;
+    int token0 = HOW == SPLIT ? first * SHARE : 0;
+    // of this warp's tokens, one a lane
+    int scaled = row0 + token0 + warp + lane * WIDE_WARPS;
+    float scale = scales && lane < SHARE / WIDE_WARPS && scaled < m && warp < WIDE_WARPS ? scales[scaled] : 1.0f;
 
     constexpr int PITCH = WIDE_COLUMNS + 4;  // scattered stores of a warp meet 32 banks
     float* turned = (float*)(memory + (ring - shared_address(memory)));
@@ -280,12 +350,10 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
         for (int i = 0; i < TOKENS / 2; i++)
             mine[(i / 4 * 8 + i % 2) * PITCH + i % 4 / 2 * 8] = HOW == FOLDED ? total[HOW == FOLDED ? i : 0] : acc[i];
     }
-    constexpr int SHARE = HOW == SPLIT ? TOKENS / SPLIT_SEGMENTS : TOKENS;
-    int token0 = HOW == SPLIT ? first * SHARE : 0;
     int column = column0 + 4 * lane;
     if constexpr (HOW == SPLIT) cluster_sync();
     else __syncthreads();
-    if (warp < WIDE_WARPS && column < n) {
+    if (warp < WIDE_WARPS) {
 #pragma unroll(HOW == SPLIT ? SHARE / WIDE_WARPS : 4)
         for (int i = 0; i < SHARE / WIDE_WARPS; i++) {
             int token = token0 + warp + i * WIDE_WARPS;
@@ -298,7 +366,9 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
             } else {
                 v = *at;
             }
-            if (row0 + token < m) store_four(output, out, row0 + token, column, n, v);
+            float by = __shfl_sync(FULL_WARP, scale, i);
+            v = make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
+            if (row0 + token < m && column < n) store_four(output, out, row0 + token, column, n, v);
         }
     }
     if constexpr (HOW == SPLIT) cluster_sync();
@@ -307,11 +377,12 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
 #define WIDE(NAME, TOKENS, STAGES, HOW, BLOCKS, CLUSTER)                                                        \
     extern "C" __global__ void CLUSTER __launch_bounds__(WIDE_THREADS, BLOCKS) gemm_wide_##NAME(                \
         const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, void* out, int m, int n,      \
-        int k, int segments, int output) {                                                                      \
-        wide<TOKENS, STAGES, HOW>(w, x, out, m, n, k, segments, output);                                        \
+        int k, int segments, int output, const float* scales) {                                                 \
+        wide<TOKENS, STAGES, HOW, (BLOCKS > 1)>(w, x, out, m, n, k, segments, output, scales);                                \
     }
 WIDE(32, 32, 5, WHOLE, 2, )
 WIDE(64, 64, 4, WHOLE, 2, )
+WIDE(64_fold, 64, 4, FOLDED, 2, )
 WIDE(128_fold, 128, 6, FOLDED, 1, )
 WIDE(32_split, 32, 5, SPLIT, 2, __cluster_dims__(SPLIT_SEGMENTS, 1, 1))
 WIDE(64_split, 64, 4, SPLIT, 2, __cluster_dims__(SPLIT_SEGMENTS, 1, 1))

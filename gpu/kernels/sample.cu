@@ -11,7 +11,8 @@
 #define WARPS (THREADS / 32)
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 #define MAX_TOP 20
-#define WAYS 16
+#define BINS 256
+#define BIN_BITS 8
 #define MASS_ONE 1099511627776.0f
 
 // How a slot samples; the host writes one at open.
@@ -38,8 +39,11 @@ struct Drawn {
 struct Shared {
     u64 warps[WARPS];
     u64 mine;  // this block's value in a cluster-wide reduction
-    u64 warp_bins[WARPS][WAYS];
-    u64 bins[WAYS];
+    // `select`: weights a bin, in parts of 14 bits that sums over a slice cannot overflow, then whole
+    u32 parts[3][BINS];
+    u64 bins[BINS];
+    u32 chosen;
+    u64 above;
 };
 
 DEVICE u64 shuffle_down(u64 v, int offset) { return __shfl_down_sync(FULL_WARP, v, offset); }
@@ -141,53 +145,61 @@ struct Cut {
 
 // The best tokens of the row whose weights, added best first, first reach `wanted` (at least 1). `weight` is 1 (top-k)
 // or the mass (top-p) of one token; tokens below `floor_cut` do not exist. Each pass cuts the range of keys that holds
-// the last kept one into 16 parts.
+// the last kept one into BINS parts.
 template <typename Weight>
 DEVICE Cut select(Shared& shared, const float* logits, int count, u64 wanted, u32 top_key, Cut floor_cut, Weight weight) {
-    u32 low = floor_cut.key, high = top_key + 1;  // the key sought is in low .. high
-    u64 above = 0;                                // weight of keys from `high` on
+    u64 low_key = floor_cut.key, high = (u64)top_key + 1;  // the key sought is in low_key .. high
+    u64 above = 0;                                         // weight of keys from `high` on
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    while (high - low > 1) {
-        u32 width = (high - low + WAYS - 1) / WAYS;
-        u64 bins[WAYS] = {};
+    while (high - low_key > 1) {
+        int bits = 64 - __clzll(high - low_key - 1);
+        int shift = bits > BIN_BITS ? bits - BIN_BITS : 0;
+        for (int i = threadIdx.x; i < 3 * BINS; i += THREADS) shared.parts[0][i] = 0;
+        __syncthreads();
         for (int i = threadIdx.x; i < count; i += THREADS) {
             u32 key = order_key(logits[i]);
-            if (key < low || key >= high) continue;
-            u32 bin = (key - low) / width;
+            if (key < low_key || key >= high) continue;
+            u32 bin = key - (u32)low_key >> shift;
             u64 w = weight(logits[i]);
 #pragma unroll
-            for (int b = 0; b < WAYS; b++) bins[b] += b == bin ? w : 0;
-        }
-#pragma unroll
-        for (int b = 0; b < WAYS; b++) {
-            for (int offset = 16; offset; offset >>= 1) bins[b] += shuffle_down(bins[b], offset);
-            if (lane == 0) shared.warp_bins[warp][b] = bins[b];
+            for (int part = 0; part < 3; part++) {
+                u32 bits = w >> 14 * part & 0x3fff;
+                if (bits) atomicAdd(&shared.parts[part][bin], bits);
+            }
         }
         __syncthreads();
-        if (threadIdx.x < WAYS) {
+        if (threadIdx.x < BINS) {
             u64 sum = 0;
-            for (int i = 0; i < WARPS; i++) sum += shared.warp_bins[i][threadIdx.x];
+            for (int part = 0; part < 3; part++) sum += (u64)shared.parts[part][threadIdx.x] << 14 * part;
             shared.bins[threadIdx.x] = sum;
         }
         cluster_sync();
+        // a thread a bin, from the highest on
+        u32 bin = BINS - 1 - threadIdx.x;
         u64 sum = 0;
-        if (lane < WAYS) {
-            for (u32 rank = 0; rank < CLUSTER; rank++) sum += read_peer(&shared.bins[lane], rank);
+        if (threadIdx.x < BINS) {
+            for (u32 rank = 0; rank < CLUSTER; rank++) sum += read_peer(&shared.bins[bin], rank);
         }
+        u64 inclusive = sum;
+        for (int offset = 1; offset < 32; offset <<= 1) {
+            u64 other = __shfl_up_sync(FULL_WARP, inclusive, offset);
+            if (lane >= offset) inclusive += other;
+        }
+        if (lane == 31) shared.warps[warp] = inclusive;
         cluster_sync();
-        int chosen = 0;
-        u64 below_high = above;
-        for (int b = WAYS - 1; b >= 0; b--) {
-            u64 w = __shfl_sync(FULL_WARP, sum, b);
-            chosen = b;
-            if (below_high + w >= wanted || b == 0) break;
-            below_high += w;
+        u64 before = above + inclusive - sum;
+        for (int i = 0; i < warp; i++) before += shared.warps[i];
+        if (threadIdx.x < BINS && before < wanted && (before + sum >= wanted || bin == 0)) {
+            shared.chosen = bin;
+            shared.above = before;
         }
-        above = below_high;
-        u32 end = low + (chosen + 1) * width;
-        low += chosen * width;
-        high = end < high && end > low ? end : high;
+        __syncthreads();
+        above = shared.above;
+        u64 end = low_key + ((u64)(shared.chosen + 1) << shift);
+        low_key += (u64)shared.chosen << shift;
+        high = end < high ? end : high;
     }
+    u32 low = low_key;
     u64 one = weight(from_order_key(low));
     u64 missing = wanted > above ? wanted - above : 1;
     u64 ties = one ? (missing + one - 1) / one : 1;
@@ -200,7 +212,7 @@ DEVICE Cut select(Shared& shared, const float* logits, int count, u64 wanted, u3
 // logits [rows, vocab]; slots, positions (output position) per row. Per slot: params, `bias` [max_bias] of
 // (id, value bits), `stops` [max_stops], output `counts` [vocab], bit mask `prompts` [vocab / 32] of prompt tokens.
 // Writes drawn[row], last_tokens[slot] and counts.
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 2)
     sample(Drawn* drawn, u32* last_tokens, const float* logits, const u32* slots, const u32* positions,
            const Params* params, const uint2* bias, const u32* stops, u16* counts, const u32* prompts, int vocab,
            int slice, int max_bias, int max_stops) {

@@ -10,15 +10,23 @@ pub(crate) struct Shape {
     pub grid: [u32; 3],
     pub threads: u32,
     pub shared_bytes: u32,
+    /// May begin while its predecessor still runs, up to the point where it waits for it (programmatic dependent
+    /// launch).
+    pub overlaps: bool,
 }
 
 impl Shape {
     pub fn new(grid: [u32; 3], threads: u32) -> Self {
-        Self { grid, threads, shared_bytes: 0 }
+        Self { grid, threads, shared_bytes: 0, overlaps: true }
     }
 
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared_bytes: bytes as u32, ..self }
+    }
+
+    /// Begins once all before it has ended: what its successors read early is then settled.
+    pub fn alone(self) -> Self {
+        Self { overlaps: false, ..self }
     }
 }
 
@@ -71,8 +79,7 @@ pub(crate) use arguments;
 const MAX_ARGUMENTS: usize = 24;
 
 impl Device {
-    /// Starts a kernel on the device's stream. It may begin while its predecessor still runs, up to the point where
-    /// it waits for it (programmatic dependent launch).
+    /// Starts a kernel on the device's stream.
     ///
     /// # Safety
     /// The arguments are those of the kernel's signature, and it stays within the views' memory.
@@ -122,7 +129,7 @@ impl Device {
             sharedMemBytes: shape.shared_bytes,
             hStream: self.stream().cu_stream(),
             attrs: &mut attribute,
-            numAttrs: 1,
+            numAttrs: shape.overlaps.into(),
         };
         let function = self.kernels().get(kernel).cu_function();
         // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the

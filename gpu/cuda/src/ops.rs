@@ -11,8 +11,8 @@ mod qkv;
 mod sample;
 
 pub use attention::{DecodeAttention, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tiles};
-pub use elementwise::{CopyPages, Embed, RmsNorm, SiluMul};
-pub use gemm::{Gemm, GemmMode, GemmOutput};
+pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm, SiluMul};
+pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;
 pub use sample::{BiasEntry, Drawn, MAX_TOP, Sample, SampleParams, Score};

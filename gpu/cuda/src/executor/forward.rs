@@ -9,8 +9,8 @@ use super::{
 use crate::{
     Buffer, CudaError, Device, View,
     ops::{
-        CopyPages, DecodeAttention, Drawn, Embed, Gemm, GemmMode, GemmOutput, KvPages, PrefillAttention,
-        QkvHead, RmsNorm, Sample, Score,
+        CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, NextNorm,
+        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score,
     },
 };
 
@@ -22,8 +22,11 @@ pub(super) const LOGIT_ROWS: usize = 256;
 pub(super) struct Buffers {
     /// Residual stream, [tokens, hidden].
     hidden: Buffer<f32>,
-    /// [tokens, hidden]
-    normed: Buffer<bf16>,
+    /// Residual stream times the weights of the norm that follows, [tokens, hidden].
+    weighed: Buffer<bf16>,
+    /// What is left of that norm: sums of squares [FUSED_ROWS, hidden / 8] where products do it, else [tokens].
+    squares: Buffer<f32>,
+    scales: Buffer<f32>,
     /// [tokens, qkv width]
     qkv: Buffer<bf16>,
     /// [tokens, query width]
@@ -66,7 +69,9 @@ impl Buffers {
         let spill = if mode == GemmMode::BatchVariant { 2 * tokens * intermediate } else { 0 };
         let buffers = Self {
             hidden: device.allocate(tokens * hidden)?,
-            normed: device.allocate(tokens * hidden)?,
+            weighed: device.allocate(tokens * hidden)?,
+            squares: device.allocate(FUSED_ROWS * hidden / 8)?,
+            scales: device.allocate(tokens)?,
             qkv: device.allocate(tokens * dimensions.qkv_width())?,
             queries: device.allocate(tokens * dimensions.query_width())?,
             attended: device.allocate(tokens * dimensions.query_width())?,
@@ -130,12 +135,15 @@ impl Forward {
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),
+            next: self
+                .next_norm(self.weights.layers.first().map(|layer| &layer.attention_norm), counts.tokens),
             tokens: counts.tokens,
             width: hidden,
         })?;
         for (number, layer) in self.weights.layers.iter().enumerate() {
+            let following = self.weights.layers.get(number + 1).map(|layer| &layer.attention_norm);
             self.attend(device, layer, number, lists, counts)?;
-            self.feed_forward(device, layer, counts.tokens)?;
+            self.feed_forward(device, layer, following, counts.tokens)?;
         }
         self.sample(device, slots, lists, counts)?;
         self.score(device, lists, counts)
@@ -152,9 +160,10 @@ impl Forward {
         let (dimensions, buffers) = (&self.dimensions, &self.buffers);
         let Dimensions { heads, kv_heads, head_dim, hidden, window, .. } = *dimensions;
         let tokens = counts.tokens;
-        self.norm(device, buffers.normed.view(), &layer.attention_norm, None, tokens)?;
+        let scale = self.norm(device, &layer.attention_norm, tokens)?;
         let qkv = GemmOutput::Bf16(buffers.qkv.view());
-        self.gemm(device, qkv, &buffers.normed, &layer.qkv, [tokens, dimensions.qkv_width(), hidden])?;
+        let sizes = [tokens, dimensions.qkv_width(), hidden];
+        self.gemm(device, qkv, &buffers.weighed, scale, &layer.qkv, sizes)?;
         let layer_len = self.kv.len() / dimensions.layers;
         let kv = KvPages {
             pages: self.kv.slice(number * layer_len..(number + 1) * layer_len),
@@ -214,18 +223,26 @@ impl Forward {
                 scale: dimensions.scale(),
             })?;
         }
-        let sum = GemmOutput::AddF32(buffers.hidden.view());
-        self.gemm(device, sum, &buffers.attended, &layer.o, [tokens, hidden, dimensions.query_width()])
+        let sum = self.residual(Some(&layer.mlp_norm), tokens);
+        let sizes = [tokens, hidden, dimensions.query_width()];
+        self.gemm(device, sum, &buffers.attended, RowScale::One, &layer.o, sizes)
     }
 
-    fn feed_forward(&self, device: &Device, layer: &Layer, tokens: usize) -> Result<(), CudaError> {
+    fn feed_forward(
+        &self,
+        device: &Device,
+        layer: &Layer,
+        following: Option<&Buffer<f32>>,
+        tokens: usize,
+    ) -> Result<(), CudaError> {
         let buffers = &self.buffers;
         let Dimensions { hidden, intermediate, .. } = self.dimensions;
-        self.norm(device, buffers.normed.view(), &layer.mlp_norm, None, tokens)?;
+        let scale = self.norm(device, &layer.mlp_norm, tokens)?;
         let gate = GemmOutput::Gate { out: buffers.gated.view(), spill: buffers.spill.view() };
-        self.gemm(device, gate, &buffers.normed, &layer.gate_up, [tokens, 2 * intermediate, hidden])?;
-        let sum = GemmOutput::AddF32(buffers.hidden.view());
-        self.gemm(device, sum, &buffers.gated, &layer.down, [tokens, hidden, intermediate])
+        let sizes = [tokens, 2 * intermediate, hidden];
+        self.gemm(device, gate, &buffers.weighed, scale, &layer.gate_up, sizes)?;
+        let sum = self.residual(following, tokens);
+        self.gemm(device, sum, &buffers.gated, RowScale::One, &layer.down, [tokens, hidden, intermediate])
     }
 
     fn sample(
@@ -276,31 +293,55 @@ impl Forward {
 
     /// Logits of some rows of the residual stream.
     fn logits(&self, device: &Device, rows: View<'_, u32>, count: usize) -> Result<(), CudaError> {
-        let Dimensions { hidden, vocab, .. } = self.dimensions;
-        self.norm(device, self.buffers.last.view(), &self.weights.final_norm, Some(rows), count)?;
+        let Dimensions { hidden, vocab, eps, .. } = self.dimensions;
+        device.rms_norm(RmsNorm {
+            out: self.buffers.last.view(),
+            hidden: self.buffers.hidden.view(),
+            weight: self.weights.final_norm.view(),
+            rows: Some(rows),
+            scales: None,
+            count,
+            width: hidden,
+            eps,
+        })?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let logits = GemmOutput::F32(self.buffers.logits.view());
-        self.gemm(device, logits, &self.buffers.last, head, [count, vocab, hidden])
+        self.gemm(device, logits, &self.buffers.last, RowScale::One, head, [count, vocab, hidden])
     }
 
-    fn norm(
-        &self,
-        device: &Device,
-        out: View<'_, bf16>,
-        weight: &Buffer<f32>,
-        rows: Option<View<'_, u32>>,
-        count: usize,
-    ) -> Result<(), CudaError> {
+    /// What the makers of few rows do of the norm with these weights.
+    fn next_norm<'a>(&'a self, weight: Option<&'a Buffer<f32>>, tokens: usize) -> Option<NextNorm<'a>> {
+        let weight = weight.filter(|_| tokens <= FUSED_ROWS)?.view();
+        Some(NextNorm { weight, weighed: self.buffers.weighed.view(), squares: self.buffers.squares.view() })
+    }
+
+    /// The residual stream as the output of a product, before the norm with these weights.
+    fn residual<'a>(&'a self, weight: Option<&'a Buffer<f32>>, tokens: usize) -> GemmOutput<'a> {
+        let sum = self.buffers.hidden.view();
+        match self.next_norm(weight, tokens) {
+            Some(next) => GemmOutput::AddNorm { sum, next },
+            None => GemmOutput::AddF32(sum),
+        }
+    }
+
+    /// What is left to do of a norm of the residual stream: of few rows the products around it do all.
+    fn norm(&self, device: &Device, weight: &Buffer<f32>, tokens: usize) -> Result<RowScale<'_>, CudaError> {
+        let Dimensions { hidden, eps, .. } = self.dimensions;
+        if tokens <= FUSED_ROWS {
+            return Ok(RowScale::Rms { squares: self.buffers.squares.view(), eps });
+        }
+        let scales = (self.mode == GemmMode::BatchInvariant).then(|| self.buffers.scales.view());
         device.rms_norm(RmsNorm {
-            out,
+            out: self.buffers.weighed.view(),
             hidden: self.buffers.hidden.view(),
-            delta: None,
             weight: weight.view(),
-            rows,
-            count,
-            width: self.dimensions.hidden,
-            eps: self.dimensions.eps,
-        })
+            rows: None,
+            scales,
+            count: tokens,
+            width: hidden,
+            eps,
+        })?;
+        Ok(scales.map_or(RowScale::One, RowScale::Given))
     }
 
     fn gemm(
@@ -308,9 +349,10 @@ impl Forward {
         device: &Device,
         output: GemmOutput<'_>,
         x: &Buffer<bf16>,
+        scale: RowScale<'_>,
         w: &Buffer<bf16>,
         [m, n, k]: [usize; 3],
     ) -> Result<(), CudaError> {
-        device.gemm(Gemm { output, x: x.view(), w: w.view(), m, n, k, mode: self.mode })
+        device.gemm(Gemm { output, x: x.view(), w: w.view(), scale, m, n, k, mode: self.mode })
     }
 }

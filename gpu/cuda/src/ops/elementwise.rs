@@ -6,7 +6,7 @@ use crate::{
     launch::{Shape, arguments},
 };
 
-/// `hidden[token] = table[ids[token]]`. An id of [`models::PLACEHOLDER`] takes `last_tokens[slots[token]]`.
+/// `hidden[token] = table[ids[token]]`, the first launch of a step. An id of [`models::PLACEHOLDER`] takes `last_tokens[slots[token]]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Embed<'a> {
     /// [tokens, width]
@@ -16,24 +16,47 @@ pub struct Embed<'a> {
     pub ids: View<'a, u32>,
     pub slots: View<'a, u32>,
     pub last_tokens: View<'a, u32>,
+    /// The norm that follows, left half done.
+    pub next: Option<NextNorm<'a>>,
     pub tokens: usize,
     /// A multiple of 8.
     pub width: usize,
 }
 
-/// `out[r] = rms_norm(hidden[rows[r]] + delta[rows[r]]) * weight`; the sum stays in `hidden`.
+/// The first half of the norm that follows rows of `width` elements; the product that takes them does the second
+/// ([`super::RowScale`]).
+#[derive(Debug, Clone, Copy)]
+pub struct NextNorm<'a> {
+    /// [width]
+    pub weight: View<'a, f32>,
+    /// [rows, width]: rows times `weight`.
+    pub weighed: View<'a, bf16>,
+    /// [rows, width / 8]: sums of squares of the rows.
+    pub squares: View<'a, f32>,
+}
+
+impl NextNorm<'_> {
+    pub(super) fn check(&self, rows: usize, width: usize) -> Result<(), CudaError> {
+        check_len("weight", self.weight, width)?;
+        check_len("weighed", self.weighed, rows * width)?;
+        check_len("squares", self.squares, rows * width / 8)
+    }
+}
+
+/// `out[r] = rms_norm(hidden[rows[r]]) * weight`.
 #[derive(Debug, Clone, Copy)]
 pub struct RmsNorm<'a> {
     /// [count, width]
     pub out: View<'a, bf16>,
     /// [any, width]
     pub hidden: View<'a, f32>,
-    pub delta: Option<View<'a, bf16>>,
     pub weight: View<'a, f32>,
     /// Which rows of `hidden`; `None`: the first `count`.
     pub rows: Option<View<'a, u32>>,
+    /// [count]: takes what rows are to be scaled by, in place of scaling them here.
+    pub scales: Option<View<'a, f32>>,
     pub count: usize,
-    /// A multiple of 4.
+    /// A multiple of 8.
     pub width: usize,
     pub eps: f32,
 }
@@ -63,6 +86,8 @@ pub struct CopyPages<'a> {
 }
 
 const COPY_BLOCKS: u32 = 8;
+/// Keeps the groups of a row in a block's shared memory.
+const MAX_NORM_WIDTH: usize = 65_536;
 
 impl Device {
     pub fn embed(&self, op: Embed<'_>) -> Result<(), CudaError> {
@@ -70,22 +95,42 @@ impl Device {
         check_len("hidden", op.hidden, op.tokens * op.width)?;
         check_len("ids", op.ids, op.tokens)?;
         check_len("slots", op.slots, op.tokens)?;
-        let arguments = arguments![op.hidden, op.table, op.ids, op.slots, op.last_tokens, op.width as i32];
+        if let Some(next) = op.next {
+            next.check(op.tokens, op.width)?;
+        }
+        let arguments = arguments![
+            op.hidden,
+            op.table,
+            op.ids,
+            op.slots,
+            op.last_tokens,
+            op.next.map(|next| next.weight),
+            op.next.map(|next| next.weighed),
+            op.next.map(|next| next.squares),
+            op.width as i32,
+        ];
+        let shape = Shape::new([op.tokens as u32, 1, 1], 128).alone();
         // SAFETY: signature of embed; it writes `tokens` rows of `hidden`, ids are trusted.
-        unsafe { self.launch("embed", Shape::new([op.tokens as u32, 1, 1], 128), arguments) }
+        unsafe { self.launch("embed", shape, arguments) }
     }
 
     pub fn rms_norm(&self, op: RmsNorm<'_>) -> Result<(), CudaError> {
-        check(op.width.is_multiple_of(4), || format!("a norm of width {}", op.width))?;
+        check(op.width.is_multiple_of(8) && op.width <= MAX_NORM_WIDTH, || {
+            format!("a norm of width {}", op.width)
+        })?;
         check_len("out", op.out, op.count * op.width)?;
         check_len("weight", op.weight, op.width)?;
         match op.rows {
             Some(rows) => check_len("rows", rows, op.count)?,
             None => check_len("hidden", op.hidden, op.count * op.width)?,
         }
-        let arguments = arguments![op.out, op.hidden, op.delta, op.weight, op.rows, op.width as i32, op.eps];
+        if let Some(scales) = op.scales {
+            check_len("scales", scales, op.count)?;
+        }
+        let arguments = arguments![op.out, op.hidden, op.weight, op.rows, op.scales, op.width as i32, op.eps];
+        let shape = Shape::new([op.count as u32, 1, 1], 256).shared(op.width / 8 * 4);
         // SAFETY: signature of rms_norm; lengths checked, row numbers are trusted.
-        unsafe { self.launch("rms_norm", Shape::new([op.count as u32, 1, 1], 256), arguments) }
+        unsafe { self.launch("rms_norm", shape, arguments) }
     }
 
     pub fn silu_mul(&self, op: SiluMul<'_>) -> Result<(), CudaError> {

@@ -1,6 +1,6 @@
 use half::bf16;
 
-use super::{check, check_len};
+use super::{NextNorm, check, check_len};
 use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
@@ -27,9 +27,22 @@ pub enum GemmOutput<'a> {
     F32(View<'a, f32>),
     /// [m, n], added to what is there.
     AddF32(View<'a, f32>),
+    /// The same, and the first half of the norm that follows; at most [`FUSED_ROWS`] rows.
+    AddNorm { sum: View<'a, f32>, next: NextNorm<'a> },
     /// [m, n / 2]: silu(column 2i) * column 2i + 1. `spill` holds [m, n] for the library's product, if the mode may
     /// use it.
     Gate { out: View<'a, bf16>, spill: View<'a, bf16> },
+}
+
+/// What rows of a product are multiplied by: the second half of the norm of `x`.
+#[derive(Debug, Clone, Copy)]
+pub enum RowScale<'a> {
+    /// Nothing.
+    One,
+    /// 1 / rms of rows whose sums of squares are given, [m, k / 8]; at most [`FUSED_ROWS`] rows.
+    Rms { squares: View<'a, f32>, eps: f32 },
+    /// [m]; in the mode [`GemmMode::BatchInvariant`] alone, and for more rows than [`FUSED_ROWS`].
+    Given(View<'a, f32>),
 }
 
 /// `x[m, k] w[n, k]^T`, accumulated in f32.
@@ -38,6 +51,7 @@ pub struct Gemm<'a> {
     pub output: GemmOutput<'a>,
     pub x: View<'a, bf16>,
     pub w: View<'a, bf16>,
+    pub scale: RowScale<'a>,
     pub m: usize,
     /// A multiple of 8.
     pub n: usize,
@@ -46,10 +60,8 @@ pub struct Gemm<'a> {
     pub mode: GemmMode,
 }
 
-/// Most rows of x that the streaming kernel takes.
-const STREAM_ROWS: usize = 16;
-/// From this many rows on, the library is faster than the wide kernel.
-const BLAS_ROWS: usize = 17;
+/// Most rows of x that the streaming kernel takes, which does the halves of norms on the way.
+pub const FUSED_ROWS: usize = 16;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
@@ -60,6 +72,9 @@ const WIDE_THREADS: u32 = 288;
 const RING_ALIGNMENT: usize = 1024;
 /// Blocks of 128 rows from which on they fill the GPU without being split.
 const ENOUGH_BLOCKS: usize = 132;
+/// Up to this k, narrower blocks that are not split are faster, if they nearly fill the GPU.
+const SHORT_K: usize = 2048;
+const MANY_BLOCKS: usize = 96;
 
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
@@ -88,9 +103,9 @@ enum Cut {
 }
 
 impl Plan {
-    fn new(m: usize, n: usize) -> Self {
+    fn new(m: usize, n: usize, k: usize) -> Self {
         let segments = segments(n);
-        if m <= STREAM_ROWS {
+        if m <= FUSED_ROWS {
             let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
             let blocks = if m > 4 && enough(8) {
                 4
@@ -101,29 +116,26 @@ impl Plan {
             };
             return Self::Stream { blocks, token_tiles: m.div_ceil(8) };
         }
-        let rows = match m {
-            ..=32 => 32,
-            33..=64 => 64,
-            _ => 128,
-        };
-        let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
-        let cut = match (segments, rows) {
-            (1, 32 | 64) => Cut::Whole,
-            (1, _) => Cut::Folded,
-            (_, 128) if blocks > ENOUGH_BLOCKS => Cut::Folded,
-            _ => Cut::Split,
+        let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
+        let (rows, cut) = match m {
+            ..=32 => (32, if segments == 1 { Cut::Whole } else { Cut::Split }),
+            33..=64 => (64, if segments == 1 { Cut::Whole } else { Cut::Split }),
+            _ if segments == 1 || blocks(128) > ENOUGH_BLOCKS => (128, Cut::Folded),
+            _ if k <= SHORT_K && blocks(64) >= MANY_BLOCKS => (64, Cut::Folded),
+            _ => (128, Cut::Split),
         };
         Self::Wide { rows, cut }
     }
 }
 
-/// Kernel, stages of its ring.
+/// A wide kernel and the stages of its ring.
 fn wide_kernel(rows: usize, cut: Cut) -> (&'static str, usize) {
     match (rows, cut) {
         (32, Cut::Split) => ("gemm_wide_32_split", 5),
         (32, _) => ("gemm_wide_32", 5),
         (64, Cut::Split) => ("gemm_wide_64_split", 4),
-        (64, _) => ("gemm_wide_64", 4),
+        (64, Cut::Folded) => ("gemm_wide_64_fold", 4),
+        (64, Cut::Whole) => ("gemm_wide_64", 4),
         (_, Cut::Split) => ("gemm_wide_128_split", 3),
         (_, _) => ("gemm_wide_128_fold", 6),
     }
@@ -139,12 +151,30 @@ impl Device {
         match op.output {
             GemmOutput::Bf16(out) => check_len("out", out, m * n)?,
             GemmOutput::F32(out) | GemmOutput::AddF32(out) => check_len("out", out, m * n)?,
+            GemmOutput::AddNorm { sum, next } => {
+                check_len("sum", sum, m * n)?;
+                next.check(m, n)?;
+            }
             GemmOutput::Gate { out, .. } => check_len("out", out, m * n / 2)?,
         }
-        if op.mode == GemmMode::BatchVariant && m >= BLAS_ROWS && self.blas().is_some() {
+        let few = m <= FUSED_ROWS;
+        let fits = match op.scale {
+            RowScale::One => true,
+            RowScale::Rms { squares, .. } => few && squares.len() >= m * k / 8,
+            RowScale::Given(scales) => !few && scales.len() >= m,
+        };
+        check(fits, || format!("a scale of {m} rows"))?;
+        check(few || !matches!(op.output, GemmOutput::AddNorm { .. }), || format!("a norm after {m} rows"))?;
+        let plan = Plan::new(m, n, k);
+        // of the wide kernels only those that cut nothing read as fast as the library
+        let library = match plan {
+            Plan::Stream { .. } | Plan::Wide { cut: Cut::Whole, .. } => false,
+            Plan::Wide { .. } => true,
+        };
+        if op.mode == GemmMode::BatchVariant && library && self.blas().is_some() {
             return self.gemm_blas(op);
         }
-        self.gemm_plan(op, Plan::new(m, n))
+        self.gemm_plan(op, plan)
     }
 
     fn gemm_plan(&self, op: Gemm<'_>, plan: Plan) -> Result<(), CudaError> {
@@ -152,7 +182,7 @@ impl Device {
         let (address, output) = match op.output {
             GemmOutput::Bf16(out) => (out.address(), 0),
             GemmOutput::F32(out) => (out.address(), 1),
-            GemmOutput::AddF32(out) => (out.address(), 2),
+            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => (out.address(), 2),
             GemmOutput::Gate { out, .. } => (out.address(), 3),
         };
         let segments = segments(n);
@@ -172,8 +202,29 @@ impl Device {
                 let ring = WARPS_PER_BLOCK * stages * (blocks + token_tiles) * 512;
                 let shape =
                     Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
-                let arguments =
-                    arguments![address, op.x, op.w, sizes[0], sizes[1], sizes[2], sizes[3], output];
+                let next = match op.output {
+                    GemmOutput::AddNorm { next, .. } => Some(next),
+                    _ => None,
+                };
+                let (squares, eps) = match op.scale {
+                    RowScale::Rms { squares, eps } => (Some(squares), eps),
+                    _ => (None, 0.0),
+                };
+                let arguments = arguments![
+                    address,
+                    op.x,
+                    op.w,
+                    sizes[0],
+                    sizes[1],
+                    sizes[2],
+                    sizes[3],
+                    output,
+                    next.map(|next| next.weight),
+                    next.map(|next| next.weighed),
+                    next.map(|next| next.squares),
+                    squares,
+                    eps,
+                ];
                 // SAFETY: signature of gemm_stream; lengths checked in `gemm`.
                 unsafe { self.launch(kernel, shape.shared(ring), arguments) }
             }
@@ -183,9 +234,12 @@ impl Device {
                 let blocks = if cut == Cut::Split { blocks * segments } else { blocks };
                 let ring = stages * (WIDE_COLUMNS + rows) * 128 + RING_ALIGNMENT;
                 let shape = Shape::new([blocks as u32, 1, 1], WIDE_THREADS).shared(ring);
-                let maps =
-                    [TensorMap::new(op.w, [n, k], WIDE_COLUMNS)?, TensorMap::new(op.x, [m, k], rows)?];
-                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], sizes[3], output];
+                let maps = [TensorMap::new(op.w, [n, k], WIDE_COLUMNS)?, TensorMap::new(op.x, [m, k], rows)?];
+                let scales = match op.scale {
+                    RowScale::Given(scales) => Some(scales),
+                    _ => None,
+                };
+                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], sizes[3], output, scales];
                 // SAFETY: signature of gemm_wide; lengths checked in `gemm`.
                 unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
             }
@@ -194,11 +248,12 @@ impl Device {
 
     fn gemm_blas(&self, op: Gemm<'_>) -> Result<(), CudaError> {
         let blas = self.blas().ok_or(CudaError::Missing(crate::Library::CublasLt))?;
+        check(matches!(op.scale, RowScale::One), || "scaled rows for the library".into())?;
         let sizes = [op.m, op.n, op.k];
         let output = match op.output {
             GemmOutput::Bf16(out) => BlasOutput::Bf16(out),
             GemmOutput::F32(out) => BlasOutput::F32(out),
-            GemmOutput::AddF32(out) => BlasOutput::AddF32(out),
+            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => BlasOutput::AddF32(out),
             GemmOutput::Gate { out, spill } => {
                 check_len("spill", spill, op.m * op.n)?;
                 blas.product(self, BlasOutput::Bf16(spill), op.x, op.w, sizes)?;
@@ -215,14 +270,15 @@ mod tests {
 
     #[test]
     fn few_rows_stream_and_many_rows_multiply_tiles() {
-        assert_eq!(Plan::new(1, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
-        assert_eq!(Plan::new(1, 1024), Plan::Stream { blocks: 1, token_tiles: 1 });
-        assert_eq!(Plan::new(16, 24_576), Plan::Stream { blocks: 4, token_tiles: 2 });
-        assert_eq!(Plan::new(17, 4096), Plan::Wide { rows: 32, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 24_576), Plan::Wide { rows: 64, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 151_936), Plan::Wide { rows: 64, cut: Cut::Whole });
-        assert_eq!(Plan::new(512, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(4096, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(256, 151_936), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(1, 4096, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(Plan::new(1, 1024, 4096), Plan::Stream { blocks: 1, token_tiles: 1 });
+        assert_eq!(Plan::new(16, 24_576, 4096), Plan::Stream { blocks: 4, token_tiles: 2 });
+        assert_eq!(Plan::new(17, 4096, 4096), Plan::Wide { rows: 32, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 24_576, 4096), Plan::Wide { rows: 64, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 151_936, 4096), Plan::Wide { rows: 64, cut: Cut::Whole });
+        assert_eq!(Plan::new(512, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(256, 4096, 1024), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert_eq!(Plan::new(4096, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(256, 151_936, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
     }
 }

@@ -7,7 +7,7 @@ use cuda::{
     Buffer, CudaError, Device, Graph, Timer,
     ops::{
         DecodeAttention, Drawn, FillBf16, Gemm, GemmMode, GemmOutput, KvPages, PREFILL_ROWS,
-        PrefillAttention, QkvHead, RmsNorm, Sample, SampleParams, decode_tiles,
+        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, SampleParams, decode_tiles,
     },
 };
 use half::bf16;
@@ -139,7 +139,7 @@ impl Bench<'_> {
                     let launches = if n == VOCAB || m == 1024 { 6 } else { LAUNCHES };
                     let seconds = self.time(launches, |i| {
                         let w = w.slice(i % copies * n * k..);
-                        self.device.gemm(Gemm { output, x: x.view(), w, m, n, k, mode })
+                        self.device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode })
                     })?;
                     let label = if mode == GemmMode::BatchVariant {
                         format!("{name} (library)")
@@ -263,9 +263,9 @@ impl Bench<'_> {
                 self.device.rms_norm(RmsNorm {
                     out: out.view(),
                     hidden: hidden.view(),
-                    delta: None,
                     weight: weight.view(),
                     rows: None,
+                    scales: None,
                     count: rows,
                     width: shape.hidden,
                     eps: 1e-6,

@@ -1,6 +1,6 @@
 use cuda::{
     Device, Library, View,
-    ops::{Gemm, GemmMode, GemmOutput},
+    ops::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, NextNorm, RmsNorm, RowScale},
 };
 use half::bf16;
 
@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "gemm agrees with f64 at odd sizes", run: agrees },
         Case { name: "gemm outputs: add, gate, f32", run: outputs },
         Case { name: "gemm rows do not depend on the batch", run: invariant },
+        Case { name: "norms halved between products", run: norms },
         Case { name: "gemm through cublaslt agrees with f64", run: library },
     ]
 }
@@ -28,7 +29,7 @@ fn run(
     mode: GemmMode,
 ) -> Result<Vec<bf16>, Failure> {
     let out = poisoned::<bf16>(device, m * n)?;
-    device.gemm(Gemm { output: GemmOutput::Bf16(out.view()), x, w, m, n, k, mode })?;
+    device.gemm(Gemm { output: GemmOutput::Bf16(out.view()), x, w, scale: RowScale::One, m, n, k, mode })?;
     Ok(device.read(out.view())?)
 }
 
@@ -60,8 +61,8 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);
-        let gemm =
-            |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchInvariant };
+        let (x, w, mode) = (dx.view(), dw.view(), GemmMode::BatchInvariant);
+        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
 
         let out = poisoned::<f32>(device, m * n)?;
         device.gemm(gemm(GemmOutput::F32(out.view())))?;
@@ -110,6 +111,80 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
     Ok(format!("{compared} batches bit-equal"))
 }
 
+/// A product that adds to the residual stream and one that takes its norm: against f64, and against the bits that more
+/// rows get by way of a norm of their own.
+fn norms(context: &Context, random: &mut Random) -> Outcome {
+    const EPS: f32 = 1e-6;
+    let device = &context.device;
+    let (mode, more) = (GemmMode::BatchInvariant, FUSED_ROWS + 5);
+    let mut worst: f64 = 0.0;
+    for (m, k, width, n) in [(1, 72, 1024, 136), (7, 320, 72, 264), (9, 200, 576, 64), (16, 64, 4096, 72)] {
+        let (x, up) = (random.halves(m * k, 1.0), random.halves(width * k, 0.3));
+        let (down, weight) = (random.halves(n * width, 0.3), random.floats(width, 2.0));
+        let base = random.floats(m * width, 4.0);
+        let (sum, norm_weight, down_weights) =
+            (device.upload(&base)?, device.upload(&weight)?, device.upload(&down)?);
+        let weighed = poisoned::<bf16>(device, m * width)?;
+        let squares = poisoned::<f32>(device, m * width / 8)?;
+        let next = NextNorm { weight: norm_weight.view(), weighed: weighed.view(), squares: squares.view() };
+        let (dx, dup) = (device.upload(&x)?, device.upload(&up)?);
+        device.gemm(Gemm {
+            output: GemmOutput::AddNorm { sum: sum.view(), next },
+            x: dx.view(),
+            w: dup.view(),
+            scale: RowScale::One,
+            m,
+            n: width,
+            k,
+            mode,
+        })?;
+        let product = |x: View<'_, bf16>, scale: RowScale<'_>, m: usize| -> Result<Vec<f32>, Failure> {
+            let out = poisoned::<f32>(device, m * n)?;
+            let (output, w) = (GemmOutput::F32(out.view()), down_weights.view());
+            device.gemm(Gemm { output, x, w, scale, m, n, k: width, mode })?;
+            Ok(device.read(out.view())?)
+        };
+        let few = product(weighed.view(), RowScale::Rms { squares: squares.view(), eps: EPS }, m)?;
+
+        let sums = device.read(sum.view())?;
+        let expected: Vec<f64> =
+            base.iter().zip(host::product(&x, &up, m, width, k)).map(|(&b, p)| f64::from(b) + p).collect();
+        bound("sum", relative_error(sums.iter().map(|&v| f64::from(v)), &expected), F32_BOUND)?;
+        let mut normed = Vec::new();
+        for row in expected.chunks_exact(width) {
+            let scale = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / width as f64 + f64::from(EPS)).sqrt();
+            normed.extend(row.iter().zip(&weight).map(|(v, &w)| v * scale * f64::from(w)));
+        }
+        let weights: Vec<f64> = wide(&down).collect();
+        let expected: Vec<f64> = normed
+            .chunks_exact(width)
+            .flat_map(|row| {
+                weights.chunks_exact(width).map(|w| row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>())
+            })
+            .collect();
+        let error = relative_error(few.iter().map(|&v| f64::from(v)), &expected);
+        bound(&format!("m {m} width {width}"), error, BF16_BOUND)?;
+        worst = worst.max(error);
+
+        let rows: Vec<f32> = [sums, random.floats((more - m) * width, 4.0)].concat();
+        let (rows, all) = (device.upload(&rows)?, poisoned::<bf16>(device, more * width)?);
+        let scales = poisoned::<f32>(device, more)?;
+        device.rms_norm(RmsNorm {
+            out: all.view(),
+            hidden: rows.view(),
+            weight: norm_weight.view(),
+            rows: None,
+            scales: Some(scales.view()),
+            count: more,
+            width,
+            eps: EPS,
+        })?;
+        let many = product(all.view(), RowScale::Given(scales.view()), more)?;
+        same_bits("few rows against many", &few, &many[..m * n])?;
+    }
+    Ok(format!("error {worst:.1e}, bit-equal to many rows"))
+}
+
 fn library(context: &Context, random: &mut Random) -> Outcome {
     if Library::CublasLt.require().is_err() {
         return Ok("not run: no libcublasLt".into());
@@ -124,8 +199,8 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
         let error = relative_error(wide(&out), &product);
         bound("bf16", error, BF16_BOUND)?;
         worst = worst.max(error);
-        let gemm =
-            |output| Gemm { output, x: dx.view(), w: dw.view(), m, n, k, mode: GemmMode::BatchVariant };
+        let (x, w, mode) = (dx.view(), dw.view(), GemmMode::BatchVariant);
+        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
         let base = random.floats(m * n, 1.0);
         let sum = device.upload(&base)?;
         device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;

@@ -1,6 +1,6 @@
 use cuda::{
     CudaError, Graph,
-    ops::{Gemm, GemmMode, GemmOutput, RmsNorm},
+    ops::{Gemm, GemmMode, GemmOutput, RmsNorm, RowScale},
 };
 use half::bf16;
 
@@ -32,9 +32,9 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                 device.rms_norm(RmsNorm {
                     out: normed.view(),
                     hidden: stream.view(),
-                    delta: None,
                     weight: weight.view(),
                     rows: None,
+                    scales: None,
                     count: m,
                     width: hidden,
                     eps: 1e-6,
@@ -46,6 +46,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                     output: gate,
                     x: normed.view(),
                     w: up.view(),
+                    scale: RowScale::One,
                     m,
                     n: 2 * inner,
                     k: hidden,
@@ -57,6 +58,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                     output: add,
                     x: gated.view(),
                     w: down.view(),
+                    scale: RowScale::One,
                     m,
                     n: hidden,
                     k: inner,
