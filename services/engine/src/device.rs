@@ -110,6 +110,12 @@ pub struct Device {
 /// The intake is full; here is the command.
 pub struct Full(pub Command);
 
+impl std::fmt::Debug for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the intake of the device is full")
+    }
+}
+
 /// Pause before a command that must get through is offered again.
 const OFFER_AGAIN: Duration = Duration::from_millis(2);
 

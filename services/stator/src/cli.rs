@@ -27,6 +27,8 @@ enum Command {
     Tokenizer(Box<service::TokenizerArgs>),
     /// Service: chooses the engine of a request
     Router(Box<service::RouterArgs>),
+    /// Service: an engine that computes prompts for those that decode
+    Prefill(Box<service::PrefillArgs>),
     /// Service: an engine that decodes (and prefills, where no prefill pool does)
     Decode(Box<service::DecodeArgs>),
     /// Show live traffic of the bus as JSON, one line a message
@@ -54,6 +56,7 @@ impl Cli {
             Command::Ingress(args) => args.run(),
             Command::Tokenizer(args) => args.run(),
             Command::Router(args) => args.run(),
+            Command::Prefill(args) => args.run(),
             Command::Decode(args) => args.run(),
             Command::Tap(args) => tap::run(args),
             Command::Chat(args) => chat::run(args),

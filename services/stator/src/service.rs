@@ -58,6 +58,14 @@ pub struct DecodeArgs {
     stdin: bool,
 }
 
+#[derive(clap::Args)]
+pub struct PrefillArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    flags: engine::EngineFlags,
+}
+
 impl IngressArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         start(self.common, self.flags, ingress::run)
@@ -73,6 +81,12 @@ impl TokenizerArgs {
 impl RouterArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         start(self.common, self.flags, router::run)
+    }
+}
+
+impl PrefillArgs {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        start(self.common, self.flags, prefill::run)
     }
 }
 

@@ -23,7 +23,7 @@ actors::settings! {
     pub struct UpSettings, UpFlags in "up" {
         /// Model to serve, PATH[=NAME]: a GGUF file or a Hugging Face folder; several: repeat or separate by commas.
         list model: ModelChoice;
-        /// Processes of a service, ROLE=COUNT; tokenizers and engines are counted per model. All default to 1.
+        /// Processes of a service, ROLE=COUNT; tokenizers and engines are counted per model. Default 1 each, no prefill.
         list replicas: Replicas;
         /// The nats-server to start where no --nats-url is given; 2.11 or newer.
         value nats_server: PathBuf = PathBuf::from("nats-server");

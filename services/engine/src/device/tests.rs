@@ -5,7 +5,7 @@ use messages::{
     kv::KvChange,
 };
 use models::{KvLayout, SamplingParams};
-use scheduler::{Choice, EndReason, Goal};
+use scheduler::{Choice, EndReason, Goal, Micros};
 
 use super::*;
 use crate::sim::{SimExecutor, Timing};

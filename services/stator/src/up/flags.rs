@@ -26,11 +26,11 @@ struct Section {
 const SECTIONS: [Section; 5] = [
     Section {
         heading: "All services",
-        roles: &[Role::Ingress, Role::Tokenizer, Role::Router, Role::Decode],
+        roles: &[Role::Ingress, Role::Tokenizer, Role::Router, Role::Prefill, Role::Decode],
         flags: ProcessFlags::augment_args,
     },
     Section { heading: "Ingress", roles: &[Role::Ingress], flags: IngressFlags::augment_args },
-    Section { heading: "Engine", roles: &[Role::Decode], flags: EngineFlags::augment_args },
+    Section { heading: "Engine", roles: &[Role::Prefill, Role::Decode], flags: EngineFlags::augment_args },
     Section { heading: "Tokenizer", roles: &[Role::Tokenizer], flags: TokenizerFlags::augment_args },
     Section { heading: "Router", roles: &[Role::Router], flags: RouterFlags::augment_args },
 ];

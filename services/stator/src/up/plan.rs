@@ -69,18 +69,23 @@ impl FromStr for Replicas {
             .parse()
             .ok()
             .filter(|role| ROAD.contains(role))
-            .ok_or_else(|| format!("'{role}' is none of ingress, tokenizer, router, decode"))?;
+            .ok_or_else(|| format!("'{role}' is none of ingress, tokenizer, router, prefill, decode"))?;
         let count = count
             .parse()
             .ok()
-            .filter(|count| (1..=REPLICAS_AT_MOST).contains(count))
-            .ok_or_else(|| format!("'{count}' is no count from 1 to {REPLICAS_AT_MOST}"))?;
+            .filter(|count| (least(role)..=REPLICAS_AT_MOST).contains(count))
+            .ok_or_else(|| format!("'{count}' is no count from {} to {REPLICAS_AT_MOST}", least(role)))?;
         Ok(Self { role, count })
     }
 }
 
 /// The roles of a local cluster, as a request meets them.
-const ROAD: [Role; 4] = [Role::Ingress, Role::Tokenizer, Role::Router, Role::Decode];
+const ROAD: [Role; 5] = [Role::Ingress, Role::Tokenizer, Role::Router, Role::Prefill, Role::Decode];
+
+/// Processes of a role without which there is no cluster, and how many there are by default.
+fn least(role: Role) -> u32 {
+    u32::from(role != Role::Prefill)
+}
 
 /// One process to keep alive.
 #[derive(Debug, Clone)]
@@ -153,13 +158,13 @@ pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow:
     let program = std::env::current_exe().context("this program's own path")?;
     let counts: BTreeMap<Role, u32> =
         intent.settings.replicas.iter().map(|replicas| (replicas.role, replicas.count)).collect();
-    let count = |role| counts.get(&role).copied().unwrap_or(1);
+    let count = |role| counts.get(&role).copied().unwrap_or(least(role));
     anyhow::ensure!(count(Role::Ingress) == 1, "one port takes one ingress: leave out --replicas ingress=…");
-    let engines = count(Role::Decode) as usize * models.len();
+    let engines = (count(Role::Prefill) + count(Role::Decode)) as usize * models.len();
     let mut jobs = Vec::new();
     for role in ROAD {
         let served: Vec<Option<&ModelChoice>> = match role {
-            Role::Tokenizer | Role::Decode => models.iter().map(Some).collect(),
+            Role::Tokenizer | Role::Prefill | Role::Decode => models.iter().map(Some).collect(),
             _ => vec![None],
         };
         for (number, model) in served.iter().enumerate() {
@@ -175,7 +180,8 @@ pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow:
                         arguments.extend([OsString::from("--served-model-name"), name.into()]);
                     }
                 }
-                if role == Role::Decode && engines > 1 && !intent.flags.has("threads") {
+                if matches!(role, Role::Prefill | Role::Decode) && engines > 1 && !intent.flags.has("threads")
+                {
                     arguments.push(format!("--threads={}", threads_each(engines)).into());
                 }
                 arguments.extend(intent.flags.of(role).cloned());

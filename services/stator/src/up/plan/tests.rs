@@ -51,6 +51,17 @@ fn replicas_and_models_multiply() {
 }
 
 #[test]
+fn prefill_runs_only_where_it_is_asked_for() {
+    let jobs = plan(&["--model", "a", "--replicas", "prefill=1", "--page-size", "32"]);
+    assert_eq!(names(&jobs), ["ingress-0", "tokenizer-0", "router-0", "prefill-0", "decode-0"]);
+    for engine in &jobs[3..] {
+        let has =
+            |text: &str| engine.arguments.iter().any(|argument| argument.to_str().unwrap().starts_with(text));
+        assert!(has("--page-size=32") && has("--threads="), "{:?}", engine.arguments);
+    }
+}
+
+#[test]
 fn no_password_is_on_a_command_line() {
     for job in plan(&["--model", "a"]) {
         assert!(job.arguments.iter().all(|argument| !argument.to_str().unwrap().contains("secret")));
@@ -64,6 +75,7 @@ fn choices_are_read_from_text() {
     assert_eq!(choice("a=b").unwrap(), ModelChoice { path: "a".into(), name: Some("b".to_owned()) });
     assert!(choice("=b").is_err() && choice("a=").is_err());
     assert_eq!(Replicas::from_str("decode=2").unwrap(), Replicas { role: Role::Decode, count: 2 });
+    assert_eq!(Replicas::from_str("prefill=0").unwrap(), Replicas { role: Role::Prefill, count: 0 });
     for wrong in ["decode", "decode=0", "planner=1", "decode=x"] {
         assert!(Replicas::from_str(wrong).is_err(), "{wrong}");
     }
