@@ -1,0 +1,181 @@
+//! Prompts computed by a prefill engine: the same tokens as without one, whatever becomes of it midway.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stator_tests::{Cluster, Service, Signal, cluster::Plan, eventually, http::Http, model::toy};
+
+/// Whatever a prefill engine could compute is sent there.
+const ALWAYS_REMOTE: [&str; 4] = ["--remote-prefill-tokens", "1", "--remote-prefill-slack", "1000000"];
+/// A prefill engine so slow that it can be disturbed while it computes.
+const SLOW: [&str; 4] = ["--step-floor-ms", "100", "--chunked-prefill-size", "32"];
+const SLOTS: f64 = 16.0;
+
+fn plan(transport: &str) -> Plan {
+    let engine = ["--kv-transport", transport, "--transfer-slots", "16"];
+    Plan::of(toy())
+        .prefills(1)
+        .with(Service::Router, &ALWAYS_REMOTE)
+        .with(Service::Prefill, &engine)
+        .with(Service::Decode, &engine)
+}
+
+fn chat(prompt: &str) -> Value {
+    json!({
+        "model": "toy", "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0, "max_tokens": 24, "ignore_eos": true,
+    })
+}
+
+fn long(topic: &str) -> String {
+    format!("what is there to say of {topic}? ").repeat(24)
+}
+
+/// Greedy, two seeded choices, a prompt that continues an earlier one, and one that was there before.
+fn requests() -> Vec<Value> {
+    let mut seeded = chat(&long("the sea"));
+    (seeded["temperature"], seeded["seed"], seeded["n"]) = (json!(1.0), json!(7), json!(2));
+    let longer = long("the moon") + &long("the stars");
+    vec![chat(&long("the moon")), seeded, chat(&longer), chat(&long("the moon"))]
+}
+
+async fn texts(http: &Http, request: &Value) -> Vec<String> {
+    let reply = http.post("/v1/chat/completions", request).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let reply = reply.json();
+    let text = |choice: &Value| choice["message"]["content"].as_str().unwrap().to_owned();
+    reply["choices"].as_array().unwrap().iter().map(text).collect()
+}
+
+/// What one engine alone answers.
+async fn undisturbed(requests: &[Value]) -> Vec<Vec<String>> {
+    let cluster = Cluster::start(Plan::of(toy())).await;
+    let mut answers = Vec::new();
+    for request in requests {
+        answers.push(texts(&cluster.http(), request).await);
+    }
+    answers
+}
+
+/// A figure of the only engine of a role; `name` with its labels as the metrics page shows them.
+async fn figure(cluster: &mut Cluster, role: &str, name: &str) -> f64 {
+    let address = cluster.admin_addresses(role).pop().expect("an engine runs");
+    let page = Http::at(&address).get("/metrics").await.map(|reply| reply.body).unwrap_or_default();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    line.unwrap_or(0.0)
+}
+
+async fn outcomes(cluster: &mut Cluster, outcome: &str) -> f64 {
+    let name = format!("stator_engine_remote_prefills_total{{outcome=\"{outcome}\"}}");
+    figure(cluster, "decode", &name).await
+}
+
+async fn becomes(cluster: &mut Cluster, role: &str, name: &str, right: impl Fn(f64) -> bool) {
+    let what = format!("{name} of {role}");
+    eventually(&what, Duration::from_secs(30), async || right(figure(cluster, role, name).await).then_some(()))
+        .await;
+}
+
+/// No slot, block or run is held any more.
+async fn clean(cluster: &mut Cluster) {
+    becomes(cluster, "decode", "stator_kv_slots{state=\"free\"}", |slots| slots == SLOTS).await;
+    cluster.settled(Duration::from_secs(10)).await;
+    if !cluster.running(Service::Prefill).is_empty() {
+        for name in ["stator_engine_runs_live", "stator_engine_kv_blocks_used"] {
+            becomes(cluster, "prefill", name, |held| held == 0.0).await;
+        }
+    }
+}
+
+/// Sends a request whose prompt a slow prefill engine computes; returns once some of it has landed.
+async fn midway(cluster: &mut Cluster, request: &Value) -> tokio::task::JoinHandle<Vec<String>> {
+    let (http, request) = (cluster.http(), request.clone());
+    let answer = tokio::spawn(async move { texts(&http, &request).await });
+    becomes(cluster, "decode", "stator_kv_transfer_bytes_total{direction=\"in\"}", |bytes| bytes > 0.0).await;
+    answer
+}
+
+async fn gives_the_same_tokens_over(transport: &str) {
+    let expected = undisturbed(&requests()).await;
+    let mut cluster = Cluster::start(plan(transport)).await;
+    let http = cluster.http();
+    for (request, expected) in requests().iter().zip(&expected) {
+        assert_eq!(texts(&http, request).await, *expected, "{}", cluster.logs());
+    }
+    let done = outcomes(&mut cluster, "done").await;
+    assert!(done >= 3.0, "{done} prompts were handed over\n{}", cluster.logs());
+    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_shared_memory() {
+    gives_the_same_tokens_over("shm").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_tcp() {
+    gives_the_same_tokens_over("tcp").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_engine_killed_midway_costs_nothing_but_time() {
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &SLOW)).await;
+    let answer = midway(&mut cluster, &request).await;
+    cluster.child(Service::Prefill, 0).kill();
+    assert_eq!(answer.await.unwrap(), expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 0.0, "it was killed before it was done");
+    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_engine_that_wakes_after_its_slots_were_taken_back_corrupts_nothing() {
+    let requests = [chat(&long("the moon")), chat(&long("the sun"))];
+    let expected = undisturbed(&requests).await;
+    for transport in ["shm", "tcp"] {
+        let mut cluster = Cluster::start(plan(transport).with(Service::Prefill, &SLOW)).await;
+        let answer = midway(&mut cluster, &requests[0]).await;
+        cluster.child(Service::Prefill, 0).signal(Signal::STOP);
+        assert_eq!(answer.await.unwrap(), expected[0], "{transport}\n{}", cluster.logs());
+        cluster.child(Service::Prefill, 0).signal(Signal::CONT);
+        for (request, expected) in requests.iter().zip(&expected) {
+            assert_eq!(texts(&cluster.http(), request).await, *expected, "{transport}\n{}", cluster.logs());
+        }
+        clean(&mut cluster).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_engine_that_does_not_answer_is_done_without() {
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let mut cluster = Cluster::start(plan("auto")).await;
+    cluster.child(Service::Prefill, 0).signal(Signal::STOP);
+    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "unanswered").await, 1.0, "{}", cluster.logs());
+    cluster.child(Service::Prefill, 0).signal(Signal::CONT);
+    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_midway_frees_both_engines() {
+    let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &SLOW)).await;
+    let answer = midway(&mut cluster, &chat(&long("the moon"))).await;
+    answer.abort();
+    clean(&mut cluster).await;
+    assert_eq!(outcomes(&mut cluster, "cancelled").await, 1.0, "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_whose_pages_differ_do_not_exchange_them() {
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let other = ["--page-size", "32"];
+    let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &other)).await;
+    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 0.0);
+    clean(&mut cluster).await;
+}
