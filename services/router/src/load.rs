@@ -19,6 +19,8 @@ pub struct LoadView {
     unconfirmed_for: Duration,
     reported: Option<Load>,
     own: VecDeque<Own>,
+    /// The sum of both.
+    burden: Burden,
 }
 
 #[derive(Debug)]
@@ -49,7 +51,7 @@ pub struct Burden {
 impl LoadView {
     pub fn new(role: Role) -> Self {
         let unconfirmed_for = if role == Role::Prefill { PREFILL_UNCONFIRMED_FOR } else { UNCONFIRMED_FOR };
-        Self { unconfirmed_for, reported: None, own: VecDeque::new() }
+        Self { unconfirmed_for, reported: None, own: VecDeque::new(), burden: Burden::default() }
     }
 
     /// Takes a report in; false if a newer one came before it. `me` is this router.
@@ -60,29 +62,36 @@ impl LoadView {
         let confirmed = load.seen.iter().find(|(router, _)| router == me).map_or(0, |(_, number)| *number);
         self.own.retain(|own| own.number > confirmed && now.duration_since(own.at) < self.unconfirmed_for);
         self.reported = Some(load);
+        self.add_up();
         true
     }
 
     pub fn dispatched(&mut self, number: u64, work: Work, now: Instant) {
         self.own.push_back(Own { number, at: now, work });
+        self.add_up();
     }
 
     /// The dispatch did not get there.
     pub fn refused(&mut self, number: u64) {
         self.own.retain(|own| own.number != number);
+        self.add_up();
     }
 
     pub fn burden(&self) -> Burden {
+        self.burden
+    }
+
+    fn add_up(&mut self) {
         let reported = self.reported.as_ref().map_or(Burden::default(), |load| Burden {
             requests: load.running + load.queued,
             prefill_tokens: load.pending_prefill_tokens,
             blocks: load.blocks_used,
         });
-        self.own.iter().fold(reported, |sum, own| Burden {
+        self.burden = self.own.iter().fold(reported, |sum, own| Burden {
             requests: sum.requests + 1,
             prefill_tokens: sum.prefill_tokens.saturating_add(own.work.prefill_tokens),
             blocks: sum.blocks.saturating_add(own.work.blocks),
-        })
+        });
     }
 
     /// The last report.

@@ -107,17 +107,12 @@ impl State {
 
     /// The candidates to be shown, best first, and how many are not.
     fn considered(&self, wish: &Wish<'_>, demand: &Demand, chosen: usize) -> (Vec<Considered>, usize) {
-        let mut places: Vec<usize> = (0..self.candidates.len()).collect();
-        let by_cost = |a: &usize, b: &usize| self.costs[*a].total_cmp(&self.costs[*b]);
-        let shown = if wish.show_all { places.len() } else { SHOWN };
-        if places.len() > shown {
-            places.select_nth_unstable_by(shown, by_cost);
-            places.truncate(shown);
-            if !places.contains(&chosen) {
-                places[shown - 1] = chosen;
-            }
+        let shown = if wish.show_all { self.costs.len() } else { SHOWN };
+        let mut places = cheapest(&self.costs, shown);
+        if !places.contains(&chosen) {
+            places.pop();
+            places.push(chosen);
         }
-        places.sort_unstable_by(by_cost);
         let least = least_prefill(&self.candidates);
         let prices = self.pricer.policy == Policy::Kv && !demand.session;
         let considered = places.iter().map(|place| {
@@ -180,6 +175,18 @@ impl State {
             member.load.refused(number);
         }
     }
+}
+
+/// The places of so many lowest costs, lowest first.
+fn cheapest(costs: &[f64], most: usize) -> Vec<usize> {
+    let mut best: Vec<usize> = Vec::with_capacity(most.min(costs.len()) + 1);
+    for (place, cost) in costs.iter().enumerate() {
+        if best.len() < most || best.last().is_some_and(|worst| cost < &costs[*worst]) {
+            best.insert(best.partition_point(|better| costs[*better] <= *cost), place);
+            best.truncate(most);
+        }
+    }
+    best
 }
 
 impl Wish<'_> {
