@@ -129,9 +129,10 @@ DEVICE Fragment row_sums(const uint4 (&p)[8]) {
 // ---- decode: one query position a sequence -----------------------------------------------------------------------
 //
 // Work items are (tile of a sequence, kv head); a block has its first two by its number and draws more from `queue`
-// (items drawn, blocks done; zero between launches), so the grid does not depend on the lengths. `tile_starts[i]` is the number of tiles of sequences before i. Four warps share an item: they divide the
-// keys for the scores, then the columns of the values. A sequence of several tiles leaves its parts in `part_values`
-// and `part_stats`, and the last block to arrive folds them.
+// (items drawn, blocks done; zero between launches), so the grid does not depend on the lengths. `tile_starts[i]` is the
+// number of tiles of sequences before i. Four warps share an item: they divide the keys for the scores, then the columns
+// of the values. A sequence of several tiles leaves its parts in `part_values` and `part_stats`, and the last block to
+// arrive folds them.
 //
 // Lists and page tables belong to the step, and so do all keys and values but those of its own tokens: they are read
 // before the producer of the queries has ended.

@@ -3,7 +3,8 @@
 // Eight columns of a row times those of the norm's weights and a scale, in bf16.
 DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
     float4 a = weight[0], b = weight[1];
-    return make_uint4(pack_bf16(low.x * scale * a.x, low.y * scale * a.y), pack_bf16(low.z * scale * a.z, low.w * scale * a.w),
+    return make_uint4(pack_bf16(low.x * scale * a.x, low.y * scale * a.y),
+                      pack_bf16(low.z * scale * a.z, low.w * scale * a.w),
                       pack_bf16(high.x * scale * b.x, high.y * scale * b.y),
                       pack_bf16(high.z * scale * b.z, high.w * scale * b.w));
 }

@@ -5,7 +5,8 @@
 // from zero; the runs are added in ascending order. Two kernels follow it: `stream` for up to 16 rows of x, `wide`
 // for more.
 //
-// Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x beyond n, m and elements beyond k count as zero.
+// Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x
+// beyond n, m and elements beyond k count as zero.
 
 enum Output {
     STORE_BF16 = 0,  // out: bf16 [m, n]
@@ -89,7 +90,8 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
         int at = (begin + stage) * 32 + 8 * t;
         bool valid = stage < count && at < k;
 #pragma unroll
-        for (int r = 0; r < R; r++) copy_async(copied + slot(stage, r), weight[r] + (valid ? at : 0), valid && weight_valid[r]);
+        for (int r = 0; r < R; r++)
+            copy_async(copied + slot(stage, r), weight[r] + (valid ? at : 0), valid && weight_valid[r]);
     };
     auto load_tokens = [&](int stage) {
         int at = (begin + stage) * 32 + 8 * t;
@@ -213,8 +215,9 @@ STREAM(4, 2)
 // x waste none of them. One warp has tiles of 64 elements copied into a ring, two groups of four warps multiply them,
 // 64 columns each. Results pass through shared memory, where they are turned. grid: column tiles times row tiles, in
 // groups of ROW_GROUP row tiles so that blocks at work together share what the L2 cache holds. With SPLIT a cluster of
-// SPLIT_SEGMENTS blocks makes a tile, one segment each; each adds up all parts of its share of the rows. `scales` [m], if
-// given, are what a norm has left to do.
+// SPLIT_SEGMENTS blocks makes a tile, one segment each; each adds up all parts of its share of the rows. `scales` [m],
+// if given, are what a norm has left to do. With SHARED two blocks share a multiprocessor and keep its tensor cores
+// busy in turn; each frees a stage at once, since its ring is short. A block of its own multiplies two at a time.
 
 #define WIDE_COLUMNS 128
 #define WIDE_WARPS 8  // that multiply
@@ -224,17 +227,14 @@ STREAM(4, 2)
 
 enum Segments { WHOLE, FOLDED, SPLIT };
 
-// Four neighbouring columns of one row, n a multiple of 4.
-DEVICE void store_four(int output, void* out, int row, int column, int n, float4 v) {
-    u64 at = (u64)row * n + column;
+// Four neighbouring columns of one row, at element `at` of the product; `old` is what ADD_F32 adds them to.
+DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
     if (output == STORE_BF16) {
         *(uint2*)((u16*)out + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
     } else if (output == STORE_F32) {
         *(float4*)((float*)out + at) = v;
     } else if (output == ADD_F32) {
-        float4* target = (float4*)((float*)out + at);
-        float4 old = *target;
-        *target = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+        *(float4*)((float*)out + at) = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
     } else {
         *(u32*)((u16*)out + at / 2) = pack_bf16(silu_mul(v.x, v.y), silu_mul(v.z, v.w));
     }
@@ -242,8 +242,6 @@ DEVICE void store_four(int output, void* out, int row, int column, int n, float4
 
 DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// SHARED: two blocks share a multiprocessor and keep its tensor cores busy in turn; each frees a stage at once, since its
-// ring is short. A block of its own multiplies two stages at a time.
 template <int TOKENS, int STAGES, Segments HOW, bool SHARED>
 DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n, int k, int segments, int output,
                  const float* scales) {
@@ -354,21 +352,37 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
     if constexpr (HOW == SPLIT) cluster_sync();
     else __syncthreads();
     if (warp < WIDE_WARPS) {
-#pragma unroll(HOW == SPLIT ? SHARE / WIDE_WARPS : 4)
-        for (int i = 0; i < SHARE / WIDE_WARPS; i++) {
-            int token = token0 + warp + i * WIDE_WARPS;
-            const float4* at = (const float4*)(turned + token * PITCH) + lane;
-            float4 v;
-            if constexpr (HOW == SPLIT) {
-                v = read_peer(at, 0);
+        constexpr int COUNT = SHARE / WIDE_WARPS, MOST = SHARED ? 4 : 8, BATCH = COUNT < MOST ? COUNT : MOST;
+        for (int begin = 0; begin < COUNT; begin += BATCH) {
+            // all loads of a batch before its first store, which they could not pass
+            float4 old[BATCH], parts[BATCH][HOW == SPLIT ? SPLIT_SEGMENTS : 1];
+            auto row_of = [&](int i) { return row0 + token0 + warp + (begin + i) * WIDE_WARPS; };
+            auto valid = [&](int i) { return row_of(i) < m && column < n; };
 #pragma unroll
-                for (int s = 1; s < SPLIT_SEGMENTS; s++) v = add(v, read_peer(at, s));
-            } else {
-                v = *at;
+            for (int i = 0; i < BATCH; i++) {
+                old[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (output == ADD_F32 && valid(i))
+                    old[i] = __ldcg((float4*)((float*)out + (u64)row_of(i) * n + column));
             }
-            float by = __shfl_sync(FULL_WARP, scale, i);
-            v = make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
-            if (row0 + token < m && column < n) store_four(output, out, row0 + token, column, n, v);
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const float4* at = (const float4*)(turned + (row_of(i) - row0) * PITCH) + lane;
+                if constexpr (HOW == SPLIT) {
+#pragma unroll
+                    for (int s = 0; s < SPLIT_SEGMENTS; s++) parts[i][s] = read_peer(at, s);
+                } else {
+                    parts[i][0] = *at;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                float4 v = parts[i][0];
+#pragma unroll
+                for (int s = 1; s < (HOW == SPLIT ? SPLIT_SEGMENTS : 1); s++) v = add(v, parts[i][s]);
+                float by = __shfl_sync(FULL_WARP, scale, begin + i);
+                v = make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
+                if (valid(i)) store_four(output, out, (u64)row_of(i) * n + column, v, old[i]);
+            }
         }
     }
     if constexpr (HOW == SPLIT) cluster_sync();
