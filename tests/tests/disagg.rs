@@ -74,8 +74,10 @@ async fn outcomes(cluster: &mut Cluster, outcome: &str) -> f64 {
 
 async fn becomes(cluster: &mut Cluster, role: &str, name: &str, right: impl Fn(f64) -> bool) {
     let what = format!("{name} of {role}");
-    eventually(&what, Duration::from_secs(30), async || right(figure(cluster, role, name).await).then_some(()))
-        .await;
+    eventually(&what, Duration::from_secs(30), async || {
+        right(figure(cluster, role, name).await).then_some(())
+    })
+    .await;
 }
 
 /// No slot, block or run is held any more.
