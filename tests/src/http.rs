@@ -97,15 +97,16 @@ impl Http {
             let text = body.collect().await?.to_bytes();
             bail!("status {status}: {}", String::from_utf8_lossy(&text));
         }
-        let (mut events, mut pending) = (Vec::new(), String::new());
+        let (mut events, mut pending) = (Vec::new(), Vec::new());
         while let Some(frame) =
             tokio::time::timeout(PATIENCE, body.frame()).await.context("the stream stalled")?
         {
             let Ok(data) = frame?.into_data() else { continue };
-            pending.push_str(std::str::from_utf8(&data)?);
-            while let Some(end) = pending.find("\n\n") {
-                let event: String = pending.drain(..end + 2).collect();
-                if let Some(data) = event.trim_end().strip_prefix("data: ") {
+            // Data may be cut anywhere, in the middle of a character too.
+            pending.extend_from_slice(&data);
+            while let Some(end) = pending.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = pending.drain(..end + 2).collect();
+                if let Some(data) = std::str::from_utf8(&event)?.trim_end().strip_prefix("data: ") {
                     events.push(Event { at: Instant::now(), data: data.to_owned() });
                     seen(events.len());
                 }
