@@ -5,28 +5,35 @@ use cudarc::nvrtc::Ptx;
 
 use crate::CudaError;
 
-/// A source file of kernels, compiled as a whole after the private header.
+/// A source file of kernels, compiled as a whole after its private headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelFile {
-    Attention,
+    DecodeAttention,
     Elementwise,
     Gemm,
+    PrefillAttention,
     Probe,
     Qkv,
     Sample,
 }
 
-const HEADER: &str = include_str!("../../kernels/common.cuh");
-
 impl KernelFile {
-    pub const ALL: [Self; 6] =
-        [Self::Attention, Self::Elementwise, Self::Gemm, Self::Probe, Self::Qkv, Self::Sample];
+    pub const ALL: [Self; 7] = [
+        Self::DecodeAttention,
+        Self::Elementwise,
+        Self::Gemm,
+        Self::PrefillAttention,
+        Self::Probe,
+        Self::Qkv,
+        Self::Sample,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Attention => "attention.cu",
+            Self::DecodeAttention => "decode_attention.cu",
             Self::Elementwise => "elementwise.cu",
             Self::Gemm => "gemm.cu",
+            Self::PrefillAttention => "prefill_attention.cu",
             Self::Probe => "probe.cu",
             Self::Qkv => "qkv.cu",
             Self::Sample => "sample.cu",
@@ -41,24 +48,31 @@ impl KernelFile {
     /// What the compiler is given; messages keep the line numbers of the files.
     pub fn source(self) -> String {
         let body = match self {
-            Self::Attention => include_str!("../../kernels/attention.cu"),
+            Self::DecodeAttention => include_str!("../../kernels/decode_attention.cu"),
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
+            Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
             Self::Probe => include_str!("../../kernels/probe.cu"),
             Self::Qkv => include_str!("../../kernels/qkv.cu"),
             Self::Sample => include_str!("../../kernels/sample.cu"),
         };
-        format!("#line 1 \"common.cuh\"\n{HEADER}\n#line 1 \"{}\"\n{body}", self.name())
+        let headers = self.headers().iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n"));
+        format!("{}#line 1 \"{}\"\n{body}", headers.collect::<String>(), self.name())
+    }
+
+    /// What stands before the file, with its name.
+    fn headers(self) -> &'static [(&'static str, &'static str)] {
+        const COMMON: (&str, &str) = ("common.cuh", include_str!("../../kernels/common.cuh"));
+        const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
+        match self {
+            Self::DecodeAttention | Self::PrefillAttention => &[COMMON, ATTENTION],
+            _ => &[COMMON],
+        }
     }
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
-            Self::Attention => &[
-                "attention_decode_64",
-                "attention_decode_128",
-                "attention_prefill_64",
-                "attention_prefill_128",
-            ],
+            Self::DecodeAttention => &["attention_decode_64", "attention_decode_128"],
             Self::Elementwise => &["embed", "rms_norm", "silu_mul", "copy_pages"],
             Self::Gemm => &[
                 "gemm_stream_1_1",
@@ -75,6 +89,7 @@ impl KernelFile {
                 "gemm_wide_64_split",
                 "gemm_wide_128_split",
             ],
+            Self::PrefillAttention => &["attention_prefill_64", "attention_prefill_128"],
             Self::Probe => &["read_all", "fill_bf16"],
             Self::Qkv => &["qkv_head_64", "qkv_head_128"],
             Self::Sample => &["sample", "score"],
