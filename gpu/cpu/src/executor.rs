@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use models::{
-    Batch, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Sampled, Scored,
-    StepId, Ticket,
+    Batch, BatchChecker, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Sampled,
+    Scored, StepId, Ticket,
 };
 
 mod buffers;
-mod check;
 mod dimensions;
 mod engine;
 mod profile;
@@ -29,7 +28,6 @@ use crate::{
     weights::{LoadProgress, Weights, estimate},
 };
 use buffers::{Buffers, Worker};
-use check::Checker;
 use dimensions::Dimensions;
 use engine::{Engine, State};
 use setup::{check_config, check_memory, numerics_class, pages};
@@ -40,7 +38,7 @@ use slots::Slots;
 pub struct CpuExecutor {
     spec: ExecutorSpec,
     team: Team<Engine>,
-    checker: Checker,
+    checker: BatchChecker,
     memory: MemoryReport,
     running: Option<(StepId, Instant)>,
     lost: bool,
@@ -124,7 +122,7 @@ impl CpuExecutor {
             Slots::new(config.slots as usize),
         );
         Ok(Self {
-            checker: Checker::new(&spec),
+            checker: BatchChecker::new(&spec),
             team: Team::new(config.threads, engine).map_err(CpuError::Thread)?,
             spec,
             memory,
@@ -185,7 +183,9 @@ impl Executor for CpuExecutor {
         }
         // SAFETY: no step is running, and the executor is borrowed exclusively.
         let state = unsafe { self.team.work().state_mut() };
-        self.checker.check(batch, &self.spec, &state.slots).map_err(ExecutorError::Batch)?;
+        self.checker
+            .check(batch, &self.spec, |slot| state.slots.state(slot))
+            .map_err(ExecutorError::Batch)?;
         for &slot in &batch.closes {
             state.slots.close(slot);
         }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use models::{
-    Batch, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Ticket,
+    Batch, BatchChecker, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs,
+    PageSink, Ticket,
 };
 
 mod check;
@@ -26,6 +27,7 @@ use crate::{
     Buffer, CudaError, Device, Graph,
     ops::{FillBf16, GemmMode},
 };
+use check::check_bounds;
 use dimensions::Dimensions;
 use flight::Flight;
 use forward::{Buffers, Forward};
@@ -46,6 +48,7 @@ pub struct CudaExecutor {
     flights: [Flight; DEPTH],
     /// Flights under way, oldest first.
     open: VecDeque<usize>,
+    checker: BatchChecker,
     slots: Slots,
     staging: Staging,
     forward: Forward,
@@ -136,6 +139,7 @@ impl CudaExecutor {
             graphs: BTreeMap::new(),
             flights,
             open: VecDeque::with_capacity(DEPTH),
+            checker: BatchChecker::new(&spec),
             slots: slot_tables,
             staging,
             forward,
@@ -271,7 +275,10 @@ impl Executor for CudaExecutor {
         if self.open.len() == DEPTH {
             return Err(ExecutorError::Batch(format!("{DEPTH} steps are under way")));
         }
-        check::check(batch, &self.spec, &self.slots).map_err(ExecutorError::Batch)?;
+        self.checker
+            .check(batch, &self.spec, |slot| self.slots.state(slot))
+            .and_then(|()| check_bounds(batch))
+            .map_err(ExecutorError::Batch)?;
         let flight = self.start(batch)?;
         self.open.push_back(flight);
         Ok(Ticket(batch.step))

@@ -109,8 +109,8 @@ pub struct Batch {
     pub step: StepId,
     /// Slots whose sequences have ended; they may be opened again in the same batch.
     pub closes: Vec<SlotId>,
-    /// Whole pages copied before anything is computed (a choice that forks from a partly filled page); all of them
-    /// read the pages as they were before the batch.
+    /// Whole pages copied before anything is computed (a choice that forks from a partly filled page). They are copied
+    /// side by side: no page is copied to twice, or both from and to.
     pub copies: Vec<PageCopy>,
     pub opens: Vec<OpenSlot>,
     /// At most one per slot.

@@ -3,6 +3,7 @@
 //! Nothing here knows a device or the bus. A model is a [`DecoderSpec`] and a set of named weights; an
 //! [`Executor`] runs any decoder that the spec can describe.
 
+mod contract;
 mod executor;
 #[doc(hidden)]
 pub mod fixtures;
@@ -15,6 +16,7 @@ mod sampling;
 pub mod synthetic;
 mod weights;
 
+pub use contract::{BatchChecker, SlotState};
 pub use executor::{
     Batch, Executor, ExecutorError, ExecutorSpec, Export, KvLayout, OpenSlot, Outputs, PageCopy, PageSink,
     Sampled, Score, Scored, SequenceStep, SlotId, StepId, Ticket, TokenLogprob,

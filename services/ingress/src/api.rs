@@ -9,6 +9,7 @@ pub mod model;
 pub mod native;
 pub mod openapi;
 pub mod sampling;
+pub mod seeds;
 pub mod tokenize;
 
 #[cfg(test)]
@@ -17,3 +18,4 @@ pub mod fixtures;
 pub use ask::{Ask, Form};
 pub use error::ApiError;
 pub use fields::Fields;
+pub use seeds::Seeds;

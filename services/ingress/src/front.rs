@@ -14,6 +14,7 @@ use anyhow::Context;
 use rustls::ServerConfig;
 
 use crate::{
+    api::Seeds,
     edge::{
         departure::{ClientSocket, Sentry},
         gate::Gate,
@@ -39,6 +40,7 @@ const MAX_AGE_OF_PREFLIGHT: usize = 3600;
 pub struct Front {
     pub road: Arc<dyn Road>,
     pub keys: Keys,
+    pub seeds: Seeds,
     pub gate: Arc<Gate>,
     pub sentry: Arc<Sentry>,
     pub figures: Arc<Figures>,
@@ -60,6 +62,7 @@ impl Front {
             road,
             keys: Keys::load(&settings.api_key, settings.api_key_file.as_deref(), admin_key)?,
             gate: Gate::new(settings.max_concurrent_requests),
+            seeds: Seeds::new(settings.random_seed),
             sentry: Arc::default(),
             figures: Figures::new(),
             max_body_bytes: settings.max_body_bytes.min(bus_limit),

@@ -21,6 +21,8 @@ actors::settings! {
         value max_body_bytes: usize = 8_388_608;
         /// Seconds within which a request body must arrive.
         value body_timeout: u64 = 30;
+        /// Fixes the seeds drawn for requests that name none; for repeatable runs of one ingress.
+        optional random_seed: u64;
         /// Generating requests served at once; more are answered 429.
         value max_concurrent_requests: usize = 4096;
         /// Seconds that a request waits for an instance of a known model.

@@ -1,4 +1,4 @@
-use models::{OpenSlot, SamplingParams, SlotId, TokenId, sampler::History};
+use models::{OpenSlot, SamplingParams, SlotId, SlotState, TokenId, sampler::History};
 
 /// State of all open sequences.
 #[derive(Debug)]
@@ -19,12 +19,16 @@ impl Slots {
         Self((0..count).map(|_| None).collect())
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub fn get(&self, slot: SlotId) -> Option<&Slot> {
         self.0.get(slot.0 as usize)?.as_ref()
+    }
+
+    pub fn state(&self, slot: SlotId) -> SlotState {
+        match self.get(slot) {
+            None => SlotState::Free,
+            Some(slot) if slot.last.is_some() => SlotState::Sampled,
+            Some(_) => SlotState::Open,
+        }
     }
 
     pub fn get_mut(&mut self, slot: SlotId) -> Option<&mut Slot> {

@@ -1,4 +1,4 @@
-use models::{OpenSlot, SlotId};
+use models::{OpenSlot, SlotId, SlotState};
 
 use crate::{
     Buffer, CudaError, Device,
@@ -54,12 +54,16 @@ impl Slots {
         })
     }
 
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
     pub fn get(&self, slot: SlotId) -> Option<&Slot> {
         self.open.get(slot.0 as usize)?.as_ref()
+    }
+
+    pub fn state(&self, slot: SlotId) -> SlotState {
+        match self.get(slot) {
+            None => SlotState::Free,
+            Some(slot) if slot.sampled => SlotState::Sampled,
+            Some(_) => SlotState::Open,
+        }
     }
 
     pub fn close(&mut self, slot: SlotId) {

@@ -12,6 +12,7 @@ use super::{
     error::ApiError,
     fields::{Fields, wrong_type},
     sampling::{Common, MAX_TOP_LOGPROBS, refuse},
+    seeds::Seeds,
 };
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -19,10 +20,10 @@ const REFUSED: [&str; 4] = ["functions", "web_search_options", "audio", "documen
 
 /// # Errors
 /// 400 that names the field.
-pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
+pub fn read(mut fields: Fields, card: &ModelCard, seeds: &Seeds) -> Result<Ask, ApiError> {
     refuse(&fields, &REFUSED)?;
     only_text(&mut fields)?;
-    let common = Common::read(&mut fields, card)?;
+    let common = Common::read(&mut fields, card, seeds)?;
     let mut sampling = common.sampling;
     let logprobs = fields.flag("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;

@@ -9,6 +9,7 @@ use super::{
     error::ApiError,
     fields::{Fields, token_ids, wrong_type},
     sampling::{Common, MAX_TOP_LOGPROBS, small},
+    seeds::Seeds,
 };
 
 /// OpenAI's default length of a text completion.
@@ -16,12 +17,12 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 
 /// # Errors
 /// 400 that names the field.
-pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
+pub fn read(mut fields: Fields, card: &ModelCard, seeds: &Seeds) -> Result<Ask, ApiError> {
     if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
         let message = "Invalid 'suffix': insertion is not supported by this server.";
         return Err(ApiError::unsupported("suffix", message));
     }
-    let common = Common::read(&mut fields, card)?;
+    let common = Common::read(&mut fields, card, seeds)?;
     let mut sampling = common.sampling;
     if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != i64::from(common.n)) {
         let message = "Invalid 'best_of': choosing among more answers than 'n' is not supported.";

@@ -13,6 +13,7 @@ use super::{
     error::ApiError,
     fields::{Fields, wrong_type},
     sampling::{MAX_TOP_LOGPROBS, cache_salt, priority, refuse, small, stops, tuned},
+    seeds::Seeds,
 };
 
 /// SGLang's default length.
@@ -38,7 +39,7 @@ const REFUSED_SAMPLING: [&str; 7] =
 
 /// # Errors
 /// 400 that names the field.
-pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
+pub fn read(mut fields: Fields, card: &ModelCard, seeds: &Seeds) -> Result<Ask, ApiError> {
     for name in REFUSED {
         if fields.value(name).is_some_and(|value| value != Value::Bool(false)) {
             let message = format!("'{name}' is not supported by this server.");
@@ -61,7 +62,7 @@ pub fn read(mut fields: Fields, card: &ModelCard) -> Result<Ask, ApiError> {
     };
     let mut prompts = Vec::with_capacity(count);
     for (index, (input, params)) in inputs.into_iter().zip(params(&mut fields, count)?).enumerate() {
-        let (mut request, no_output) = request(input, params, card)?;
+        let (mut request, no_output) = request(input, params, card, seeds)?;
         let mut logprobs = Fields::default();
         for (name, values) in
             [("return_logprob", &scores), ("logprob_start_len", &starts), ("top_logprobs_num", &tops)]
@@ -90,13 +91,18 @@ fn score(request: &mut Generate, fields: &mut Fields, form: &mut NativeForm) -> 
     Ok(())
 }
 
-fn request(input: Input, mut params: Fields, card: &ModelCard) -> Result<(Generate, bool), ApiError> {
+fn request(
+    input: Input,
+    mut params: Fields,
+    card: &ModelCard,
+    seeds: &Seeds,
+) -> Result<(Generate, bool), ApiError> {
     refuse(&params, &REFUSED_SAMPLING)?;
     let mut sampling: Sampling = tuned(&mut params, card, MAX_TEMPERATURE)?;
     sampling.min_tokens = small(&mut params, "min_new_tokens")?.unwrap_or(0);
     sampling.seed = match params.integer("sampling_seed", i64::MIN..=i64::MAX)? {
         Some(seed) => seed as u64,
-        None => rand::random(),
+        None => seeds.draw(),
     };
     let max_new_tokens = small(&mut params, "max_new_tokens")?.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
     let text = TextOptions {

@@ -3,7 +3,7 @@
 use messages::{generate::TextOptions, lease::ModelCard, submit::Sampling};
 use serde_json::Value;
 
-use super::{ask::MAX_CHOICES, error::ApiError, fields::Fields};
+use super::{ask::MAX_CHOICES, error::ApiError, fields::Fields, seeds::Seeds};
 
 /// Stop strings of one request.
 pub const MAX_STOPS: usize = 16;
@@ -44,7 +44,7 @@ const REFUSED: [&str; 13] = [
 impl Common {
     /// # Errors
     /// 400 that names the field.
-    pub fn read(fields: &mut Fields, card: &ModelCard) -> Result<Self, ApiError> {
+    pub fn read(fields: &mut Fields, card: &ModelCard, seeds: &Seeds) -> Result<Self, ApiError> {
         refuse(fields, &REFUSED)?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         let include_usage = match fields.object("stream_options")? {
@@ -56,7 +56,7 @@ impl Common {
             None => false,
         };
         Ok(Self {
-            sampling: sampling(fields, card)?,
+            sampling: sampling(fields, card, seeds)?,
             text: text_options(fields)?,
             n: u32::try_from(fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1)).unwrap_or(1),
             stream,
@@ -95,11 +95,11 @@ pub fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     }
 }
 
-fn sampling(fields: &mut Fields, card: &ModelCard) -> Result<Sampling, ApiError> {
+fn sampling(fields: &mut Fields, card: &ModelCard, seeds: &Seeds) -> Result<Sampling, ApiError> {
     let mut sampling = tuned(fields, card, 2.0)?;
     sampling.seed = match fields.integer("seed", i64::MIN..=i64::MAX)? {
         Some(seed) => seed as u64,
-        None => rand::random(),
+        None => seeds.draw(),
     };
     sampling.min_tokens = small(fields, "min_tokens")?.unwrap_or(0);
     Ok(sampling)

@@ -76,9 +76,9 @@ impl Route {
             Self::Chat | Self::Completions => model::named(&mut fields, &*front.road)?,
         };
         let ask = match self {
-            Self::Chat => api::chat::read(fields, &card)?,
-            Self::Completions => api::completion::read(fields, &card)?,
-            Self::Native => api::native::read(fields, &card)?,
+            Self::Chat => api::chat::read(fields, &card, &front.seeds)?,
+            Self::Completions => api::completion::read(fields, &card, &front.seeds)?,
+            Self::Native => api::native::read(fields, &card, &front.seeds)?,
         };
         Ok((ask, card))
     }

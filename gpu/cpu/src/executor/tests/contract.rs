@@ -76,6 +76,14 @@ fn a_batch_that_breaks_the_contract_is_refused() {
             Box::new(|b| b.opens.push(OpenSlot { prompt: vec![1_000_000], ..open(3, greedy()) })),
         ),
         ("copy names page 96", Box::new(|b| b.copies.push(PageCopy { from: 0, to: 96 }))),
+        (
+            "page 5 is copied to twice",
+            Box::new(|b| b.copies.extend([3, 4].map(|from| PageCopy { from, to: 5 }))),
+        ),
+        (
+            "page 4 is copied from and to",
+            Box::new(|b| b.copies.extend([(4, 5), (3, 4)].map(|(from, to)| PageCopy { from, to }))),
+        ),
         ("steps slot 2, which is not open", Box::new(|b| b.sequences[0].slot = SlotId(2))),
         ("steps slot 400 of 16", Box::new(|b| b.sequences[0].slot = SlotId(400))),
         ("steps slot 0 twice", Box::new(|b| b.sequences.push(b.sequences[0].clone()))),

@@ -4,7 +4,7 @@ use super::*;
 use crate::api::fixtures::{card, chat};
 
 fn request(more: Value) -> Result<messages::generate::Generate, ApiError> {
-    read(chat(more), &card()).map(|mut ask| ask.prompts.remove(0))
+    read(chat(more), &card(), &Seeds::default()).map(|mut ask| ask.prompts.remove(0))
 }
 
 fn conversation_of(more: Value) -> Chat {
@@ -106,6 +106,6 @@ fn going_on_with_the_last_message_opens_no_new_one() {
 #[test]
 fn a_model_without_template_says_so() {
     let card = ModelCard { has_chat_template: false, ..card() };
-    let error = read(chat(json!({})), &card).unwrap_err();
+    let error = read(chat(json!({})), &card, &Seeds::default()).unwrap_err();
     assert!(error.message.contains("/v1/completions"), "{}", error.message);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::api::fixtures::{card, completion};
 
 fn ask(more: Value) -> Result<Ask, ApiError> {
-    read(completion(more), &card())
+    read(completion(more), &card(), &Seeds::default())
 }
 
 #[test]

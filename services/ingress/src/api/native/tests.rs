@@ -4,7 +4,7 @@ use super::*;
 use crate::api::fixtures::{card, fields};
 
 fn ask(body: Value) -> Result<Ask, ApiError> {
-    read(fields(json!({}), body), &card())
+    read(fields(json!({}), body), &card(), &Seeds::default())
 }
 
 fn form(ask: &Ask) -> &NativeForm {

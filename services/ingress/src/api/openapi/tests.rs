@@ -30,17 +30,22 @@ fn described_fields_are_read() {
     let free = ["model", "chat_template_kwargs"];
     let checked = |fields: &'static [&'static str]| fields.iter().filter(move |field| !free.contains(field));
     for field in checked(ChatCompletionRequest::FIELDS) {
-        let error = api::chat::read(fixtures::chat(json!({(*field): odd})), &card).expect_err(field);
+        let error = api::chat::read(fixtures::chat(json!({(*field): odd})), &card, &api::Seeds::default())
+            .expect_err(field);
         assert!(error.param.unwrap().starts_with(field), "{field}");
     }
     for field in checked(CompletionRequest::FIELDS) {
-        let error =
-            api::completion::read(fixtures::completion(json!({(*field): odd})), &card).expect_err(field);
+        let error = api::completion::read(
+            fixtures::completion(json!({(*field): odd})),
+            &card,
+            &api::Seeds::default(),
+        )
+        .expect_err(field);
         assert!(error.param.unwrap().starts_with(field), "{field}");
     }
     for field in checked(SamplingParams::FIELDS) {
         let body = fixtures::fields(json!({"text": "a"}), json!({"sampling_params": {(*field): odd}}));
-        let error = api::native::read(body, &card).expect_err(field);
+        let error = api::native::read(body, &card, &api::Seeds::default()).expect_err(field);
         assert!(error.param.unwrap().starts_with(&format!("sampling_params.{field}")), "{field}");
     }
 }

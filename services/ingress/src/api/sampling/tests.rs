@@ -4,7 +4,7 @@ use super::*;
 use crate::api::fixtures::{card, chat};
 
 fn read(more: Value) -> Result<Common, ApiError> {
-    Common::read(&mut chat(more), &card())
+    Common::read(&mut chat(more), &card(), &Seeds::default())
 }
 
 #[test]
