@@ -123,6 +123,13 @@ DEVICE uint4 load_matrices_transposed(u32 address) {
     return v;
 }
 
+// An 8x8 matrix turned: lane 4g + t has columns 2t, 2t + 1 of row g, gets rows 2t, 2t + 1 of column g.
+DEVICE u32 transpose(u32 pair) {
+    u32 turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
+
 // ---- warpgroups: products of whole tiles -----------------------------------------------------------------------------
 
 // Copies between proxies and threads complete on a barrier in shared memory; it has a phase bit that each round flips.
@@ -159,6 +166,13 @@ DEVICE void copy_box(u32 target, const TensorMap& map, int column, int row, u64*
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
         ::"r"(target), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
         : "memory");
+}
+
+// Starts copying `bytes` (a multiple of 16) that lie together; they count on `barrier`. One thread calls it.
+DEVICE void copy_bulk(u32 target, const void* source, u32 bytes, u64* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
 }
 
 // A tile of rows of 128 bytes, swizzled; 16 elements from `address` on are one step.

@@ -231,8 +231,9 @@ impl CudaExecutor {
         for open in &batch.opens {
             self.slots.open(&self.device, open)?;
         }
-        let window = self.forward.dimensions.window;
-        let plan = Plan::new(batch, &self.slots, self.forward.buffers.max_tiles, window);
+        let Dimensions { heads, kv_heads, window, .. } = self.forward.dimensions;
+        let share = self.device.decode_share(heads, kv_heads, window);
+        let plan = Plan::new(batch, &self.slots, self.forward.buffers.max_tiles, share);
         let bucket = self.bucket(&plan).map(|(bucket, _)| bucket);
         let counts = bucket.map_or(plan.counts, bucket_counts);
         let layout = Layout::new(counts);
@@ -240,7 +241,7 @@ impl CudaExecutor {
         let index = (0..DEPTH).find(|index| !self.open.contains(index)).unwrap_or(0);
         let flight = &mut self.flights[index];
         let words = plan.words(batch, &layout);
-        plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, window);
+        plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, share);
         flight.timer.start(&self.device)?;
         self.device.write_async(self.block.view(), &flight.block.as_slice()[..words])?;
         match bucket.and_then(|bucket| self.graphs.get(&bucket)) {

@@ -10,7 +10,10 @@ mod probe;
 mod qkv;
 mod sample;
 
-pub use attention::{DecodeAttention, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tiles};
+pub use attention::{
+    DecodeAttention, DecodeShare, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
+    part_stats,
+};
 pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm, SiluMul};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
 pub use probe::FillBf16;

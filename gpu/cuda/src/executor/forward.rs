@@ -10,7 +10,7 @@ use crate::{
     Buffer, CudaError, Device, View,
     ops::{
         CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, NextNorm,
-        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score,
+        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, decode_tickets, part_stats,
     },
 };
 
@@ -80,8 +80,8 @@ impl Buffers {
             last: device.allocate(LOGIT_ROWS * hidden)?,
             logits: device.allocate(LOGIT_ROWS * vocab)?,
             part_values: device.allocate(max_tiles * heads * head_dim)?,
-            part_stats: device.allocate(max_tiles * heads * 2)?,
-            tickets: device.allocate(tokens * kv_heads)?,
+            part_stats: device.allocate(part_stats(max_tiles, heads))?,
+            tickets: device.allocate(decode_tickets(tokens, heads, kv_heads))?,
             queue: device.allocate(2)?,
             drawn: device.allocate(slots)?,
             scored: device.allocate(tokens)?,
@@ -195,6 +195,7 @@ impl Forward {
                 table_starts: lists.decode_tables,
                 contexts: lists.decode_contexts,
                 tile_starts: lists.tile_starts,
+                run_starts: lists.run_starts,
                 part_values: buffers.part_values.view(),
                 part_stats: buffers.part_stats.view(),
                 tickets: buffers.tickets.view(),
@@ -204,6 +205,7 @@ impl Forward {
                 heads,
                 window,
                 scale: dimensions.scale(),
+                mode: self.mode,
             })?;
         }
         if counts.prefills > 0 {

@@ -7,7 +7,7 @@ use models::{Batch, Score, SlotId};
 use super::slots::Slots;
 use crate::{
     View,
-    ops::{PREFILL_ROWS, decode_tiles},
+    ops::{DecodeShare, PREFILL_ROWS},
 };
 
 /// Marks rows and tokens that only fill up a captured batch.
@@ -40,6 +40,7 @@ pub(super) struct Layout {
     decode_contexts: Range<usize>,
     decode_tables: Range<usize>,
     tile_starts: Range<usize>,
+    run_starts: Range<usize>,
     prefill_contexts: Range<usize>,
     prefill_tables: Range<usize>,
     query_starts: Range<usize>,
@@ -75,6 +76,7 @@ impl Layout {
             decode_contexts: list(counts.decodes),
             decode_tables: list(counts.decodes),
             tile_starts: list(counts.decodes + 1),
+            run_starts: list(counts.decodes + 1),
             prefill_contexts: list(counts.prefills),
             prefill_tables: list(counts.prefills),
             query_starts: list(counts.prefills),
@@ -107,6 +109,7 @@ pub(super) struct Lists<'a> {
     pub decode_contexts: View<'a, u32>,
     pub decode_tables: View<'a, u32>,
     pub tile_starts: View<'a, u32>,
+    pub run_starts: View<'a, u32>,
     pub prefill_contexts: View<'a, u32>,
     pub prefill_tables: View<'a, u32>,
     pub query_starts: View<'a, u32>,
@@ -133,6 +136,7 @@ impl<'a> Lists<'a> {
             decode_contexts: list(&layout.decode_contexts),
             decode_tables: list(&layout.decode_tables),
             tile_starts: list(&layout.tile_starts),
+            run_starts: list(&layout.run_starts),
             prefill_contexts: list(&layout.prefill_contexts),
             prefill_tables: list(&layout.prefill_tables),
             query_starts: list(&layout.query_starts),
@@ -172,11 +176,11 @@ pub(super) struct Plan {
 impl Plan {
     /// `max_tiles`: what the decode kernel has room for; sequences beyond it go to the prefill kernel, which computes
     /// the same bits.
-    pub fn new(batch: &Batch, slots: &Slots, max_tiles: usize, window: Option<u32>) -> Self {
+    pub fn new(batch: &Batch, slots: &Slots, max_tiles: usize, share: DecodeShare) -> Self {
         let mut plan = Self { first_rows: vec![0; batch.sequences.len()], ..Self::default() };
         let mut prefills = Vec::new();
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            let tiles = decode_tiles(sequence.start as usize + 1, window);
+            let tiles = share.tiles(sequence.start as usize + 1);
             if sequence.tokens.len() == 1 && plan.tiles + tiles <= max_tiles {
                 plan.tiles += tiles;
                 plan.order.push(index);
@@ -225,11 +229,11 @@ impl Plan {
         batch: &Batch,
         slots: &mut Slots,
         page_size: u32,
-        window: Option<u32>,
+        share: DecodeShare,
     ) {
         self.write_padding(block, layout);
         block[layout.tables..][..batch.pages.len()].copy_from_slice(&batch.pages);
-        let (mut row, mut tiles, mut works) = (0, 0, Vec::with_capacity(self.counts.works));
+        let (mut row, mut tiles, mut runs, mut works) = (0, 0, 0, Vec::with_capacity(self.counts.works));
         for (number, &index) in self.order.iter().enumerate() {
             let sequence = &batch.sequences[index];
             let tokens = &batch.tokens[sequence.tokens.start as usize..sequence.tokens.end as usize];
@@ -247,8 +251,11 @@ impl Plan {
             if number < self.counts.decodes {
                 block[layout.decode_contexts.start + number] = context;
                 block[layout.decode_tables.start + number] = sequence.pages.start;
-                tiles += decode_tiles(context as usize, window) as u32;
+                let own = share.tiles(context as usize);
+                tiles += own as u32;
+                runs += share.runs(own, self.tiles) as u32;
                 block[layout.tile_starts.start + number + 1] = tiles;
+                block[layout.run_starts.start + number + 1] = runs;
             } else {
                 let number = number - self.counts.decodes;
                 block[layout.prefill_contexts.start + number] = context;
@@ -266,6 +273,7 @@ impl Plan {
             slot.copy_from_slice(&[number as u32, first as u32]);
         }
         block[layout.tile_starts.start + self.counts.decodes + 1..layout.tile_starts.end].fill(tiles);
+        block[layout.run_starts.start + self.counts.decodes + 1..layout.run_starts.end].fill(runs);
         self.write_rows(block, layout, batch, slots);
         for (pair, copy) in block[layout.copies.clone()].chunks_exact_mut(2).zip(&batch.copies) {
             pair.copy_from_slice(&[copy.from, copy.to]);
@@ -324,7 +332,7 @@ mod tests {
             scores: 1,
             copies: 1,
         });
-        let lists = [&layout.ids, &layout.token_slots, &layout.tile_starts, &layout.works, &layout.copies];
+        let lists = [&layout.ids, &layout.tile_starts, &layout.run_starts, &layout.works, &layout.copies];
         for pair in lists.windows(2) {
             assert!(pair[0].end <= pair[1].start && pair[1].start % ALIGNMENT == 0);
         }

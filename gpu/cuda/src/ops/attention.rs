@@ -3,7 +3,7 @@ mod prefill;
 
 use half::bf16;
 
-pub use decode::{DecodeAttention, decode_tiles};
+pub use decode::{DecodeAttention, DecodeShare, decode_tickets, part_stats};
 pub use prefill::{PREFILL_ROWS, PrefillAttention};
 
 use super::check;
@@ -11,8 +11,8 @@ use crate::{CudaError, View};
 
 /// Keys of one attention tile, at absolute positions: part of the canonical order.
 pub const TILE_KEYS: usize = 128;
-/// A tile has at most as many pages as a warp has lanes.
-const MIN_PAGE_SIZE: usize = TILE_KEYS / 32;
+/// A tile has at most half as many pages as a warp has lanes: a page's row may be two of the copy engine's.
+const MIN_PAGE_SIZE: usize = TILE_KEYS / 16;
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +21,7 @@ pub struct KvPages<'a> {
     pub pages: View<'a, bf16>,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// A power of two, at least 4.
+    /// A power of two, at least 8.
     pub page_size: usize,
 }
 

@@ -1,6 +1,6 @@
 use cuda::{
     Buffer, Device,
-    ops::{DecodeAttention, KvPages, PREFILL_ROWS, PrefillAttention, decode_tiles},
+    ops::{DecodeAttention, GemmMode, KvPages, PREFILL_ROWS, PrefillAttention, decode_tickets, part_stats},
 };
 use half::bf16;
 
@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "decode attention agrees with f64", run: decode_agrees },
         Case { name: "prefill attention agrees with f64", run: prefill_agrees },
         Case { name: "attention rows do not depend on batch or chunk", run: invariant },
+        Case { name: "a crowd is decoded as each alone", run: crowd },
     ]
 }
 
@@ -91,23 +92,32 @@ impl Cache {
     }
 
     /// Decodes the sequences named, one query each (its last position).
-    fn decode(&self, device: &Device, sequences: &[usize], queries: &[bf16]) -> Result<Vec<bf16>, Failure> {
+    fn decode(
+        &self,
+        device: &Device,
+        sequences: &[usize],
+        queries: &[bf16],
+        mode: GemmMode,
+    ) -> Result<Vec<bf16>, Failure> {
         let Heads { heads, kv_heads, head_dim, window, .. } = self.heads;
         let contexts: Vec<u32> = sequences.iter().map(|&s| self.contexts[s] as u32).collect();
         let starts: Vec<u32> = sequences.iter().map(|&s| self.table_starts[s]).collect();
-        let mut tile_starts = vec![0u32];
-        for &sequence in sequences {
-            let last = tile_starts[tile_starts.len() - 1];
-            tile_starts.push(last + decode_tiles(self.contexts[sequence], window) as u32);
+        let share = device.decode_share(heads, kv_heads, window);
+        let tiles: Vec<usize> = sequences.iter().map(|&s| share.tiles(self.contexts[s])).collect();
+        let max_tiles: usize = tiles.iter().sum();
+        let (mut tile_starts, mut run_starts) = (vec![0u32], vec![0u32]);
+        for (i, &own) in tiles.iter().enumerate() {
+            tile_starts.push(tile_starts[i] + own as u32);
+            run_starts.push(run_starts[i] + share.runs(own, max_tiles) as u32);
         }
-        let max_tiles = tile_starts[sequences.len()] as usize;
         let out = poisoned::<bf16>(device, sequences.len() * heads * head_dim)?;
-        let tickets = device.upload(&vec![0u32; sequences.len() * kv_heads])?;
+        let tickets = device.upload(&vec![0u32; decode_tickets(sequences.len(), heads, kv_heads)])?;
         let (contexts, starts) = (device.upload(&contexts)?, device.upload(&starts)?);
-        let (tile_starts, queries) = (device.upload(&tile_starts)?, device.upload(queries)?);
+        let (tile_starts, run_starts) = (device.upload(&tile_starts)?, device.upload(&run_starts)?);
+        let queries = device.upload(queries)?;
         let queue = device.upload(&[0u32; 2])?;
         let part_values = poisoned::<f32>(device, max_tiles * heads * head_dim)?;
-        let part_stats = poisoned::<f32>(device, max_tiles * heads * 2)?;
+        let part_stats = poisoned::<f32>(device, part_stats(max_tiles, heads))?;
         // twice: the tickets must be back at zero
         for _ in 0..2 {
             device.decode_attention(DecodeAttention {
@@ -118,6 +128,7 @@ impl Cache {
                 table_starts: starts.view(),
                 contexts: contexts.view(),
                 tile_starts: tile_starts.view(),
+                run_starts: run_starts.view(),
                 part_values: part_values.view(),
                 part_stats: part_stats.view(),
                 tickets: tickets.view(),
@@ -127,6 +138,7 @@ impl Cache {
                 heads,
                 window,
                 scale: self.scale(),
+                mode,
             })?;
         }
         Ok(device.read(out.view())?)
@@ -197,6 +209,8 @@ fn shapes() -> Vec<Heads> {
         shape(16, 2, 128, 32, None),
         shape(4, 4, 128, 16, Some(100)),
         shape(8, 1, 64, 128, Some(300)),
+        shape(12, 1, 64, 256, None),
+        shape(11, 1, 128, 8, None),
     ]
 }
 
@@ -211,14 +225,17 @@ fn decode_agrees(context: &Context, random: &mut Random) -> Outcome {
         let width = shape.heads * shape.head_dim;
         let queries = random.halves(contexts.len() * width, 2.0);
         let sequences: Vec<usize> = (0..contexts.len()).collect();
-        let out = cache.decode(device, &sequences, &queries)?;
-        for (i, &context) in contexts.iter().enumerate() {
-            let row = i * width..(i + 1) * width;
-            let expected = cache.reference(i, context - 1, &queries[row.clone()]);
-            let error = relative_error(wide(&out[row]), &expected);
-            let (group, dim) = (shape.heads / shape.kv_heads, shape.head_dim);
-            bound(&format!("context {context}, group {group}, head_dim {dim}"), error, ATTENTION_BOUND)?;
-            worst = worst.max(error);
+        for mode in [GemmMode::BatchInvariant, GemmMode::BatchVariant] {
+            let out = cache.decode(device, &sequences, &queries, mode)?;
+            for (i, &context) in contexts.iter().enumerate() {
+                let row = i * width..(i + 1) * width;
+                let expected = cache.reference(i, context - 1, &queries[row.clone()]);
+                let error = relative_error(wide(&out[row]), &expected);
+                let (group, dim) = (shape.heads / shape.kv_heads, shape.head_dim);
+                let what = format!("{mode:?}, context {context}, group {group}, head_dim {dim}");
+                bound(&what, error, ATTENTION_BOUND)?;
+                worst = worst.max(error);
+            }
         }
     }
     Ok(format!("error {worst:.1e}"))
@@ -286,13 +303,33 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
             .collect();
         let row = |rows: &[bf16], i: usize| rows[ends[i] * width..][..width].to_vec();
         let last: Vec<bf16> = (0..contexts.len()).flat_map(|i| row(&queries, i)).collect();
-        let together = cache.decode(device, &[0, 1, 2, 3], &last)?;
+        let together = cache.decode(device, &[0, 1, 2, 3], &last, GemmMode::BatchInvariant)?;
         for i in 0..contexts.len() {
-            let alone = cache.decode(device, &[i], &last[i * width..][..width])?;
+            let alone = cache.decode(device, &[i], &last[i * width..][..width], GemmMode::BatchInvariant)?;
             same_bits(&format!("decode alone at {}", contexts[i]), &alone, &together[i * width..][..width])?;
             same_bits(&format!("decode against prefill at {}", contexts[i]), &alone, &row(&whole, i))?;
             compared += 2;
         }
     }
     Ok(format!("{compared} comparisons bit-equal"))
+}
+
+/// More sequences than the GPU has blocks, long ones among short ones: every block draws work several times.
+fn crowd(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let heads = Heads { heads: 8, kv_heads: 4, head_dim: 128, page_size: 16, window: None };
+    let (crowd, long) = if context.light { (90, 400) } else { (250, 3000) };
+    let contexts: Vec<usize> =
+        (0..crowd).map(|i| if i % 50 == 7 { long } else { random.between(1, 300) }).collect();
+    let cache = Cache::new(device, random, heads, &contexts)?;
+    let width = heads.heads * heads.head_dim;
+    let queries = random.halves(crowd * width, 2.0);
+    let all: Vec<usize> = (0..crowd).collect();
+    let together = cache.decode(device, &all, &queries, GemmMode::BatchInvariant)?;
+    for (i, context) in contexts.iter().enumerate() {
+        let row = i * width..(i + 1) * width;
+        let alone = cache.decode(device, &[i], &queries[row.clone()], GemmMode::BatchInvariant)?;
+        same_bits(&format!("sequence {i} of {context} positions"), &alone, &together[row])?;
+    }
+    Ok(format!("{crowd} sequences bit-equal"))
 }

@@ -7,7 +7,7 @@ use cuda::{
     Buffer, CudaError, Device, Graph, Timer,
     ops::{
         DecodeAttention, Drawn, FillBf16, Gemm, GemmMode, GemmOutput, KvPages, PREFILL_ROWS,
-        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, SampleParams, decode_tiles,
+        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, SampleParams, decode_tickets, part_stats,
     },
 };
 use half::bf16;
@@ -47,7 +47,7 @@ pub fn run(context: &Context) -> Result<(), CudaError> {
     let read_rate = read_rate(device)?;
     println!("read rate {:.3} TB/s (4 GiB, median of {REPLAYS})", read_rate * 1e-12);
     let bench = Bench { device, read_rate };
-    println!("\n{:<12}{:<28}{:>7}{:>11}{:>9}{:>9}", "model", "operation", "rows", "us", "% read", "TFLOP/s");
+    println!("\n{:<12}{:<32}{:>7}{:>11}{:>9}{:>9}", "model", "operation", "rows", "us", "% read", "TFLOP/s");
     for shape in &SHAPES {
         bench.gemms(shape)?;
         bench.decode_attention(shape)?;
@@ -98,7 +98,7 @@ impl Bench<'_> {
     fn line(&self, model: &str, operation: &str, rows: usize, seconds: f64, bytes: f64, operations: f64) {
         let share = bytes / seconds / self.read_rate * 100.0;
         let rate = operations / seconds * 1e-12;
-        println!("{model:<12}{operation:<28}{rows:>7}{:>11.2}{share:>9.1}{rate:>9.1}", seconds * 1e6);
+        println!("{model:<12}{operation:<32}{rows:>7}{:>11.2}{share:>9.1}{rate:>9.1}", seconds * 1e6);
     }
 
     fn random(&self, len: usize, scale: f32) -> Result<Buffer<bf16>, CudaError> {
@@ -169,22 +169,26 @@ impl Bench<'_> {
             let copies = (ROTATED_BYTES / (total * page_elements * 2)).clamp(1, LAUNCHES);
             let kv = self.random(copies * total * page_elements, 1.0)?;
             let tables = self.device.upload(&random.shuffled(total))?;
-            let (mut table_starts, mut tile_starts) = (vec![0u32], vec![0u32]);
+            let share = self.device.decode_share(shape.heads, KV_HEADS, None);
+            let max_tiles = contexts.iter().map(|&context| share.tiles(context)).sum();
+            let (mut table_starts, mut tile_starts, mut run_starts) = (vec![0u32], vec![0u32], vec![0u32]);
             for (i, &context) in contexts.iter().enumerate() {
                 table_starts.push(table_starts[i] + pages[i] as u32);
-                tile_starts.push(tile_starts[i] + decode_tiles(context, None) as u32);
+                tile_starts.push(tile_starts[i] + share.tiles(context) as u32);
+                run_starts.push(run_starts[i] + share.runs(share.tiles(context), max_tiles) as u32);
             }
-            let max_tiles = tile_starts[sequences] as usize;
             let table_starts = self.device.upload(&table_starts)?;
             let tile_starts = self.device.upload(&tile_starts)?;
+            let run_starts = self.device.upload(&run_starts)?;
             let lengths = self.device.upload(&contexts.iter().map(|&c| c as u32).collect::<Vec<_>>())?;
             let queries = self.random(sequences * shape.heads * HEAD_DIM, 1.0)?;
             let out = self.device.allocate(queries.len())?;
             let part_values = self.device.allocate(max_tiles * shape.heads * HEAD_DIM)?;
-            let part_stats = self.device.allocate(max_tiles * shape.heads * 2)?;
+            let part_stats = self.device.allocate(part_stats(max_tiles, shape.heads))?;
             let queue = self.device.upload(&[0u32; 2])?;
-            let tickets = self.device.upload(&vec![0u32; sequences * KV_HEADS])?;
-            let seconds = self.time(LAUNCHES, |i| {
+            let tickets =
+                self.device.upload(&vec![0u32; decode_tickets(sequences, shape.heads, KV_HEADS)])?;
+            let run = |i: usize, mode: GemmMode| {
                 let pages = kv.slice(i % copies * total * page_elements..);
                 self.device.decode_attention(DecodeAttention {
                     out: out.view(),
@@ -194,6 +198,7 @@ impl Bench<'_> {
                     table_starts: table_starts.view(),
                     contexts: lengths.view(),
                     tile_starts: tile_starts.view(),
+                    run_starts: run_starts.view(),
                     part_values: part_values.view(),
                     part_stats: part_stats.view(),
                     tickets: tickets.view(),
@@ -203,11 +208,16 @@ impl Bench<'_> {
                     heads: shape.heads,
                     window: None,
                     scale: 0.088,
+                    mode,
                 })
-            })?;
+            };
             let positions: usize = contexts.iter().sum();
             let bytes = (positions * 2 * KV_HEADS * HEAD_DIM * 2) as f64;
-            self.line(shape.name, &format!("decode attention, {nominal}"), sequences, seconds, bytes, 0.0);
+            for (mode, note) in [(GemmMode::BatchInvariant, ""), (GemmMode::BatchVariant, " (variant)")] {
+                let seconds = self.time(LAUNCHES, |i| run(i, mode))?;
+                let label = format!("decode attention, {nominal}{note}");
+                self.line(shape.name, &label, sequences, seconds, bytes, 0.0);
+            }
         }
         Ok(())
     }

@@ -4,17 +4,47 @@ use super::{KvPages, TILE_KEYS, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
-    ops::{check, check_len},
+    ops::{GemmMode, check, check_len},
+    tensor_map::TensorMap,
 };
 
 /// Query heads that may share a key head.
 const MAX_GROUP: usize = 16;
-const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
+/// Query heads that share an item of work.
+const QUERY_ROWS: usize = 8;
+/// Warps of a block that multiply.
+const WARPS: usize = 4;
+/// Tiles of a run from which on blocks are better balanced by two shorter ones.
+const LONG_RUN: usize = 16;
+/// Shared memory of a block: the ring of tiles, what is said of them, and room to align the ring.
+const SHARED_BYTES: usize = (192 + 16) << 10;
 
-/// Tiles that the decode kernel visits for a query at the end of `context` positions.
-pub fn decode_tiles(context: usize, window: Option<u32>) -> usize {
-    let hidden = window.map_or(0, |window| context.saturating_sub(window as usize));
-    context.div_ceil(TILE_KEYS) - hidden / TILE_KEYS
+/// How the decode kernel shares out the sequences of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeShare {
+    window: Option<u32>,
+    blocks: usize,
+    /// Items of work that a run of tiles is.
+    items: usize,
+}
+
+impl DecodeShare {
+    /// Tiles of a query at the end of `context` positions.
+    pub fn tiles(&self, context: usize) -> usize {
+        let hidden = self.window.map_or(0, |window| context.saturating_sub(window as usize));
+        context.div_ceil(TILE_KEYS) - hidden / TILE_KEYS
+    }
+
+    /// Runs that a sequence's tiles are cut into, of `all` tiles of the step: so many that every block has one, or two
+    /// where they are long, and no more, since the tiles of all but the first leave parts to be folded.
+    pub fn runs(&self, tiles: usize, all: usize) -> usize {
+        if tiles == 0 {
+            return 0;
+        }
+        let work = all * self.items;
+        let runs = if work / self.blocks < LONG_RUN { self.blocks } else { 2 * self.blocks };
+        (tiles * runs / work).clamp(1, tiles)
+    }
 }
 
 /// Attention of one query position a sequence, the last of its context.
@@ -29,12 +59,13 @@ pub struct DecodeAttention<'a> {
     pub table_starts: View<'a, u32>,
     /// Positions of each sequence, the query's included; 0: no query.
     pub contexts: View<'a, u32>,
-    /// [sequences + 1]: [`decode_tiles`] of the sequences before each, and of all.
+    /// [sequences + 1]: [`DecodeShare::tiles`] and [`DecodeShare::runs`] of the sequences before each, and of all.
     pub tile_starts: View<'a, u32>,
-    /// Parts of sequences of several tiles: [tiles, heads, head_dim] and [tiles, heads, 2].
+    pub run_starts: View<'a, u32>,
+    /// Parts of sequences of several runs: [tiles, heads, head_dim] and [`part_stats`].
     pub part_values: View<'a, f32>,
     pub part_stats: View<'a, f32>,
-    /// [sequences, kv_heads], zero between launches.
+    /// [`decode_tickets`], zero between launches.
     pub tickets: View<'a, u32>,
     /// [2], zero between launches.
     pub queue: View<'a, u32>,
@@ -44,9 +75,30 @@ pub struct DecodeAttention<'a> {
     pub heads: usize,
     pub window: Option<u32>,
     pub scale: f32,
+    /// With [`GemmMode::BatchVariant`] a run leaves one part, so that bits depend on how sequences are cut.
+    pub mode: GemmMode,
+}
+
+/// Elements of [`DecodeAttention::part_stats`].
+pub fn part_stats(tiles: usize, heads: usize) -> usize {
+    tiles * heads * WARPS * 2
+}
+
+/// Elements of [`DecodeAttention::tickets`].
+pub fn decode_tickets(sequences: usize, heads: usize, kv_heads: usize) -> usize {
+    sequences * items(heads, kv_heads) * WARPS
+}
+
+fn items(heads: usize, kv_heads: usize) -> usize {
+    kv_heads * (heads / kv_heads).div_ceil(QUERY_ROWS)
 }
 
 impl Device {
+    pub fn decode_share(&self, heads: usize, kv_heads: usize, window: Option<u32>) -> DecodeShare {
+        let blocks = self.info().multiprocessors as usize;
+        DecodeShare { window, blocks, items: items(heads, kv_heads) }
+    }
+
     pub fn decode_attention(&self, op: DecodeAttention<'_>) -> Result<(), CudaError> {
         let KvPages { kv_heads, head_dim, .. } = op.kv;
         let kernel = match head_dim {
@@ -62,23 +114,24 @@ impl Device {
         check_len("queries", op.queries, op.sequences * op.heads * head_dim)?;
         check_len("tile_starts", op.tile_starts, op.sequences + 1)?;
         check_len("contexts", op.contexts, op.sequences)?;
+        check_len("run_starts", op.run_starts, op.sequences + 1)?;
         check_len("table_starts", op.table_starts, op.sequences)?;
         check_len("part_values", op.part_values, op.max_tiles * op.heads * head_dim)?;
-        check_len("part_stats", op.part_stats, op.max_tiles * op.heads * 2)?;
-        check_len("tickets", op.tickets, op.sequences * kv_heads)?;
+        check_len("part_stats", op.part_stats, part_stats(op.max_tiles, op.heads))?;
+        check_len("tickets", op.tickets, decode_tickets(op.sequences, op.heads, kv_heads))?;
         check_len("queue", op.queue, 2)?;
-        let blocks = self.info().multiprocessors as usize * BLOCKS_PER_MULTIPROCESSOR;
-        let blocks = blocks.min(op.max_tiles * kv_heads);
-        let shared =
-            2 * TILE_KEYS * head_dim * 2 + 16 * head_dim * 2 + 16 * TILE_KEYS * 2 + (op.sequences + 1) * 4;
+        let blocks = (self.info().multiprocessors as usize).min(op.max_tiles * items(op.heads, kv_heads));
+        let page_shift = op.kv.page_shift()?;
+        let rows = op.kv.pages.len() / head_dim;
+        let map = TensorMap::new(op.kv.pages, [rows, head_dim], op.kv.page_size.min(TILE_KEYS))?;
         let arguments = arguments![
             op.out,
             op.queries,
-            op.kv.pages,
             op.tables,
             op.table_starts,
             op.contexts,
             op.tile_starts,
+            op.run_starts,
             op.part_values,
             op.part_stats,
             op.tickets,
@@ -86,31 +139,47 @@ impl Device {
             op.sequences as i32,
             op.heads as i32,
             kv_heads as i32,
-            op.kv.page_shift()? as i32,
+            page_shift as i32,
             window(op.window),
+            i32::from(op.mode == GemmMode::BatchVariant),
             log2_scale(op.scale),
         ];
-        // SAFETY: signature of attention_decode; lengths checked, tables, contexts and tile starts are trusted.
-        unsafe { self.launch(kernel, Shape::new([blocks as u32, 1, 1], 128).shared(shared), arguments) }
+        let shape = Shape::new([blocks as u32, 1, 1], 32 * (WARPS as u32 + 1)).shared(SHARED_BYTES);
+        // SAFETY: signature of attention_decode; lengths checked, tables, contexts and starts are trusted.
+        unsafe { self.launch_mapped(kernel, shape, &[map], arguments) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::decode_tiles;
+    use super::DecodeShare;
+
+    const SHARE: DecodeShare = DecodeShare { window: None, blocks: 132, items: 8 };
 
     #[test]
     fn tiles_cover_the_context_and_no_more() {
-        assert_eq!(decode_tiles(1, None), 1);
-        assert_eq!(decode_tiles(128, None), 1);
-        assert_eq!(decode_tiles(129, None), 2);
-        assert_eq!(decode_tiles(0, None), 0);
+        let tiles = [0, 1, 128, 129].map(|context| SHARE.tiles(context));
+        assert_eq!(tiles, [0, 1, 1, 2]);
     }
 
     #[test]
     fn a_window_hides_the_first_tiles() {
-        assert_eq!(decode_tiles(300, Some(128)), 2);
-        assert_eq!(decode_tiles(256, Some(128)), 1);
-        assert_eq!(decode_tiles(100, Some(128)), 1);
+        let share = DecodeShare { window: Some(128), ..SHARE };
+        let tiles = [300, 256, 100].map(|context| share.tiles(context));
+        assert_eq!(tiles, [2, 1, 1]);
+    }
+
+    #[test]
+    fn few_sequences_are_cut_until_every_block_has_work() {
+        assert_eq!(SHARE.runs(64, 64), 16);
+        assert_eq!(SHARE.runs(8, 64), 2);
+        assert_eq!(SHARE.runs(3, 3), 3);
+    }
+
+    #[test]
+    fn many_sequences_stay_whole_unless_one_outgrows_the_others() {
+        assert_eq!(SHARE.runs(9, 64 * 9), 1);
+        assert_eq!(SHARE.runs(256, 64 * 9 + 256), 10);
+        assert_eq!(SHARE.runs(0, 64), 0);
     }
 }
