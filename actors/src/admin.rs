@@ -11,7 +11,10 @@ use actix_web::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 
-use crate::root::{Drain, Observe, Root};
+use crate::{
+    process::Life,
+    root::{Drain, Observe, Root},
+};
 
 /// What a service shows of itself: `GET /admin/{page}/{key}`.
 #[derive(Clone, Default)]
@@ -38,6 +41,7 @@ impl Pages {
 #[derive(Clone)]
 struct Desk {
     root: Addr<Root>,
+    life: Life,
     pages: Pages,
     metrics: PrometheusHandle,
     key: Option<String>,
@@ -51,10 +55,11 @@ pub fn listen(
     bind: SocketAddr,
     key: Option<String>,
     root: Addr<Root>,
+    life: Life,
     pages: Pages,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<(Server, SocketAddr)> {
-    let desk = Desk { root, pages, metrics, key };
+    let desk = Desk { root, life, pages, metrics, key };
     let server = HttpServer::new(move || {
         App::new()
             .app_data(Data::new(desk.clone()))
@@ -101,16 +106,23 @@ async fn page(desk: Data<Desk>, request: HttpRequest, path: web::Path<(String, S
 struct DrainQuery {
     #[serde(default)]
     now: bool,
+    /// Answer when it is done.
+    #[serde(default)]
+    wait: bool,
 }
 
 async fn drain(desk: Data<Desk>, request: HttpRequest, query: web::Query<DrainQuery>) -> HttpResponse {
     if !allowed(&desk, &request) {
         return HttpResponse::Unauthorized().finish();
     }
-    match desk.root.send(Drain { now: query.now }).await {
-        Ok(()) => HttpResponse::Accepted().json(serde_json::json!({"state": "draining"})),
-        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+    if let Err(error) = desk.root.send(Drain { now: query.now }).await {
+        return HttpResponse::InternalServerError().body(error.to_string());
     }
+    if query.wait {
+        desk.life.drained().await;
+        return HttpResponse::Ok().json(serde_json::json!({"state": "drained", "safe_to_stop": true}));
+    }
+    HttpResponse::Accepted().json(serde_json::json!({"state": "draining", "safe_to_stop": false}))
 }
 
 fn allowed(desk: &Desk, request: &HttpRequest) -> bool {

@@ -18,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Hands a request over, trying instances until one accepts or `give_up` has come.
 ///
 /// `choose` names the next instance, given those that failed so far; `None` when it knows no other. `message` makes
-/// the subject and body for an instance (a fresh run id per dispatch, for example).
+/// the subject and body for an instance (a fresh run id per dispatch, for example). `unanswered` is told of each
+/// instance that took the message, perhaps, and did not answer; it says whether to go on with another.
 ///
 /// # Errors
 /// The refusal, if it is of a kind that no other instance would answer differently; else why the last one failed.
@@ -29,6 +30,7 @@ pub async fn hand_over(
     give_up: Instant,
     mut choose: impl FnMut(&[InstanceId]) -> Option<InstanceId>,
     mut message: impl FnMut(&InstanceId) -> (String, Bytes),
+    mut unanswered: impl FnMut(&InstanceId) -> bool,
 ) -> Result<InstanceId, Fault> {
     let mut tried = Vec::new();
     let mut last =
@@ -59,6 +61,9 @@ pub async fn hand_over(
                 tracing::debug!(instance = %target, %error, "custody not taken");
                 metrics::counter!("stator_custody_retries_total").increment(1);
                 suspects.mark(&target);
+                if matches!(error, AskError::TimedOut(_)) && !unanswered(&target) {
+                    return Err(last);
+                }
             }
         }
         if Instant::now() >= give_up {

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
-use messages::{Envelope, codec, control::Control, subject};
+use messages::{
+    Envelope, codec,
+    control::{Control, Drained},
+    subject,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     bus::{Bus, BusError},
-    process::Context,
+    process::{Context, Life},
 };
 
 /// What an instance does with what arrives. Both methods must return at once: work goes into a bounded queue by
@@ -106,11 +110,20 @@ async fn controls<S: Service>(context: Context, mut lane: Subscriber, service: A
         let reply =
             Responder { bus: context.bus.clone(), to: message.reply.as_ref().map(ToString::to_string) };
         match codec::decode(&message.payload) {
-            Ok(Control::Drain { now }) => context.life.drain(now),
+            Ok(Control::Drain { now }) => drain(&context.life, now, reply),
             Ok(control) => service.control(control, reply),
             Err(error) => ignored(&message, &error),
         }
     }
+}
+
+fn drain(life: &Life, now: bool, reply: Responder) {
+    life.drain(now);
+    let drained = life.drained();
+    life.farewells.spawn(async move {
+        drained.await;
+        reply.send(&Drained { safe_to_stop: true });
+    });
 }
 
 fn ignored(message: &Message, error: &dyn std::fmt::Display) {

@@ -21,7 +21,7 @@ use crate::{
     bus::{Bus, BusOptions},
     directory::Directory,
     lease,
-    root::{Drain, Ready, Root},
+    root::{self, Drain, Ready, Root},
     telemetry::{self, LogFormat},
 };
 
@@ -92,6 +92,9 @@ pub struct Context {
 pub struct Life {
     root: Addr<Root>,
     draining: CancellationToken,
+    drained: CancellationToken,
+    /// Answers to those who wait for the end, which does not come before they have left.
+    pub(crate) farewells: TaskTracker,
 }
 
 impl Life {
@@ -112,6 +115,11 @@ impl Life {
 
     pub fn draining_token(&self) -> CancellationToken {
         self.draining.clone()
+    }
+
+    /// Completes when nothing is left to be done or sent.
+    pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.drained.clone().cancelled_owned()
     }
 }
 
@@ -161,19 +169,28 @@ where
     let replicas = settings.lease_replicas;
     lease::open(&bus, replicas).await?;
 
-    let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+    let [draining, stopping, drained] = std::array::from_fn(|_| CancellationToken::new());
     let (lease, lease_view) = watch::channel(first_lease(&me, spec.card));
-    let root = Root::new(lease.clone(), draining.clone(), stopping.clone(), metrics.clone()).start();
+    let ends =
+        root::Ends { draining: draining.clone(), stopping: stopping.clone(), drained: drained.clone() };
+    let root = Root::new(lease.clone(), ends, metrics.clone()).start();
     let bind: SocketAddr = settings
         .admin_bind
         .parse()
         .map_err(|_| anyhow::anyhow!("--admin-bind '{}' is no address:port", settings.admin_bind))?;
     let pages = admin::Pages::default();
+    let farewells = TaskTracker::new();
+    let life = Life {
+        root: root.clone(),
+        draining: draining.clone(),
+        drained: drained.clone(),
+        farewells: farewells.clone(),
+    };
     let (server, address) =
-        admin::listen(bind, settings.admin_key, root.clone(), pages.clone(), metrics.clone())?;
+        admin::listen(bind, settings.admin_key, root, life.clone(), pages.clone(), metrics.clone())?;
     lease.send_modify(|lease| lease.admin = Some(address.to_string()));
+    let listener = server.handle();
     actix_rt::spawn(server);
-    let life = Life { root, draining: draining.clone() };
     watch_signals(life.clone())?;
 
     let lease_given_back = CancellationToken::new();
@@ -199,6 +216,10 @@ where
     tasks.close();
     let _ = tokio::time::timeout(FLUSH_WITHIN, tasks.wait()).await;
     bus.flush(FLUSH_WITHIN).await;
+    drained.cancel();
+    farewells.close();
+    let _ = tokio::time::timeout(FLUSH_WITHIN, async { tokio::join!(farewells.wait(), listener.stop(true)) })
+        .await;
     lease_given_back.cancel();
     let _ = tokio::time::timeout(FLUSH_WITHIN, keeper).await;
     bus.flush(FLUSH_WITHIN).await;

@@ -16,10 +16,19 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Root {
     lease: watch::Sender<Lease>,
-    draining: CancellationToken,
-    stopping: CancellationToken,
+    ends: Ends,
     metrics: PrometheusHandle,
     started: Instant,
+}
+
+/// How far the end of the process has come.
+pub(crate) struct Ends {
+    /// Work ends.
+    pub draining: CancellationToken,
+    /// It ends at once.
+    pub stopping: CancellationToken,
+    /// None is left, and everything is said.
+    pub drained: CancellationToken,
 }
 
 /// The instance can take work; `amend` adds to the lease what only became known at start.
@@ -45,16 +54,13 @@ pub struct Observe;
 pub struct Observed {
     pub lease: Lease,
     pub uptime_seconds: u64,
+    /// Drained: nobody misses the process if it is killed now.
+    pub safe_to_stop: bool,
 }
 
 impl Root {
-    pub(crate) fn new(
-        lease: watch::Sender<Lease>,
-        draining: CancellationToken,
-        stopping: CancellationToken,
-        metrics: PrometheusHandle,
-    ) -> Self {
-        Self { lease, draining, stopping, metrics, started: Instant::now() }
+    pub(crate) fn new(lease: watch::Sender<Lease>, ends: Ends, metrics: PrometheusHandle) -> Self {
+        Self { lease, ends, metrics, started: Instant::now() }
     }
 }
 
@@ -84,14 +90,14 @@ impl Handler<Drain> for Root {
     type Result = ();
 
     fn handle(&mut self, Drain { now }: Drain, _: &mut Self::Context) {
-        if now || self.draining.is_cancelled() {
+        if now || self.ends.draining.is_cancelled() {
             tracing::info!("stopping now");
-            self.stopping.cancel();
+            self.ends.stopping.cancel();
         } else {
             tracing::info!("draining");
         }
         self.lease.send_modify(|lease| lease.state = State::Draining);
-        self.draining.cancel();
+        self.ends.draining.cancel();
     }
 }
 
@@ -99,6 +105,10 @@ impl Handler<Observe> for Root {
     type Result = Observed;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Observed {
-        Observed { lease: self.lease.borrow().clone(), uptime_seconds: self.started.elapsed().as_secs() }
+        Observed {
+            lease: self.lease.borrow().clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            safe_to_stop: self.ends.drained.is_cancelled(),
+        }
     }
 }

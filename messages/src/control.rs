@@ -23,10 +23,17 @@ pub enum Control {
     KvSnapshot {},
     /// About a prompt that is computed elsewhere.
     Prefill(PrefillNews),
-    /// Go away: finish or hand over within the grace, at once if `now`.
+    /// Go away: finish or hand over within the grace, at once if `now`. Answered by [`Drained`] when that is done.
     Drain {
         now: bool,
     },
+}
+
+/// Nothing is left to be done here. The process ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Nobody misses the process if it is killed now.
+    pub safe_to_stop: bool,
 }
 
 /// Ends work for a request. Unknown ids leave a tombstone that later work meets.

@@ -54,6 +54,10 @@ pub enum Body<D> {
         instance: InstanceId,
         role: Role,
     },
+    /// From a router: this engine was offered the request and did not answer. It may have it, or have died of it.
+    Unanswered {
+        engine: InstanceId,
+    },
     /// The tokenizer's verdict: the prompt in tokens.
     Rendered {
         prompt: TokenIds,

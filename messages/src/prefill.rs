@@ -29,6 +29,9 @@ pub struct PrefillTask {
     pub priority: i32,
     /// Who lends slots and waits.
     pub decode: InstanceId,
+    /// The dispatch of the run: prefill's loads confirm it as decode's do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<(InstanceId, u64)>,
     /// How decode lays out a page, in the words of `kv::PageLayout`: a prefill that differs refuses with both.
     pub layout: String,
 }
@@ -57,6 +60,9 @@ pub enum PrefillNews {
     WantSlots {
         run: RunId,
         blocks: u32,
+        /// Leading blocks of the prompt that prefill's cache held: they were computed for others.
+        #[serde(default)]
+        cached_blocks: u32,
     },
     /// Every block was pushed.
     Done {

@@ -111,6 +111,7 @@ fn corpus() -> Vec<Bytes> {
         sampled_us: 4,
         frames: vec![
             Frame { request, attempt, run, body: Body::Delta(text) },
+            Frame { request, attempt, run: None, body: Body::Unanswered { engine: instance.clone() } },
             Frame { request, attempt, run, body: Body::Failed(Fault::new(FaultCode::Internal, "why")) },
         ],
         alive: Vec::new(),
@@ -133,13 +134,18 @@ fn corpus() -> Vec<Bytes> {
         held_blocks: 1,
         priority: 0,
         decode: instance.clone(),
+        dispatch: Some((instance.clone(), 5)),
         layout: "f16".to_owned(),
     };
     vec![
         codec::encode(&events),
         codec::encode(&KvSnapshot { instance: instance.clone(), epoch: 9, next: 2, blocks: blocks() }),
         codec::encode(&task),
-        codec::encode(&Control::Prefill(PrefillNews::WantSlots { run: RunId(7), blocks: 2 })),
+        codec::encode(&Control::Prefill(PrefillNews::WantSlots {
+            run: RunId(7),
+            blocks: 2,
+            cached_blocks: 1,
+        })),
         codec::encode(&ToTokenizer::Generate(Box::new(generate))),
         codec::encode(&submit),
         codec::encode(&tokens),

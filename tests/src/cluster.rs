@@ -153,11 +153,11 @@ impl Cluster {
     /// Starts one more process of a service; returns its place among the children.
     pub fn add(&mut self, service: Service) -> usize {
         let urls: Vec<String> = self.nats.iter().map(NatsServer::url).collect();
-        self.add_over(service, &urls.join(","))
+        self.add_over(service, &urls.join(","), &[])
     }
 
-    /// The same, with its own road to the nats-server.
-    pub fn add_over(&mut self, service: Service, nats_url: &str) -> usize {
+    /// The same, with its own road to the nats-server and flags of its own.
+    pub fn add_over(&mut self, service: Service, nats_url: &str, flags: &[String]) -> usize {
         let mut command = Command::new(stator());
         command.arg(service.name()).arg("--nats-url").arg(nats_url);
         match service {
@@ -174,6 +174,7 @@ impl Cluster {
         for (_, flags) in self.plan.flags.iter().filter(|(of, _)| *of == service) {
             command.args(flags);
         }
+        command.args(flags);
         if std::env::var_os("STATOR_TEST_LOG").is_some() {
             command.args(["--log-level", "debug"]);
         }
@@ -293,6 +294,26 @@ impl Cluster {
             })
             .await;
         }
+    }
+
+    /// What the n-th running process of a service logged after `key=`.
+    fn logged(&mut self, service: Service, n: usize, key: &str) -> Option<String> {
+        let output = self.child(service, n).output();
+        let (_, rest) = output.split_once(&format!("{key}="))?;
+        rest.split_whitespace().next().map(str::to_owned)
+    }
+
+    /// Name of the n-th running process of a service.
+    ///
+    /// # Panics
+    /// If it has not told it yet, as below.
+    pub fn instance(&mut self, service: Service, n: usize) -> String {
+        self.logged(service, n, "instance").expect("a process that started has logged its name")
+    }
+
+    /// Its admin listener.
+    pub fn admin_address(&mut self, service: Service, n: usize) -> String {
+        self.logged(service, n, "admin").expect("a process that started has logged its address")
     }
 
     /// Admin listeners of the running processes of a role, as their logs tell.

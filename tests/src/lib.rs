@@ -10,7 +10,7 @@ mod proxy;
 pub use child::Child;
 pub use cluster::{Cluster, Service};
 pub use nats::NatsServer;
-pub use proxy::Proxy;
+pub use proxy::{Network, Proxy};
 pub use rustix::process::Signal;
 
 use std::time::{Duration, Instant};

@@ -1,14 +1,28 @@
 use std::{io, net::SocketAddr};
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
 };
 
-/// A TCP proxy on loopback that can be cut, as a network can.
+/// What a network does to those who use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    Up,
+    /// Every connection breaks, and none can be made.
+    Cut,
+    /// Nothing breaks, and nothing arrives before it is up again.
+    Silent,
+}
+
+/// A TCP proxy on loopback that can fail as a network can.
 pub struct Proxy {
     address: SocketAddr,
-    open: watch::Sender<bool>,
+    network: watch::Sender<Network>,
 }
 
 impl Proxy {
@@ -19,35 +33,53 @@ impl Proxy {
     pub async fn to(target: String) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let (open, view) = watch::channel(true);
+        let (network, view) = watch::channel(Network::Up);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                if *view.borrow() {
-                    tokio::spawn(forward(client, target.clone(), view.clone()));
-                }
+                tokio::spawn(forward(client, target.clone(), view.clone()));
             }
         });
-        Ok(Self { address, open })
+        Ok(Self { address, network })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Breaks every connection and takes no new one.
-    pub fn cut(&self) {
-        self.open.send_replace(false);
-    }
-
-    pub fn heal(&self) {
-        self.open.send_replace(true);
+    pub fn becomes(&self, network: Network) {
+        self.network.send_replace(network);
     }
 }
 
-async fn forward(mut client: TcpStream, target: String, mut open: watch::Receiver<bool>) {
-    let Ok(mut server) = TcpStream::connect(target).await else { return };
+async fn forward(client: TcpStream, target: String, mut network: watch::Receiver<Network>) {
+    let view = network.clone();
+    let both = async {
+        arrives(view.clone()).await;
+        let Ok(server) = TcpStream::connect(target).await else { return };
+        for end in [&client, &server] {
+            let _ = end.set_nodelay(true);
+        }
+        let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+        tokio::join!(pump(from_client, to_server, view.clone()), pump(from_server, to_client, view));
+    };
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        _ = open.wait_for(|open| !open) => {}
+        () = both => {}
+        _ = network.wait_for(|network| *network == Network::Cut) => {}
+    }
+}
+
+/// Waits until what is sent arrives.
+async fn arrives(mut network: watch::Receiver<Network>) {
+    let _ = network.wait_for(|network| *network != Network::Silent).await;
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, network: watch::Receiver<Network>) {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut bytes).await.unwrap_or(0);
+        arrives(network.clone()).await;
+        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
     }
 }

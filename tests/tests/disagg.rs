@@ -12,6 +12,8 @@ const ALWAYS_REMOTE: [&str; 4] = ["--remote-prefill-tokens", "1", "--remote-pref
 /// A prefill engine so slow that it can be disturbed while it computes.
 const SLOW: [&str; 4] = ["--step-floor-ms", "100", "--chunked-prefill-size", "32"];
 const SLOTS: f64 = 16.0;
+/// Tokens of a block.
+const PAGE: u64 = 16;
 
 fn plan(transport: &str) -> Plan {
     let engine = ["--kv-transport", transport, "--transfer-slots", "16"];
@@ -119,6 +121,30 @@ async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_shared_memory() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_tcp() {
     gives_the_same_tokens_over("tcp").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_counts_what_a_cache_held_here_or_there_and_not_what_was_computed() {
+    let mut cluster = Cluster::start(plan("auto").ingresses(1)).await;
+    let request = chat(&long("the moon"));
+    let cached = async |cluster: &Cluster| {
+        let reply = cluster.http().post("/v1/chat/completions", &request).await.unwrap().json();
+        let usage = &reply["usage"];
+        let of = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{reply}"));
+        (of(&usage["prompt_tokens_details"]["cached_tokens"]), of(&usage["prompt_tokens"]))
+    };
+    let (cold, prompt) = cached(&cluster).await;
+    assert_eq!(cold, 0, "all of it was computed for this request");
+    let handed_over = (prompt - 1) / PAGE * PAGE;
+    assert!(handed_over > 0 && outcomes(&mut cluster, "done").await == 1.0, "{}", cluster.logs());
+
+    // An engine that knows nothing, beside the prefill engine that knows the prompt.
+    cluster.add(Service::Decode);
+    cluster.child(Service::Decode, 0).kill();
+    let (warm, _) = cached(&cluster).await;
+    assert_eq!(warm, handed_over, "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 1.0, "{}", cluster.logs());
+    clean(&mut cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 use stator_tests::{
     Cluster, Service, Signal,
-    cluster::Plan,
+    cluster::{Plan, stator},
     http::{Http, assemble},
     model::toy,
 };
@@ -148,6 +148,35 @@ async fn a_drained_engine_finishes_what_it_has_and_leaves() {
         let engine = cluster.child(Service::Decode, 0);
         engine.signal(Signal::TERM);
         assert!(engine.ended_within(Duration::from_secs(30)).await.is_some_and(|status| status.success()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_was_asked_for_says_when_nobody_would_miss_the_engine() {
+    let plan = Plan::of(toy()).replicas(1, 1, 3).with(Service::Decode, &PACED);
+    survives(plan, 8, async |cluster| {
+        let admin = Http::at(&cluster.admin_address(Service::Decode, 0));
+        let drained = tokio::spawn(async move { admin.post("/admin/drain?wait=true", &json!({})).await });
+        let instance = cluster.instance(Service::Decode, 1);
+        let nats = cluster.nats[0].url();
+        let command = tokio::process::Command::new(stator())
+            .args(["drain", &instance, "--nats-url", &nats])
+            .output()
+            .await
+            .unwrap();
+        let said: Value = serde_json::from_slice(&command.stdout).unwrap();
+        assert_eq!(said, json!({"instance": instance, "safe_to_stop": true}));
+        let reply = drained.await.unwrap().unwrap();
+        assert_eq!(reply.json(), json!({"state": "drained", "safe_to_stop": true}));
+        for _ in 0..2 {
+            let left = cluster.running(Service::Decode).len();
+            if left == 1 {
+                return;
+            }
+            let ended = cluster.child(Service::Decode, 0).ended_within(Duration::from_secs(5)).await;
+            assert!(ended.is_some_and(|status| status.success()), "{left} engines are left");
+        }
     })
     .await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stator_tests::{
-    Cluster, Proxy, Service,
+    Cluster, Network, Proxy, Service,
     cluster::{Plan, figure},
     eventually,
     http::{Http, assemble},
@@ -31,14 +31,14 @@ async fn an_engine_that_is_cut_off_ends_its_runs_and_comes_back_clean() {
     // The first engine goes; the one that is left reaches NATS through the proxy.
     let proxy = Proxy::to(cluster.nats[0].address()).await.unwrap();
     cluster.child(Service::Decode, 0).kill();
-    cluster.add_over(Service::Decode, &format!("nats://{}", proxy.address()));
+    cluster.add_over(Service::Decode, &format!("nats://{}", proxy.address()), &[]);
     cluster.ready().await;
     let streaming = tokio::spawn({
         let http = http.clone();
         async move { http.stream("/v1/chat/completions", &chat(1, 400), |_| {}).await }
     });
     assert_eq!(cluster.engine_with_a_run(Duration::from_secs(10)).await, 0);
-    proxy.cut();
+    proxy.becomes(Network::Cut);
     cluster.add(Service::Decode);
     let events = streaming.await.unwrap().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
     assert_eq!(assemble(&events).unwrap(), whole, "the other engine went on with the same tokens");
@@ -52,7 +52,7 @@ async fn an_engine_that_is_cut_off_ends_its_runs_and_comes_back_clean() {
         live(&cut_off).await.filter(|blocks| *blocks == 0.0)
     })
     .await;
-    proxy.heal();
+    proxy.becomes(Network::Up);
     cluster.ready().await;
     for i in 0..4 {
         let events = http.stream("/v1/chat/completions", &chat(i, 8), |_| {}).await.unwrap();

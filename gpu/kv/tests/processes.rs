@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
@@ -15,8 +16,8 @@ use std::{
 use kv::{
     PageLayout,
     transfer::{
-        Event, Grant, GrantEnd, GrantError, KvTransport, LinkConfig, PageIndex, Receiver, ReceiverConfig,
-        ShmTransport, SlotCounts, TcpTransport, TransferKey, Transports,
+        Event, Grant, GrantEnd, GrantError, KvTransport, LandedPage, LinkConfig, PageIndex, Receiver,
+        ReceiverConfig, ShmTransport, SlotCounts, TcpTransport, TransferKey, Transports,
     },
 };
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -130,6 +131,22 @@ impl Decode {
         }
     }
 
+    /// Lets so many pages go, in their order: one that came on another connection may have landed before those that
+    /// precede it. Then waits until the pages of a whole window are held.
+    fn holds_a_window_after(&self, pages: u32) -> Vec<LandedPage> {
+        let (mut held, mut gone) = (BTreeMap::new(), 0);
+        while gone < pages || held.len() < SLOTS as usize {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                Event::Landed(page) => held.insert(page.index().0, page),
+                Event::Ended { end, .. } => panic!("the grant ended: {end:?}"),
+            };
+            while gone < pages && held.remove(&gone).is_some() {
+                gone += 1;
+            }
+        }
+        held.into_values().collect()
+    }
+
     fn all_free(&self) {
         self.settles_at(SlotCounts { free: SLOTS, ..SlotCounts::default() });
     }
@@ -195,12 +212,8 @@ fn a_writer_stopped_while_it_is_revoked_spoils_nothing_when_it_wakes() {
         let decode = Decode::new(scheme);
         let grant = decode.receiver.grant(1_000, "prefill-1").unwrap();
         let mut writer = Writer::start(&grant, decode.folder.path());
-        let next = || decode.events.recv_timeout(PATIENCE).unwrap();
-        for _ in 0..20 {
-            assert!(matches!(next(), Event::Landed(_)));
-        }
         // With a whole window held the writer waits; it stops with leave to store to every slot.
-        let held = [next(), next()];
+        let held = decode.holds_a_window_after(20);
         writer.stop();
         drop(held);
         decode.receiver.revoke(grant.epoch);

@@ -17,6 +17,7 @@ use messages::{
     control::{Attached, Cancel, Control, Pong},
     frame::{Body, Frame, TextDelta, TokenDelta},
     lease::State,
+    prefill::PrefillNews,
     submit::{Custody, Submit},
 };
 use models::{Logprobs, SamplingParams};
@@ -354,6 +355,10 @@ impl Service for EngineActor {
             }
             Control::KvSnapshot {} => self.broadcast.snapshot(reply),
             Control::Prefill(news) => {
+                if let PrefillNews::WantSlots { run, cached_blocks, .. } = news {
+                    let tokens = cached_blocks.saturating_mul(self.device.spec.page_size);
+                    self.runs.lock().cached_elsewhere(run, tokens);
+                }
                 if let Some(remote) = &self.remote {
                     remote.news(news, reply);
                 }

@@ -81,8 +81,9 @@ impl PrefillActor {
 
     fn event(self: &Arc<Self>, event: Event) {
         match event {
-            Event::Started { run, .. } => {
-                tokio::spawn(self.clone().serve(RunId(run.0)));
+            Event::Started { run, cached_tokens, .. } => {
+                let cached_blocks = cached_tokens / self.layout.page_size;
+                tokio::spawn(self.clone().serve(RunId(run.0), cached_blocks));
             }
             Event::BlocksComputed { run, blocks } => {
                 self.device.feeds.computed(run, blocks);
@@ -127,7 +128,7 @@ impl PrefillActor {
     }
 
     fn beat(&self) {
-        metrics::gauge!("stator_engine_runs_live").set(self.tasks.lock().len() as f64);
+        self.tasks.lock().tell();
         if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
             // Whoever waited computes by itself by now.
             let all = self.tasks.lock().all();
@@ -195,7 +196,7 @@ impl PrefillActor {
             return Err(Fault::new(FaultCode::Internal, "the task is here already"));
         }
         let feed = self.device.feeds.open(run);
-        if self.device.command(Command::Admit { request, dispatch: None }).is_err() {
+        if self.device.command(Command::Admit { request, dispatch: task.dispatch.clone() }).is_err() {
             self.device.feeds.close(run);
             let fault = Fault::new(FaultCode::Overloaded, "the engine's intake is full");
             return Err(fault.retry_after(RETRY_AFTER_MS));
@@ -234,9 +235,10 @@ impl PrefillActor {
     }
 
     /// Gets slots for a task that is being computed and pushes its blocks into them.
-    async fn serve(self: Arc<Self>, run: RunId) {
+    async fn serve(self: Arc<Self>, run: RunId, cached_blocks: u32) {
         let Some((decode, first, blocks)) = self.tasks.lock().wants(run) else { return };
-        let Some(grant) = self.slots(run, &decode, blocks).await else { return };
+        let want = PrefillNews::WantSlots { run, blocks, cached_blocks };
+        let Some(grant) = self.slots(run, &decode, want).await else { return };
         let Some(pieces) = self.tasks.lock().take_feed(run) else {
             self.tell(&decode, PrefillNews::Closed { epoch: grant.epoch.0 });
             return;
@@ -277,8 +279,8 @@ impl PrefillActor {
     }
 
     /// Asks for slots until there are some, or the task is no more.
-    async fn slots(&self, run: RunId, decode: &messages::InstanceId, blocks: u32) -> Option<Grant> {
-        let want = Control::Prefill(PrefillNews::WantSlots { run, blocks });
+    async fn slots(&self, run: RunId, decode: &messages::InstanceId, want: PrefillNews) -> Option<Grant> {
+        let want = Control::Prefill(want);
         while self.tasks.lock().knows(run) {
             match self.context.bus.ask(self.control_of(decode), None, &want, ACCEPT_WITHIN).await {
                 Ok(SlotAnswer::Granted(grant)) => match codec::decode(&grant) {

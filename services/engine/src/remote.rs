@@ -106,7 +106,7 @@ impl Remote {
             PrefillNews::Pulse { run, remaining_ms, .. } => {
                 self.hear(run, News::Going { remaining: Duration::from_millis(remaining_ms.into()) });
             }
-            PrefillNews::WantSlots { run, blocks } => reply.send(&self.lend(run, blocks)),
+            PrefillNews::WantSlots { run, blocks, .. } => reply.send(&self.lend(run, blocks)),
             // What counts is what has landed.
             PrefillNews::Done { .. } => {}
             PrefillNews::Failed { run, fault } => {

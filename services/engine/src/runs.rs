@@ -49,7 +49,7 @@ impl Runs {
     }
 
     /// Takes the events of a step and appends the frames they make, those of one choice joined. Returns which
-    /// dispatches began, each with the tokens of its prompt that the cache held.
+    /// dispatches began, each with the tokens of its prompt that the cache of this engine held.
     pub fn step(&mut self, events: Vec<Event>, frames: &mut Vec<Addressed>) -> Vec<(Dispatch, u32)> {
         let mut began = Vec::new();
         for event in events {
@@ -60,9 +60,9 @@ impl Runs {
             }
             match event {
                 Event::Started { cached_tokens, queue_time, .. } => {
-                    let cached_tokens = log.cached(cached_tokens);
-                    frames.push(log.started(cached_tokens, queue_time));
-                    began.extend(log.dispatch.take().map(|dispatch| (dispatch, cached_tokens)));
+                    let here = cached_tokens.min(log.cached_here);
+                    began.extend(log.dispatch.take().map(|dispatch| (dispatch, here)));
+                    frames.push(log.started(log.cached(cached_tokens), queue_time));
                 }
                 Event::PromptScored { first, tokens, .. } => frames.push(log.scored(first, &tokens)),
                 Event::Token { choice, position, token, logprob, top, .. } => {
@@ -85,7 +85,14 @@ impl Runs {
     /// A run waits for others to compute its prompt but for these tokens, which were cached here.
     pub fn waits(&mut self, run: RunId, cached_tokens: u32) {
         if let Some(log) = self.by_run.get_mut(&run) {
-            log.cached_at_most = cached_tokens;
+            log.cached_here = cached_tokens;
+        }
+    }
+
+    /// The engine that computes a run's prompt had these of its tokens in its cache.
+    pub fn cached_elsewhere(&mut self, run: RunId, tokens: u32) {
+        if let Some(log) = self.by_run.get_mut(&run) {
+            log.cached_elsewhere = tokens;
         }
     }
 

@@ -22,7 +22,7 @@ use actors::{
     tombstones::Tombstones,
 };
 use messages::{
-    Attempt, Envelope, Fault, FaultCode, InstanceId, Pool, Role,
+    Attempt, Envelope, Fault, FaultCode, InstanceId, Pool, Role, RunId,
     block::ClusterKey,
     control::{Cancel, Control, Pong},
     frame::{Body, Frame, Pulse, TextDelta},
@@ -200,9 +200,9 @@ impl RouterActor {
         })
     }
 
-    fn say(&self, envelope: &Envelope, ingress: &InstanceId, body: Body<TextDelta>) {
+    fn say(&self, envelope: &Envelope, ingress: &InstanceId, run: Option<RunId>, body: Body<TextDelta>) {
         let (request, attempt) = (envelope.request, envelope.attempt);
-        self.outbox.push(ingress, Frame { request, attempt, run: None, body });
+        self.outbox.push(ingress, Frame { request, attempt, run, body });
         self.outbox.flush(0, None);
     }
 
@@ -232,7 +232,7 @@ impl Service for RouterActor {
         };
         let instance = self.context.me.instance.clone();
         reply.send(&Custody::Accepted { instance: instance.clone() });
-        self.say(&envelope, &submit.ingress, Body::Accepted { instance, role: Role::Router });
+        self.say(&envelope, &submit.ingress, None, Body::Accepted { instance, role: Role::Router });
         let Some(itself) = self.itself.upgrade() else { return };
         let deployment = self.deployment(&submit.pool);
         let job = Job { envelope, submit, taken: Instant::now(), cancelled, deployment };

@@ -1,15 +1,22 @@
-//! `stator drain`: asks one instance to go.
+//! `stator drain`: asks one instance to go, and waits until nobody would miss it.
 
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use futures_util::StreamExt;
-use messages::{InstanceId, codec, control::Control, lease::Lease, subject};
+use messages::{
+    InstanceId, codec,
+    control::{Control, Drained},
+    lease::Lease,
+    subject,
+};
 
 use crate::bus::{Cluster, ClusterArgs};
 
 /// How long the bucket of leases may take to answer.
 const LOOK_FOR: Duration = Duration::from_secs(5);
+/// How often it is looked whether an instance that drains is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct DrainArgs {
@@ -28,25 +35,46 @@ pub fn run(args: DrainArgs) -> anyhow::Result<ExitCode> {
 
 async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
     let cluster = args.cluster.connect().await?;
-    let leases =
-        tokio::time::timeout(LOOK_FOR, leases(&cluster)).await.context("no answer from jetstream")??;
+    let all = live(&cluster).await?;
     let Some(instance) = args.instance else {
-        for lease in &leases {
+        for lease in &all {
             let name = lease.card.as_ref().map_or("-", |card| card.name.as_str());
             println!("{}\t{:?}\t{}\tpid {}\t{name}", lease.instance, lease.state, lease.host, lease.pid);
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let lease = leases
+    let lease = all
         .iter()
         .find(|lease| lease.instance == instance)
         .with_context(|| format!("no live instance '{instance}'; `stator drain` lists those there are"))?;
     let to = subject::instance_control(&cluster.namespace, lease.role, &lease.pool, &instance);
+    let inbox = cluster.client.new_inbox();
+    let mut answers = cluster.client.subscribe(inbox.clone()).await?;
     let body = codec::encode(&Control::Drain { now: args.now });
-    cluster.client.publish(to, body).await?;
+    cluster.client.publish_with_reply(to, inbox, body).await?;
     cluster.client.flush().await?;
     eprintln!("{instance} was asked to drain");
-    Ok(ExitCode::SUCCESS)
+    loop {
+        tokio::select! {
+            Some(answer) = answers.next() => {
+                let Drained { safe_to_stop } = codec::decode(&answer.payload)
+                    .with_context(|| format!("{instance} does not listen: is it hung, or gone just now?"))?;
+                println!("{}", serde_json::json!({"instance": instance, "safe_to_stop": safe_to_stop}));
+                return Ok(ExitCode::SUCCESS);
+            }
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                anyhow::ensure!(
+                    live(&cluster).await?.iter().any(|lease| lease.instance == instance),
+                    "{instance} went away without a word: what it held is repaired by others"
+                );
+            }
+        }
+    }
+}
+
+/// Every live instance, soon.
+async fn live(cluster: &Cluster) -> anyhow::Result<Vec<Lease>> {
+    tokio::time::timeout(LOOK_FOR, leases(cluster)).await.context("no answer from jetstream")?
 }
 
 /// Every live instance, by name.

@@ -3,7 +3,7 @@
 mod live;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,8 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 const UNHEARD_AFTER: Duration = Duration::from_secs(600);
 /// How long the terminal frame of a run may follow the end of its last choice before it counts as lost.
 const CLOSED_AFTER: Duration = Duration::from_millis(250);
+/// A run that nobody wants any more and that still brings tokens after this long is cancelled again.
+const CANCEL_AGAIN: Duration = Duration::from_secs(1);
 /// Ended requests that are remembered, so that what an engine still sends of them is known for what it is.
 const REMEMBERED: usize = 4096;
 
@@ -213,8 +215,9 @@ impl Requests {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        let Some(live) = self.by_request.get_mut(&frame.request) else {
-            return self.stranger(from, &frame, out);
+        let live = self.by_request.get_mut(&frame.request);
+        let Some(live) = live.filter(|live| frame.attempt >= live.attempt) else {
+            return self.stranger(from, &frame, now, out);
         };
         if !live.prepared || frame.attempt != live.attempt || !live.listens(from, frame.run, now, out) {
             return;
@@ -246,16 +249,16 @@ impl Requests {
         }
     }
 
-    /// A frame of a request that is not here (any more).
-    fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, out: &mut Vec<Action>) {
-        let Body::Delta(delta) = &frame.body else { return };
+    /// A frame of a request that is not here (any more), or of an attempt that another one follows.
+    fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, now: Instant, out: &mut Vec<Action>) {
+        let (Body::Delta(delta), Some(run)) = (&frame.body, frame.run) else { return };
         if self.released.contains(frame.request) {
             return;
         }
         if self.ended.contains(frame.request) {
             metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(delta.ids.len() as u64);
-        } else if let Some(run) = frame.run {
-            self.ended.remember(frame.request);
+        }
+        if self.ended.is_unwanted(frame.request, now) {
             out.push(Action::Cancel { at: from.engine(), cancel: whole(frame.request, frame.attempt, run) });
         }
     }
@@ -283,18 +286,19 @@ fn whole(request: RequestId, attempt: Attempt, run: RunId) -> Cancel {
     Cancel { request, attempt, run: Some(run), choice: None }
 }
 
-/// The last requests that ended.
+/// The last requests that ended, each with the moment since which it is heard of all the same.
 #[derive(Debug, Default)]
 struct Ended {
     order: VecDeque<RequestId>,
-    known: HashSet<RequestId>,
+    known: HashMap<RequestId, Option<Instant>>,
 }
 
 impl Ended {
     fn remember(&mut self, request: RequestId) {
-        if self.known.insert(request) {
+        self.known.entry(request).or_insert_with(|| {
             self.order.push_back(request);
-        }
+            None
+        });
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
@@ -303,7 +307,21 @@ impl Ended {
     }
 
     fn contains(&self, request: RequestId) -> bool {
-        self.known.contains(&request)
+        self.known.contains_key(&request)
+    }
+
+    /// Notes that a run of the request is at work; true if it has to be told to stop. Whoever ended the request has
+    /// told it so, which may take a moment or get lost.
+    fn is_unwanted(&mut self, request: RequestId, now: Instant) -> bool {
+        let was_known = self.contains(request);
+        self.remember(request);
+        let Some(heard) = self.known.get_mut(&request) else { return false };
+        let since = *heard.get_or_insert(now);
+        if was_known && now.saturating_duration_since(since) < CANCEL_AGAIN {
+            return false;
+        }
+        *heard = Some(now);
+        true
     }
 }
 

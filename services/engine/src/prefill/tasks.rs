@@ -45,13 +45,20 @@ impl Tasks {
 
     pub fn insert(&mut self, task: Task) {
         self.tasks.push(task);
+        self.tell();
     }
 
     /// False if it was not here.
     pub fn remove(&mut self, run: RunId) -> bool {
         let before = self.tasks.len();
         self.tasks.retain(|task| task.run != run);
+        self.tell();
         self.tasks.len() < before
+    }
+
+    /// Sets the gauge of live tasks.
+    pub fn tell(&self) {
+        metrics::gauge!("stator_engine_runs_live").set(self.tasks.len() as f64);
     }
 
     fn get_mut(&mut self, run: RunId) -> Option<&mut Task> {

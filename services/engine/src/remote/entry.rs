@@ -35,6 +35,7 @@ impl Entry {
             held_blocks: 0,
             priority: submit.priority,
             decode,
+            dispatch: submit.dispatch.clone(),
             layout,
         };
         Self {

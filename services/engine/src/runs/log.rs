@@ -23,8 +23,10 @@ pub struct RunLog {
     /// To be told once the run begins.
     pub(super) dispatch: Option<Dispatch>,
     started: Option<(u32, u64)>,
-    /// Of its prompt, in tokens; what was computed elsewhere for it was not cached.
-    pub(super) cached_at_most: u32,
+    /// Tokens of its prompt that the cache here can have held: those computed elsewhere came later.
+    pub(super) cached_here: u32,
+    /// The same of the cache of whoever computed the prompt.
+    pub(super) cached_elsewhere: u32,
     scores: Vec<(u32, Vec<TokenLogprobs>)>,
     choices: BTreeMap<u32, ChoiceLog>,
     pub(super) fault: Option<Fault>,
@@ -61,7 +63,8 @@ impl RunLog {
             ingress: submit.ingress.clone(),
             dispatch: submit.dispatch.clone(),
             started: None,
-            cached_at_most: u32::MAX,
+            cached_here: u32::MAX,
+            cached_elsewhere: 0,
             scores: Vec::new(),
             choices: submit.choices.iter().map(|c| (c.index, choice(c.output.len() as u32))).collect(),
             fault: None,
@@ -76,8 +79,9 @@ impl RunLog {
         }
     }
 
+    /// Of `tokens` that had not to be computed here, those that nobody computed for this run.
     pub(super) fn cached(&self, tokens: u32) -> u32 {
-        tokens.min(self.cached_at_most)
+        tokens.min(self.cached_here.max(self.cached_elsewhere))
     }
 
     pub(super) fn started(&mut self, cached_tokens: u32, queue_time: Duration) -> Addressed {

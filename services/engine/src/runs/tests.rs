@@ -130,3 +130,27 @@ fn runs_without_frames_show_a_sign_of_life_to_their_inbox() {
     assert_eq!((alive.run, alive.reached.as_slice()), (Some(RunId(1)), [(0, 1)].as_slice()));
     assert!(runs.silent(Instant::now() - Duration::from_secs(1)).is_empty());
 }
+
+#[test]
+fn tokens_computed_for_this_run_elsewhere_are_not_cached_ones() {
+    let started =
+        |cached_tokens| Event::Started { run: RunKey(1), cached_tokens, queue_time: Duration::ZERO };
+    let told = |here: u32, elsewhere: Option<u32>| {
+        let mut runs = Runs::default();
+        let dispatch = Some(("router-1".parse().unwrap(), 4));
+        let submit = Submit { dispatch, ..submit(&[(0, &[])]) };
+        runs.insert(RunLog::new(RequestId::mint(), Attempt::FIRST, RunId(1), &submit));
+        runs.waits(RunId(1), here);
+        elsewhere.into_iter().for_each(|tokens| runs.cached_elsewhere(RunId(1), tokens));
+        let mut frames = Vec::new();
+        let began = runs.step(vec![started(64)], &mut frames);
+        match &frames[0].1.body {
+            Body::Started { cached_tokens, .. } => (*cached_tokens, began[0].1),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(16, None), (16, 16));
+    assert_eq!(told(16, Some(48)), (48, 16), "routers learn what this engine's cache was worth");
+    assert_eq!(told(32, Some(16)), (32, 32));
+    assert_eq!(told(0, Some(96)), (64, 0), "what has not landed was computed here");
+}

@@ -7,7 +7,7 @@ use std::{
 
 use actors::{
     bus::AskError,
-    custody::{hand_over, prefer},
+    custody::{ACCEPT_WITHIN, hand_over, prefer},
 };
 use messages::{
     Fault, FaultCode, InstanceId, Role, codec,
@@ -84,7 +84,7 @@ impl Desk {
             let subject = subject::instance_requests(bus.namespace(), Role::Tokenizer, pool, tokenizer);
             (subject, body.clone())
         };
-        hand_over(bus, &self.suspects, &trip.envelope(now), now + OFFER_FOR, choose, message).await
+        hand_over(bus, &self.suspects, &trip.envelope(now), now + OFFER_FOR, choose, message, |_| true).await
     }
 
     /// The tokenizers of a pool, beginning with another one each time.
@@ -113,6 +113,22 @@ impl Desk {
             tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
             self.departed(&question.instance);
         }
+    }
+
+    /// Those of `engines` that are dead beyond doubt: at none of them anybody listens.
+    pub(super) async fn dead_of(&self, engines: &[InstanceId], trip: &Trip) -> Vec<InstanceId> {
+        let asked = engines.iter().map(|engine| async move {
+            let question = Question {
+                role: Role::Decode,
+                instance: engine.clone(),
+                request: trip.request,
+                run: None,
+                asked: Instant::now(),
+            };
+            let lost = tokio::time::timeout(ACCEPT_WITHIN, self.ping(trip, &question)).await;
+            matches!(lost, Ok(Answer::Dead)).then(|| engine.clone())
+        });
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     async fn ping(&self, trip: &Trip, question: &Question) -> Answer {

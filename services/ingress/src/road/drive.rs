@@ -79,11 +79,18 @@ async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
 }
 
 async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fault> {
-    let (trouble, remedy, attempt) = {
+    let (trouble, unanswered) = {
         let mut passage = trip.passage();
         let Some(trouble) = passage.take_trouble() else { return Ok(()) };
-        let remedy = record.remedy(&trouble, &passage, Instant::now());
-        (trouble, remedy, passage.attempt())
+        (trouble, passage.take_unanswered())
+    };
+    let silent = record.unanswered(unanswered, &trouble);
+    for engine in desk.dead_of(&silent, trip).await {
+        record.died(&engine);
+    }
+    let (remedy, attempt) = {
+        let passage = trip.passage();
+        (record.remedy(&trouble, &passage, Instant::now()), passage.attempt())
     };
     if let Trouble::Dead { instance, .. } = &trouble {
         desk.suspects.mark(instance);

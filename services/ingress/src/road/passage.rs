@@ -70,6 +70,8 @@ pub struct Passage {
     in_custody: bool,
     over: bool,
     trouble: Option<Trouble>,
+    /// Engines that were offered this attempt and did not answer.
+    unanswered: Vec<InstanceId>,
     /// A repair by attach is under way: gaps are its business.
     mending: Option<Instant>,
     /// A batch of the tokenizer was lost, perhaps with frames of this request.
@@ -121,6 +123,7 @@ impl Passage {
             in_custody: false,
             over: false,
             trouble: None,
+            unanswered: Vec::new(),
             mending: None,
             doubt: None,
             progress: now,
@@ -176,6 +179,11 @@ impl Passage {
 
     pub fn take_trouble(&mut self) -> Option<Trouble> {
         self.trouble.take()
+    }
+
+    /// Engines that may have had the request without a word, and have died of it; each is told once.
+    pub fn take_unanswered(&mut self) -> Vec<InstanceId> {
+        std::mem::take(&mut self.unanswered)
     }
 
     /// Where the run is that an attach could follow.
@@ -241,6 +249,10 @@ impl Passage {
             Body::Accepted { instance, role } => {
                 self.in_custody |= matches!(role, Role::Router | Role::Decode);
                 self.holders.set(role, &instance, now);
+                Effect::Nothing
+            }
+            Body::Unanswered { engine } => {
+                self.unanswered.push(engine);
                 Effect::Nothing
             }
             Body::Rendered { prompt } => {

@@ -35,6 +35,8 @@ pub struct Record {
     attempts: u32,
     /// Engines that died with the request aboard.
     graves: Vec<InstanceId>,
+    /// Engines that did not answer when they were offered it, and were not found dead yet.
+    silent: Vec<InstanceId>,
     /// Instances to be avoided.
     avoid: Vec<InstanceId>,
     replays: u32,
@@ -49,6 +51,7 @@ impl Record {
         Self {
             attempts: 1,
             graves: Vec::new(),
+            silent: Vec::new(),
             avoid: Vec::new(),
             replays: 0,
             output: 0,
@@ -66,6 +69,32 @@ impl Record {
         self.graves.len() >= ALONE_AFTER
     }
 
+    /// These engines did not answer when they were offered the request: they are to be avoided, and asked whether they
+    /// live when there is trouble with an engine. Returns all that are to be asked about this trouble.
+    pub fn unanswered(&mut self, engines: Vec<InstanceId>, trouble: &Trouble) -> Vec<InstanceId> {
+        for engine in engines {
+            self.shun(&engine);
+            if !self.silent.contains(&engine) {
+                self.silent.push(engine);
+            }
+        }
+        let of_engines = match trouble {
+            Trouble::Dead { role, .. } => *role == Role::Decode,
+            Trouble::Failed(fault) => matches!(fault.code, FaultCode::EngineFault | FaultCode::NoInstance),
+            Trouble::Lost | Trouble::Forgotten => false,
+        };
+        if of_engines { self.silent.clone() } else { Vec::new() }
+    }
+
+    /// This engine is dead, and was offered the request before it died.
+    pub fn died(&mut self, engine: &InstanceId) {
+        self.silent.retain(|silent| silent != engine);
+        self.shun(engine);
+        if !self.graves.contains(engine) {
+            self.graves.push(engine.clone());
+        }
+    }
+
     pub fn hold_until(&self) -> Instant {
         self.hold_until
     }
@@ -77,6 +106,21 @@ impl Record {
             self.replays = 0;
             self.hold_until = now + self.hold;
         }
+        let engine = || passage.holders().engine.as_ref().map(|holder| holder.instance.clone());
+        let grave = match trouble {
+            Trouble::Dead { role: Role::Decode, instance } => Some(instance.clone()),
+            Trouble::Failed(fault) if fault.code == FaultCode::EngineFault && !passage.is_mending() => {
+                engine()
+            }
+            _ => None,
+        };
+        if let Some(engine) = grave {
+            self.died(&engine);
+        }
+        if self.graves.len() >= DEATHS {
+            let text = format!("{DEATHS} engines died with this request aboard");
+            return Remedy::GiveUp(Fault::new(FaultCode::EngineFault, text));
+        }
         match trouble {
             Trouble::Lost => self.replay(passage),
             Trouble::Forgotten => self.again(Duration::ZERO, "the request was lost on the way"),
@@ -84,7 +128,7 @@ impl Record {
                 self.shun(instance);
                 self.replay(passage)
             }
-            Trouble::Dead { role: Role::Decode, instance } => self.death(instance),
+            Trouble::Dead { role: Role::Decode, .. } => self.again(Duration::ZERO, "the engine died"),
             Trouble::Dead { instance, .. } => {
                 self.shun(instance);
                 self.again(Duration::ZERO, "the router that held the request died")
@@ -103,37 +147,16 @@ impl Record {
         }
     }
 
-    fn death(&mut self, engine: &InstanceId) -> Remedy {
-        self.shun(engine);
-        if !self.graves.contains(engine) {
-            self.graves.push(engine.clone());
-        }
-        if self.graves.len() >= DEATHS {
-            let text = format!("{DEATHS} engines died with this request aboard");
-            return Remedy::GiveUp(Fault::new(FaultCode::EngineFault, text));
-        }
-        self.again(Duration::ZERO, "the engine died")
-    }
-
     fn failed(&mut self, fault: &Fault, passage: &Passage, now: Instant) -> Remedy {
         if passage.is_mending() && fault.code != FaultCode::InvalidRequest {
             return self.again(Duration::ZERO, "the run could not be followed");
         }
         match fault.code {
-            FaultCode::EngineFault => {
-                let engine = passage.holders().engine.as_ref().map(|holder| holder.instance.clone());
-                match engine {
-                    Some(engine) => self.death(&engine),
-                    None => self.again(BACK_OFF, &fault.message),
-                }
-            }
+            FaultCode::EngineFault => self.again(BACK_OFF, &fault.message),
             // What has not begun is refused rather than tried again: a retry would add to the load.
             FaultCode::Overloaded if !passage.has_begun() => Remedy::GiveUp(fault.clone()),
-            FaultCode::Overloaded => {
-                let wait = fault.retry_after_ms.map_or(BACK_OFF, |ms| Duration::from_millis(ms.into()));
-                self.again(wait.min(BACK_OFF_AT_MOST), &fault.message)
-            }
-            FaultCode::NoInstance if now < self.hold_until => Remedy::Again { wait: BACK_OFF_AT_MOST },
+            FaultCode::Overloaded => self.again(pause(fault), &fault.message),
+            FaultCode::NoInstance if now < self.hold_until => Remedy::Again { wait: pause(fault) },
             FaultCode::Draining | FaultCode::Cancelled => {
                 let doubled = BACK_OFF * 2u32.pow(self.attempts - 1);
                 self.again(doubled.min(BACK_OFF_AT_MOST), &fault.message)
@@ -157,6 +180,11 @@ impl Record {
             self.avoid.push(instance.clone());
         }
     }
+}
+
+/// How long to wait after a refusal.
+fn pause(fault: &Fault) -> Duration {
+    fault.retry_after_ms.map_or(BACK_OFF_AT_MOST, |ms| Duration::from_millis(ms.into())).min(BACK_OFF_AT_MOST)
 }
 
 /// The name of a trouble in metrics and logs.

@@ -1,6 +1,7 @@
 //! The way of one request through the router: its turn, an engine, and the handing over.
 
 use std::{
+    collections::HashSet,
     future::Future,
     time::{Duration, Instant},
 };
@@ -19,6 +20,11 @@ use crate::{
 /// How long engines that refuse or do not answer are tried before the request fails.
 const DISPATCH_WITHIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Engines that may leave the offer of a request unanswered before it goes back to ingress, which finds out whether
+/// they died of it.
+const UNANSWERED_AT_MOST: usize = 2;
+/// The same of a request that engines have died under.
+const UNANSWERED_ALONE: usize = 1;
 
 /// The dispatch that is under way.
 struct Offered {
@@ -52,7 +58,7 @@ impl RouterActor {
             }
             Err(fault) => {
                 tracing::debug!(request = %envelope.request, %fault, "not dispatched");
-                self.say(&envelope, &submit.ingress, Body::Failed(fault));
+                self.say(&envelope, &submit.ingress, None, Body::Failed(fault));
                 "failed"
             }
         };
@@ -72,12 +78,14 @@ impl RouterActor {
         }
         let hold_until = job.taken + Duration::from_secs(self.settings.hold_when_empty);
         let until = deadline.map_or(hold_until, |deadline| hold_until.min(deadline));
+        let unanswered = Mutex::new(HashSet::new());
         loop {
             self.wait_for_engines(job, until).await?;
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Err(too_late());
             }
-            match self.offer(job, deadline, &mut grant).await {
+            match self.offer(job, deadline, &mut grant, &unanswered).await {
+                Err(_) if unanswered.lock().len() >= patience(job) => return Err(silent()),
                 // Whoever was alive has vanished meanwhile: hold on.
                 Err(Fault { code: FaultCode::NoInstance, .. }) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
@@ -123,6 +131,7 @@ impl RouterActor {
         job: &Job,
         deadline: Option<Instant>,
         grant: &mut Option<Grant>,
+        unanswered: &Mutex<HashSet<InstanceId>>,
     ) -> Result<InstanceId, Fault> {
         let bus = &self.context.bus;
         let give_up = Instant::now() + DISPATCH_WITHIN;
@@ -148,13 +157,23 @@ impl RouterActor {
             let subject = subject::instance_requests(bus.namespace(), Role::Decode, &submit.pool, engine);
             (subject, codec::encode(&submit))
         };
-        let outcome = hand_over(bus, &self.suspects, &envelope, give_up, choose, message).await;
+        let silence = |engine: &InstanceId| {
+            let body = Body::Unanswered { engine: engine.clone() };
+            self.say(&job.envelope, &job.submit.ingress, None, body);
+            let mut unanswered = unanswered.lock();
+            unanswered.insert(engine.clone());
+            unanswered.len() < patience(job)
+        };
+        let outcome = hand_over(bus, &self.suspects, &envelope, give_up, choose, message, silence).await;
         let under_way = under_way.lock().take();
         match (&outcome, under_way) {
             (Ok(_), Some(Offered { number, engine, .. })) => {
                 self.ledger.lock().close(number, Outcome::Accepted);
+                // The engine tells ingress itself, unless it dies first.
+                let accepted = Body::Accepted { instance: engine.clone(), role: Role::Decode };
+                self.say(&job.envelope, &job.submit.ingress, submit.run, accepted);
                 if job.submit.alone {
-                    job.deployment.lock().suspect_sent(job.envelope.request, &engine, number);
+                    job.deployment.lock().suspect_sent(job.envelope.request, &engine, number, Instant::now());
                 }
             }
             (_, under_way) => self.not_taken(job, under_way),
@@ -199,6 +218,15 @@ impl RouterActor {
         let lease = job.deployment.lock().decode.members().first().map(|member| member.lease.clone());
         lease.map_or_else(Chain::default, |lease| Chain::of(&self.key, &lease, &job.submit))
     }
+}
+
+fn patience(job: &Job) -> usize {
+    if job.submit.alone { UNANSWERED_ALONE } else { UNANSWERED_AT_MOST }
+}
+
+fn silent() -> Fault {
+    let text = "the engines that were offered the request do not answer";
+    Fault::new(FaultCode::NoInstance, text).retry_after(PAUSE.as_millis() as u32)
 }
 
 fn too_late() -> Fault {

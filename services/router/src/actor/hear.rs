@@ -88,8 +88,8 @@ impl RouterActor {
         let (engine, started) = (load.instance.clone(), std::mem::take(&mut load.started));
         {
             let mut state = deployment.lock();
-            state.suspect_heard(&load, &self.context.me.instance);
             let now = Instant::now();
+            state.suspect_heard(&load, &self.context.me.instance, now);
             if let Some(fleet) = state.fleet_of(&engine) {
                 fleet.heard_load(load, &self.context.me.instance, now);
             }

@@ -226,12 +226,30 @@ fn one_suspect_runs_in_a_pool_until_its_engine_reports_that_it_is_over() {
     let mut state = here.lock();
     assert!(state.take_suspect(first, now));
     assert!(!state.take_suspect(second, now));
-    state.suspect_sent(first, &id("a"), 7);
+    state.suspect_sent(first, &id("a"), 7, now);
     let seen = |number, alone| Load { seen: vec![(me.clone(), number)], alone, ..load("a", 9, 1) };
     for (report, over) in [(seen(6, false), false), (seen(7, true), false), (seen(7, false), true)] {
-        state.suspect_heard(&report, &me);
+        state.suspect_heard(&report, &me, now);
         assert_eq!(state.take_suspect(second, now), over);
     }
+}
+
+#[test]
+fn a_suspect_holds_the_place_no_longer_than_its_engine_or_a_report_that_names_no_dispatch() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let (first, second, now) = (RequestId::mint(), RequestId::mint(), Instant::now());
+    let mut state = here.lock();
+    assert!(state.take_suspect(first, now));
+    state.suspect_sent(first, &id("a"), 7, now);
+    state.suspect_heard(&load("a", 1, 0), &id("router-1"), now);
+    assert!(!state.take_suspect(second, now), "the report may be older than the dispatch");
+    let later = now + std::time::Duration::from_secs(1);
+    state.suspect_heard(&load("a", 2, 0), &id("router-1"), later);
+    assert!(state.take_suspect(second, later));
+
+    assert!(state.take_suspect(second, later), "it comes again: its engine is gone");
+    state.suspect_sent(second, &id("dead"), 8, later);
+    assert!(state.take_suspect(first, later), "the engine had gone before it was noted");
 }
 
 #[test]

@@ -232,7 +232,8 @@ impl TokenizerActor {
             let pool = Pool::routers();
             (subject::instance_requests(bus.namespace(), Role::Router, &pool, router), body.clone())
         };
-        hand_over(bus, &self.suspects, envelope, now + left.min(SUBMIT_WITHIN), choose, message).await
+        hand_over(bus, &self.suspects, envelope, now + left.min(SUBMIT_WITHIN), choose, message, |_| true)
+            .await
     }
 
     /// The live routers, beginning with another one each time, those to be avoided last.

@@ -169,7 +169,7 @@ impl Live {
     ) -> Verdict {
         match body {
             // The engine tells ingress itself.
-            Body::Accepted { .. } | Body::Rendered { .. } => {}
+            Body::Accepted { .. } | Body::Unanswered { .. } | Body::Rendered { .. } => {}
             Body::Started { cached_tokens, queued_us } => {
                 self.cached_tokens = cached_tokens;
                 self.tell(Body::Started { cached_tokens, queued_us }, now, out);

@@ -225,6 +225,29 @@ fn a_run_that_nobody_here_wants_is_cancelled() {
 }
 
 #[test]
+fn a_run_whose_cancel_went_lost_is_cancelled_again() {
+    let mut bench = Bench::new(1, &[]);
+    let all = Cancel { request: bench.request, attempt: ATTEMPT, run: None, choice: None };
+    assert!(bench.requests.cancel(&all));
+    assert_eq!(bench.tokens(0, 0, "a", None), [], "the cancel may be on its way");
+    bench.now += CANCEL_AGAIN;
+    let said = bench.tokens(0, 1, "b", None);
+    assert!(matches!(&said[..], [Action::Cancel { cancel, .. }] if cancel.run == Some(RUN)), "{said:?}");
+    assert_eq!(bench.tokens(0, 2, "c", None), []);
+}
+
+#[test]
+fn a_run_of_an_attempt_that_another_one_follows_is_cancelled() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "a", None);
+    let (next, ingress) = (ATTEMPT.next(), id("ingress-1"));
+    bench.requests.admit(bench.request, next, &ingress, false, bench.now).unwrap();
+    let said = bench.tokens(0, 1, "b", None);
+    let [Action::Cancel { cancel, .. }] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((cancel.attempt, cancel.run), (ATTEMPT, Some(RUN)), "the attempt that goes on is not meant");
+}
+
+#[test]
 fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "ab", None);

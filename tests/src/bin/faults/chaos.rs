@@ -37,13 +37,13 @@ struct Fault {
 }
 
 impl Fault {
-    fn draw(rng: &mut StdRng, services: &[Service]) -> Self {
+    fn draw(rng: &mut StdRng) -> Self {
         let blow = *[Blow::Kill, Blow::Hang, Blow::Drain].choose(rng).expect("three blows");
         let on_nats = rng.random_bool(0.2);
         let target = if on_nats && blow != Blow::Drain {
             Target::NatsOfThree
         } else {
-            Target::Service(*services.choose(rng).expect("there are services"))
+            Target::Service(*Service::ALL.choose(rng).expect("there are services"))
         };
         let at_most = if blow == Blow::Hang { HANG_AT_MOST } else { AWAY_AT_MOST };
         Self { blow, target, lasts: at_most.mul_f64(rng.random()), pause: rng.random_range(PAUSE) }
@@ -53,14 +53,13 @@ impl Fault {
 /// Breaks one thing after the other for `time` under load; every answer must be what it is undisturbed.
 pub async fn run(rig: &Rig, time: Duration, seed: u64, expected: &[Answer], logs: &Path) -> Verdict {
     let mut rng = StdRng::seed_from_u64(seed);
-    let services: Vec<Service> = Service::ALL.into_iter().filter(|service| rig.has(*service)).collect();
     let mut cluster = rig.start(Scenario::new(Blow::Calm, Target::NatsOfThree)).await;
     let load = Load::start(&cluster.http(), &rig.mix, rig.clients);
     let began = load.under_way().await;
     let start = Instant::now();
     let mut wrong = Vec::new();
     while start.elapsed() < time {
-        let fault = Fault::draw(&mut rng, &services);
+        let fault = Fault::draw(&mut rng);
         println!("  {:>6.1} s  {fault:?}", start.elapsed().as_secs_f64());
         if !strike(&mut cluster, fault, &mut rng).await {
             wrong.push(format!("{fault:?}: the drained process did not end well"));

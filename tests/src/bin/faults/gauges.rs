@@ -20,6 +20,9 @@ const HELD: [(Service, &str); 8] = [
     (Service::Prefill, "stator_engine_kv_blocks_used"),
 ];
 
+/// Slots for pages on their way, by state.
+const SLOTS: &str = "stator_kv_slots";
+
 /// What is still held once nothing is asked any more.
 pub async fn leaks(cluster: &mut Cluster) -> Vec<String> {
     let give_up = Instant::now() + IDLE_WITHIN;
@@ -40,26 +43,33 @@ async fn held(cluster: &mut Cluster) -> Vec<String> {
                 found.push(format!("{} at {address} tells nothing", service.name()));
                 continue;
             };
-            for (_, name) in HELD.iter().filter(|(of, _)| *of == service) {
-                if let Some(value) = figure(&page.body, name).filter(|value| *value != 0.0) {
+            let mut note = |name: &str, page: &str| {
+                if let Some(value) = figure(page, name).filter(|value| *value != 0.0) {
                     found.push(format!("{} at {address}: {name} {value}", service.name()));
                 }
-            }
+            };
+            HELD.iter().filter(|(of, _)| *of == service).for_each(|(_, name)| note(name, &page.body));
+            note(SLOTS, &without(&page.body, "state=\"free\""));
         }
     }
     found
 }
 
-/// Waits until the second engine has something to lose; false if it gets nothing to do.
-pub async fn second_engine_is_busy(cluster: &mut Cluster) -> bool {
+/// The lines of a page that do not contain `label`.
+fn without(page: &str, label: &str) -> String {
+    page.lines().filter(|line| !line.contains(label)).collect::<Vec<_>>().join("\n")
+}
+
+/// Waits until the second instance of a role has something to lose; false if it gets nothing to do.
+pub async fn second_is_busy(cluster: &mut Cluster, role: Service) -> bool {
     let give_up = Instant::now() + BUSY_WITHIN;
     while Instant::now() < give_up {
-        let address = cluster.admin_addresses(Service::Decode.name()).get(1).cloned().unwrap_or_default();
+        let address = cluster.admin_addresses(role.name()).get(1).cloned().unwrap_or_default();
         let page = Http::at(&address).get("/metrics").await.map(|page| page.body).unwrap_or_default();
         if figure(&page, "stator_engine_runs_live").is_some_and(|runs| runs > 0.0) {
             return true;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     false
 }

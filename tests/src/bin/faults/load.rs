@@ -45,7 +45,7 @@ impl Load {
         let mut set = JoinSet::new();
         let mut streams = 0;
         for first in 0..clients {
-            streams += usize::from(mix.request(first)["stream"] == true);
+            streams += usize::from(mix.request(first, 0)["stream"] == true);
             let client = Client { http: http.clone(), mix: mix.clone(), under_way: under_way.clone() };
             let stop = stop.clone();
             set.spawn(async move {
@@ -53,7 +53,7 @@ impl Load {
                 let mut turn = 0;
                 while outcomes.is_empty() || !stop.load(Ordering::Relaxed) {
                     // Each client goes through the whole mix, beginning with a request of its own.
-                    outcomes.push(client.ask((first + turn) % clients, turn == 0).await);
+                    outcomes.push(client.ask((first + turn) % clients, turn).await);
                     turn += 1;
                 }
                 outcomes
@@ -103,8 +103,8 @@ struct Client {
 }
 
 impl Client {
-    async fn ask(&self, request: usize, first: bool) -> Outcome {
-        let body = self.mix.request(request);
+    async fn ask(&self, request: usize, turn: usize) -> Outcome {
+        let (body, first) = (self.mix.request(request, turn), turn == 0);
         let began = Instant::now();
         let (answer, events) = if body["stream"] == true {
             self.stream(&body, first).await

@@ -31,10 +31,12 @@ pub fn journals(outcomes: &[Outcome], blow: Instant) -> Vec<usize> {
 /// # Errors
 /// If a request fails.
 pub async fn time(cluster: &mut Cluster, prompts: usize, tokens: usize) -> anyhow::Result<Duration> {
-    while cluster.running(Service::Decode).len() > 1 {
-        let engine = cluster.child(Service::Decode, 1);
-        engine.signal(Signal::TERM);
-        engine.ended_within(LEAVE_WITHIN).await.context("an engine did not leave")?;
+    for (service, left) in [(Service::Prefill, 0), (Service::Decode, 1)] {
+        while cluster.running(service).len() > left {
+            let engine = cluster.child(service, left);
+            engine.signal(Signal::TERM);
+            engine.ended_within(LEAVE_WITHIN).await.context("an engine did not leave")?;
+        }
     }
     let mut requests = JoinSet::new();
     let began = Instant::now();

@@ -1,9 +1,13 @@
-//! What the clients ask: a mix of greedy, seeded, several choices, stop strings, log probabilities, whole answers.
+//! What the clients ask: a mix of greedy, seeded, several choices, stop strings, log probabilities, whole answers,
+//! long and short prompts.
 
 use serde_json::{Value, json};
 
 const SUBJECTS: [&str; 8] =
     ["a lighthouse", "two rivers", "the moon", "a clockmaker", "bread", "an old map", "winter", "a violin"];
+
+/// How often a long prompt says its sentence.
+const SENTENCES: usize = 12;
 
 /// Requests that differ, the i-th always the same.
 #[derive(Debug, Clone)]
@@ -14,15 +18,22 @@ pub struct Mix {
 }
 
 impl Mix {
-    pub fn request(&self, i: usize) -> Value {
+    /// The i-th request, for the `turn`-th time. What is asked is the same each time, and answered the same; but no cache
+    /// remembers a long prompt from one turn to the next.
+    pub fn request(&self, i: usize, turn: usize) -> Value {
         let subject = SUBJECTS[i % SUBJECTS.len()];
+        let is_long = matches!(i % 8, 1 | 4);
+        let more = if is_long { format!(" It is about {subject} and nothing else.") } else { String::new() };
         let mut request = json!({
             "model": self.model, "stream": true, "max_tokens": self.max_tokens, "seed": i, "ignore_eos": true,
             "stream_options": {"include_usage": true},
-            "messages": [{"role": "user", "content": format!("Write story number {i}, about {subject}.")}],
+            "messages": [{"role": "user", "content": format!("Write story number {i}, about {subject}.{}", more.repeat(SENTENCES))}],
             "temperature": 0.0,
         });
         let mut set = |key: &str, value: Value| request[key] = value;
+        if is_long {
+            set("cache_salt", json!(format!("{i} at {turn}")));
+        }
         match i % 8 {
             0 => {}
             1 => set("temperature", json!(0.8)),

@@ -1,12 +1,8 @@
 //! The cluster under test: two of every service, on the real model or on simulated engines.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
-use stator_tests::{
-    Cluster, Service,
-    cluster::{Plan, stator},
-    model::smollm2,
-};
+use stator_tests::{Cluster, Service, cluster::Plan, model::smollm2};
 
 use crate::{
     requests::Mix,
@@ -14,6 +10,8 @@ use crate::{
 };
 
 const NAME: &str = "smollm2";
+/// Whatever prefill engines can compute is sent there.
+const ALWAYS_REMOTE: [&str; 4] = ["--remote-prefill-tokens", "1", "--remote-prefill-slack", "1000000"];
 
 /// What computes, and under how much load.
 #[derive(Debug, Clone)]
@@ -23,47 +21,47 @@ pub struct Rig {
     pub mix: Mix,
     model: PathBuf,
     engine_flags: Vec<String>,
-    prefill: bool,
+    /// Further flags of prefill engines.
+    prefill_flags: Vec<String>,
 }
 
 impl Rig {
     /// SmolLM2 on CPU engines of one thread each.
     pub fn real(clients: usize) -> Self {
-        Self::new("real", clients, 64, &["--device", "cpu", "--threads", "1"])
+        Self::new("real", clients, 64, "--device cpu --threads 1", "")
     }
 
     /// Engines that keep time instead of computing.
     pub fn sim(clients: usize) -> Self {
         let flags = "--device sim --sim-step-ms 60 --sim-prefill-rate 50000 --max-running-requests 1024 \
                      --max-queued-requests 2048";
-        Self::new("sim", clients, 128, &flags.split_whitespace().collect::<Vec<_>>())
+        Self::new("sim", clients, 128, flags, "--sim-prefill-rate 5000")
     }
 
-    fn new(name: &'static str, clients: usize, max_tokens: u32, engine_flags: &[&str]) -> Self {
+    fn new(name: &'static str, clients: usize, max_tokens: u32, engine: &str, prefill: &str) -> Self {
+        let flags = |text: &str| text.split_whitespace().map(str::to_owned).collect();
         Self {
             name,
             clients,
             mix: Mix { model: NAME.to_owned(), max_tokens },
             model: smollm2(),
-            engine_flags: engine_flags.iter().map(|flag| (*flag).to_owned()).collect(),
-            prefill: has_prefill(),
+            engine_flags: flags(engine),
+            prefill_flags: flags(prefill),
         }
-    }
-
-    /// Whether a service is part of it.
-    pub fn has(&self, service: Service) -> bool {
-        service != Service::Prefill || self.prefill
     }
 
     fn plan(&self) -> Plan {
         let name = ["--served-model-name", NAME];
         let engine: Vec<&str> = self.engine_flags.iter().map(String::as_str).chain(name).collect();
+        let prefill: Vec<&str> =
+            engine.iter().copied().chain(self.prefill_flags.iter().map(String::as_str)).collect();
         Plan::of(&self.model)
             .ingresses(2)
             .replicas(2, 2, 2)
-            .prefills(if self.prefill { 2 } else { 0 })
+            .prefills(2)
             .with(Service::Tokenizer, &name)
-            .with(Service::Prefill, &engine)
+            .with(Service::Router, &ALWAYS_REMOTE)
+            .with(Service::Prefill, &prefill)
             .with(Service::Decode, &engine)
     }
 
@@ -78,15 +76,10 @@ impl Rig {
         let plan = match (scenario.target, scenario.blow) {
             (Target::NatsOfThree, _) => self.plan().over_three_nats_servers(),
             // The second comes later, by a road that can be cut.
-            (Target::Service(Service::Decode), Blow::Cut(_)) => self.plan().replicas(2, 2, 1),
+            (Target::Service(Service::Decode), Blow::Off(..)) => self.plan().replicas(2, 2, 1),
             (Target::Only(service), _) => self.plan().only_one(service),
             _ => self.plan(),
         };
         Cluster::start(plan).await
     }
-}
-
-fn has_prefill() -> bool {
-    let help = Command::new(stator()).args(["prefill", "--help"]).output();
-    help.is_ok_and(|output| output.status.success())
 }

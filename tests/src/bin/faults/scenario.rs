@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stator_tests::Service;
+use stator_tests::{Network, Service};
 
 /// How long a stopped process stays stopped.
 pub const HANG: Duration = Duration::from_secs(10);
@@ -18,8 +18,12 @@ pub enum Blow {
     Drain,
     /// SIGTERM, and again while it drains: it must end at once.
     DrainNow,
-    /// Cut off from NATS for that long, then healed.
-    Cut(Duration),
+    /// As [`Self::Drain`], asked for on the admin listener, which must say when it is done.
+    DrainByAdmin,
+    /// The same by `stator drain`.
+    DrainByCommand,
+    /// Cut off from NATS and from prefill for that long, then healed.
+    Off(Network, Duration),
     /// Killed, and started again after [`OUTAGE`] without its memory.
     Restart,
     /// Nothing.
@@ -55,7 +59,10 @@ impl Scenario {
             Blow::Hang => format!("stop {} s", HANG.as_secs()),
             Blow::Drain => "drain".to_owned(),
             Blow::DrainNow => "drain, then at once".to_owned(),
-            Blow::Cut(time) => format!("cut off {} s", time.as_secs()),
+            Blow::DrainByAdmin => "drain by admin".to_owned(),
+            Blow::DrainByCommand => "drain by command".to_owned(),
+            Blow::Off(Network::Silent, time) => format!("unheard {} s", time.as_secs()),
+            Blow::Off(_, time) => format!("cut off {} s", time.as_secs()),
             Blow::Restart => format!("restart after {} s", OUTAGE.as_secs()),
             Blow::Calm => "nothing".to_owned(),
         };
@@ -74,8 +81,8 @@ impl Scenario {
             (_, Blow::Calm) | (Target::Only(_), _) => None,
             (Target::NatsOfThree, _) => Some(Duration::from_secs(2)),
             (Target::Nats, _) => Some(OUTAGE + Duration::from_secs(1)),
-            (_, Blow::Hang | Blow::Cut(_)) => Some(Duration::from_secs(3)),
-            (_, Blow::Kill | Blow::Drain | Blow::DrainNow | Blow::Restart) => Some(Duration::from_secs(1)),
+            (_, Blow::Hang | Blow::Off(..)) => Some(Duration::from_secs(3)),
+            _ => Some(Duration::from_secs(1)),
         }
     }
 
@@ -85,7 +92,7 @@ impl Scenario {
             // Nobody takes them.
             _ if self.target == Target::Only(Service::Ingress) => Duration::ZERO,
             Blow::Hang => HANG + Duration::from_secs(5),
-            Blow::Cut(time) => time + Duration::from_secs(5),
+            Blow::Off(_, time) => time + Duration::from_secs(5),
             Blow::Calm => Duration::ZERO,
             _ => Duration::from_secs(6),
         }
@@ -100,15 +107,21 @@ pub fn all() -> Vec<Scenario> {
             all.push(Scenario::new(blow, Target::Service(service)));
         }
     }
-    for service in [Service::Tokenizer, Service::Router, Service::Decode] {
+    for service in [Service::Tokenizer, Service::Router, Service::Prefill, Service::Decode] {
         all.push(Scenario::new(Blow::DrainNow, Target::Service(service)));
         all.push(Scenario::new(Blow::Drain, Target::Only(service)));
         all.push(Scenario::new(Blow::Kill, Target::Only(service)));
     }
     all.push(Scenario::new(Blow::Drain, Target::Only(Service::Ingress)));
-    for seconds in [5, 15] {
-        let blow = Blow::Cut(Duration::from_secs(seconds));
-        all.push(Scenario::new(blow, Target::Service(Service::Decode)));
+    for service in Service::ALL {
+        all.push(Scenario::new(Blow::DrainByAdmin, Target::Service(service)));
+    }
+    all.push(Scenario::new(Blow::DrainByCommand, Target::Service(Service::Decode)));
+    for network in [Network::Cut, Network::Silent] {
+        for seconds in [5, 15] {
+            let blow = Blow::Off(network, Duration::from_secs(seconds));
+            all.push(Scenario::new(blow, Target::Service(Service::Decode)));
+        }
     }
     all.push(Scenario::new(Blow::Restart, Target::Nats));
     all.push(Scenario::new(Blow::Kill, Target::NatsOfThree));

@@ -6,7 +6,8 @@ use std::{
 };
 
 use anyhow::Context;
-use stator_tests::{Child, Cluster, Proxy, Service, Signal};
+use serde_json::json;
+use stator_tests::{Child, Cluster, Network, Proxy, Service, Signal, cluster::stator, free_port, http::Http};
 
 use crate::{
     answer::Answer,
@@ -40,22 +41,22 @@ pub async fn undisturbed(rig: &Rig) -> anyhow::Result<Vec<Answer>> {
 /// Plays a scenario; the logs of one that went wrong are kept under `logs`.
 pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Path) -> Verdict {
     let mut cluster = rig.start(scenario).await;
-    let proxy = match (scenario.target, scenario.blow) {
-        (Target::Service(service), Blow::Cut(_)) => Some(behind_proxy(&mut cluster, service).await),
-        _ => None,
+    let roads = match (scenario.target, scenario.blow) {
+        (Target::Service(service), Blow::Off(..)) => behind_proxies(&mut cluster, service).await,
+        _ => Vec::new(),
     };
     let load = Load::start(&cluster.http(), &rig.mix, rig.clients);
     let mut began = load.under_way().await;
-    if scenario.target == Target::Service(Service::Decode)
-        && !gauges::second_engine_is_busy(&mut cluster).await
+    if let Target::Service(role @ (Service::Prefill | Service::Decode)) = scenario.target
+        && !gauges::second_is_busy(&mut cluster, role).await
     {
-        began = Err(anyhow::anyhow!("the second engine had nothing to do"));
+        began = Err(anyhow::anyhow!("the second {} had nothing to do", role.name()));
     }
     let blow = Instant::now();
     if scenario.aftermath().is_zero() {
         load.ask_no_more();
     }
-    let struck = strike(&mut cluster, scenario, proxy.as_ref()).await;
+    let struck = strike(&mut cluster, scenario, &roads).await;
     tokio::time::sleep_until((blow + scenario.aftermath()).into()).await;
     let outcomes = load.finish().await;
 
@@ -71,14 +72,22 @@ pub async fn play(rig: &Rig, scenario: Scenario, expected: &[Answer], logs: &Pat
     verdict
 }
 
-async fn behind_proxy(cluster: &mut Cluster, service: Service) -> Proxy {
-    let proxy = Proxy::to(cluster.nats[0].address()).await.expect("loopback has a free port");
-    cluster.add_over(service, &format!("nats://{}", proxy.address()));
+/// Adds an engine that is reached, by NATS and by prefill engines, through proxies.
+async fn behind_proxies(cluster: &mut Cluster, service: Service) -> Vec<Proxy> {
+    let pages = format!("127.0.0.1:{}", free_port());
+    let mut roads = Vec::new();
+    for target in [cluster.nats[0].address(), pages.clone()] {
+        roads.push(Proxy::to(target).await.expect("loopback has a free port"));
+    }
+    let reached_at = roads[1].address().to_string();
+    let flags = ["--kv-transport", "tcp", "--kv-listen", &pages, "--kv-advertise", &reached_at];
+    let flags = flags.map(str::to_owned);
+    cluster.add_over(service, &format!("nats://{}", roads[0].address()), &flags);
     cluster.ready().await;
-    proxy
+    roads
 }
 
-async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>) -> anyhow::Result<()> {
+async fn strike(cluster: &mut Cluster, scenario: Scenario, roads: &[Proxy]) -> anyhow::Result<()> {
     match (scenario.blow, scenario.target) {
         (Blow::Calm, _) => {}
         (Blow::Kill, Target::Service(service)) => cluster.child(service, 1).kill(),
@@ -103,11 +112,22 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
             }
             cluster.add(service);
         }
-        (Blow::Cut(time), _) => {
-            let proxy = proxy.context("nothing to cut")?;
-            proxy.cut();
+        (Blow::Off(network, time), _) => {
+            roads.iter().for_each(|road| road.becomes(network));
             tokio::time::sleep(time).await;
-            proxy.heal();
+            roads.iter().for_each(|road| road.becomes(Network::Up));
+        }
+        (Blow::DrainByAdmin, Target::Service(service)) => {
+            let address = cluster.admin_address(service, 1);
+            let reply = Http::at(&address).post("/admin/drain?wait=true", &json!({})).await?;
+            anyhow::ensure!(reply.json()["safe_to_stop"] == true, "the drain was answered: {}", reply.body);
+            ended(cluster.child(service, 1), STOP_WITHIN).await?;
+        }
+        (Blow::DrainByCommand, Target::Service(service)) => {
+            let instance = cluster.instance(service, 1);
+            let said = command(&["drain", &instance, "--nats-url", &cluster.nats[0].url()]).await?;
+            anyhow::ensure!(said.contains("\"safe_to_stop\":true"), "stator drain said: {said}");
+            ended(cluster.child(service, 1), STOP_WITHIN).await?;
         }
         (Blow::Hang, Target::Nats | Target::NatsOfThree) => {
             let server = cluster.nats_of_ingress();
@@ -119,7 +139,7 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
             let server = cluster.nats_of_ingress();
             cluster.nats[server].kill();
         }
-        (Blow::Restart | Blow::Drain | Blow::DrainNow, _) => {
+        (Blow::Restart | Blow::Drain | Blow::DrainNow | Blow::DrainByAdmin | Blow::DrainByCommand, _) => {
             cluster.nats[0].kill();
             tokio::time::sleep(OUTAGE).await;
             cluster.nats[0].resume();
@@ -130,6 +150,18 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, proxy: Option<&Proxy>
 
 async fn drain(child: &mut Child, within: Duration) -> anyhow::Result<()> {
     child.signal(Signal::TERM);
+    ended(child, within).await
+}
+
+/// What a command of the binary prints.
+async fn command(arguments: &[&str]) -> anyhow::Result<String> {
+    let output = tokio::process::Command::new(stator()).args(arguments).kill_on_drop(true).output();
+    let output = tokio::time::timeout(DRAIN_WITHIN, output).await.context("the command did not end")??;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn ended(child: &mut Child, within: Duration) -> anyhow::Result<()> {
     let status = child.ended_within(within).await.context("the drained process did not end")?;
     anyhow::ensure!(status.success(), "the drained process ended with {status}");
     Ok(())

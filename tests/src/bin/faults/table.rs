@@ -52,10 +52,6 @@ pub fn row(name: &str, verdict: &Verdict) {
     }
 }
 
-pub fn absent(name: &str) {
-    println!("{name:<ROW$} absent: this stator has no such service");
-}
-
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }

@@ -84,6 +84,26 @@ fn after_two_dead_engines_it_runs_alone_and_a_third_ends_it() {
 }
 
 #[test]
+fn engines_that_died_before_they_answered_count_as_others_do() {
+    let (mut record, now) = (record(), Instant::now());
+    let (silent, refused) = (["decode-1", "decode-2"].map(named), failed(FaultCode::NoInstance));
+    let passage = Passage::new(RequestId::mint(), 1, None, now);
+    let asked = record.unanswered(silent.to_vec(), &refused);
+    assert_eq!(asked, silent);
+    assert_eq!(record.avoid(), silent);
+    record.died(&silent[0]);
+    assert!(matches!(record.remedy(&refused, &passage, now), Remedy::Again { .. }));
+    assert!(!record.alone(), "the other one lives");
+
+    let trouble = dead(Role::Decode, "decode-3");
+    assert_eq!(record.unanswered(Vec::new(), &trouble), silent[1..], "it may have died since");
+    record.died(&silent[1]);
+    assert!(record.alone());
+    let remedy = record.remedy(&trouble, &aboard("decode-3", 1), now);
+    assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
+}
+
+#[test]
 fn attempts_are_bounded() {
     let (mut record, now) = (record(), Instant::now());
     let passage = aboard("decode-1", 1);
