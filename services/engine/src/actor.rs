@@ -219,6 +219,11 @@ impl EngineActor {
         let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
         // Under the lock, so that no report of this run comes before its log.
         let mut runs = self.runs.lock();
+        if submit.alone && runs.has_suspect() {
+            // If one of them kills this engine, the other must not be counted among its passengers.
+            let text = "another request that engines have died under runs here";
+            return Err(Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS));
+        }
         if let Some((remote, prefill)) = &waits_for {
             remote.expect(run, envelope, &submit, prefill.clone());
         }

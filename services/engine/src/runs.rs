@@ -44,6 +44,11 @@ impl Runs {
         self.live
     }
 
+    /// Whether a run is live that must run alone.
+    pub fn has_suspect(&self) -> bool {
+        self.by_run.values().any(|log| log.alone && log.ended.is_none())
+    }
+
     pub fn knows(&self, run: RunId) -> bool {
         self.by_run.contains_key(&run)
     }

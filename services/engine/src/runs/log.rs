@@ -20,6 +20,8 @@ pub struct RunLog {
     /// Where frames go.
     pub inbox: InstanceId,
     pub ingress: InstanceId,
+    /// Engines have died under its request.
+    pub(super) alone: bool,
     /// To be told once the run begins.
     pub(super) dispatch: Option<Dispatch>,
     started: Option<(u32, u64)>,
@@ -61,6 +63,7 @@ impl RunLog {
             run,
             inbox: submit.tokenizer.clone(),
             ingress: submit.ingress.clone(),
+            alone: submit.alone,
             dispatch: submit.dispatch.clone(),
             started: None,
             cached_here: u32::MAX,

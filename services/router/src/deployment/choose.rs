@@ -96,7 +96,8 @@ impl State {
         }
         let mut doubted = None;
         while let Some(place) = self.pricer.pick(&self.open) {
-            if !wish.doubts(self.decode.members()[place].instance()) {
+            let member = &self.decode.members()[place];
+            if !wish.doubts(member.instance()) && !self.has_suspect(member) {
                 return Some(place);
             }
             doubted.get_or_insert(place);

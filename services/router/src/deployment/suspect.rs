@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use messages::{InstanceId, RequestId, load::Load};
 
 use super::State;
+use crate::fleet::Member;
 
 /// A suspect of which nothing is heard holds up the next no longer than this.
 const SUSPECT_AT_MOST: Duration = Duration::from_secs(120);
@@ -49,6 +50,13 @@ impl State {
             suspect.sent = Some(Sent { engine: engine.clone(), number, at });
         }
         self.suspects_engine_gone();
+    }
+
+    /// Whether a request that engines have died under is aboard, as far as is known.
+    pub(super) fn has_suspect(&self, member: &Member) -> bool {
+        let sent = self.suspect.as_ref().and_then(|suspect| suspect.sent.as_ref());
+        sent.is_some_and(|sent| sent.engine == *member.instance())
+            || member.load.reported().is_some_and(|load| load.alone)
     }
 
     /// It will not be sent.

@@ -253,6 +253,18 @@ fn a_suspect_holds_the_place_no_longer_than_its_engine_or_a_report_that_names_no
 }
 
 #[test]
+fn others_go_where_no_suspect_is_aboard_while_they_can() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let (request, now) = (RequestId::mint(), Instant::now());
+    let goes = |number| choose(&here, &submit(Routing::default()), number).map(|choice| choice.engine);
+    here.lock().take_suspect(request, now);
+    here.lock().suspect_sent(request, &id("a"), 1, now);
+    assert!((2..6).all(|number| goes(number) == Some(id("b"))));
+    here.lock().decode.heard_load(Load { alone: true, ..load("b", 1, 1) }, &id("router-1"), now);
+    assert!(goes(6).is_some(), "with suspects everywhere, one engine must do");
+}
+
+#[test]
 fn a_suspect_of_another_router_keeps_the_place_too() {
     let here = deployment(&settings(), &["a", "b"], &[]);
     let mut state = here.lock();

@@ -34,6 +34,15 @@ struct Cache {
 impl Engine {
     /// Its lease holds for as long as the test runs.
     pub async fn start(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>) -> Self {
+        Self::begin(bus, pool, blocks, false).await
+    }
+
+    /// One that takes requests without a word.
+    pub async fn start_mute(bus: &Bus, pool: &Pool) -> Self {
+        Self::begin(bus, pool, [], true).await
+    }
+
+    async fn begin(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>, mute: bool) -> Self {
         let (ns, instance) = (bus.namespace(), InstanceId::draw(Role::Decode));
         let cache = Arc::new(Mutex::new(Cache { blocks: blocks.into_iter().collect(), next: 0 }));
         let mut questions =
@@ -59,6 +68,7 @@ impl Engine {
                 let accepted = Custody::Accepted { instance: me.clone() };
                 request
                     .reply
+                    .filter(|_| !mute)
                     .into_iter()
                     .for_each(|to| answers.reply(to.to_string(), codec::encode(&accepted)));
                 let _ = taking.try_send(codec::decode(&request.payload).unwrap());

@@ -5,6 +5,7 @@
 mod engine;
 
 use std::{
+    collections::HashSet,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -14,9 +15,12 @@ use actors::{
     process::ProcessSettings,
 };
 use engine::Engine;
+use futures_util::StreamExt;
 use messages::{
-    Envelope, Pool, RequestId, Role,
+    Envelope, FaultCode, Pool, RequestId, Role,
     block::ClusterKey,
+    codec,
+    frame::{Body, TextBatch, TextDelta},
     load::Started,
     subject,
     submit::{Custody, Routing, Sampling, Submit},
@@ -204,6 +208,50 @@ async fn a_pinned_request_goes_to_its_engine_only() {
         send(&bus, &pinned).await;
         assert_eq!(engines[0].took().await.routing.pin.as_ref(), Some(engines[0].instance()));
     }
+}
+
+/// What the router says to ingress of one request, up to its last word.
+async fn said_of(bus: &Bus, request: Submit) -> Vec<Body<TextDelta>> {
+    let mut frames = bus.listen(subject::frames(bus.namespace(), &request.ingress)).await.unwrap();
+    let id = send(bus, &request).await;
+    let mut said = Vec::new();
+    while !matches!(said.last(), Some(Body::Failed(_) | Body::Accepted { role: Role::Decode, .. })) {
+        let message = tokio::time::timeout(SOON, frames.next()).await.unwrap().unwrap();
+        let batch: TextBatch = codec::decode(&message.payload).unwrap();
+        said.extend(batch.frames.into_iter().filter(|frame| frame.request == id).map(|frame| frame.body));
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingress_hears_who_did_not_answer_and_gets_the_request_back_before_many_can_die_of_it() {
+    let (bus, pool) = stage("silence").await;
+    let mut engines = Vec::new();
+    for _ in 0..4 {
+        engines.push(Engine::start_mute(&bus, &pool).await);
+    }
+    for (alone, at_most) in [(false, 2), (true, 1)] {
+        let ingress = format!("ingress-{at_most}").parse().unwrap();
+        let said = said_of(&bus, Submit { ingress, alone, ..submit(&pool, 0..100) }).await;
+        let silent = said.iter().filter_map(|body| match body {
+            Body::Unanswered { engine } => Some(engine),
+            _ => None,
+        });
+        let silent: HashSet<_> = silent.collect();
+        assert_eq!(silent.len(), at_most, "{said:?}");
+        let Some(Body::Failed(fault)) = said.last() else { panic!("{said:?}") };
+        assert_eq!(fault.code, FaultCode::NoInstance);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingress_hears_from_the_router_too_which_engine_took_the_request() {
+    let (bus, pool) = stage("custody").await;
+    let engine = Engine::start(&bus, &pool, []).await;
+    let ingress = "ingress-custody".parse().unwrap();
+    let said = said_of(&bus, Submit { ingress, ..submit(&pool, 0..100) }).await;
+    let accepted = Body::Accepted { instance: engine.instance().clone(), role: Role::Decode };
+    assert_eq!(said.last(), Some(&accepted));
 }
 
 const PRETENDED: u64 = 100;
