@@ -28,8 +28,8 @@ use super::{
 const OFFER_FOR: Duration = Duration::from_millis(600);
 /// Pause where there is no tokenizer at all.
 const EMPTY_PAUSE: Duration = Duration::from_millis(100);
-/// A ping that is not answered by then finds a hung instance.
-const PING_WITHIN: Duration = Duration::from_secs(2);
+/// A ping that is not answered by then finds a hung instance: with the silence before it, two seconds have passed.
+const PING_WITHIN: Duration = Duration::from_millis(1400);
 /// Nobody listening this often, this far apart, is dead.
 const DEAD_AFTER: u32 = 2;
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
