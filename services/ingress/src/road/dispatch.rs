@@ -110,7 +110,9 @@ impl Desk {
         }
         trip.wake();
         if matches!(answer, Answer::Dead) {
-            tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
+            if !self.suspects.is_suspect(&question.instance) {
+                tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
+            }
             self.departed(&question.instance);
         }
     }
