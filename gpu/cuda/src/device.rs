@@ -1,9 +1,9 @@
-use std::{cell::Cell, path::PathBuf, sync::Arc};
+use std::{cell::Cell, path::PathBuf, sync::Arc, time::Instant};
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys::CUdevice_attribute};
 
 use crate::{
-    Buffer, CompileMode, CudaError, Element, Library, PinnedBuffer, View, blas::Blas, compiler,
+    Buffer, CompileMode, CudaError, Element, Library, PinnedBuffer, SharedMemory, View, blas::Blas, compiler,
     kernels::Kernels,
 };
 
@@ -45,27 +45,29 @@ impl Device {
     /// If the driver, the compiler (needed also to name cached kernels) or the GPU is not there, the GPU is older
     /// than compute capability 9.0, or a kernel does not compile.
     pub fn open(config: &DeviceConfig) -> Result<Self, CudaError> {
-        Library::Driver.require()?;
-        result::init()?;
-        let count = result::device::get_count()? as usize;
-        if config.ordinal >= count {
-            return Err(CudaError::NoSuchDevice { ordinal: config.ordinal, count });
-        }
+        let began = Instant::now();
+        require_gpu(config.ordinal)?;
+        let initialised = Instant::now();
         let context = CudaContext::new(config.ordinal)?;
         // SAFETY: no memory was allocated yet. One stream does all work, so no event has to order it, and
         // capturing it into graphs needs them off.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         let info = describe(&context)?;
-        if info.capability < (9, 0) {
-            return Err(CudaError::TooOld { name: info.name, capability: info.capability });
-        }
+        let opened = Instant::now();
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
         let kernels =
             Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
         let device = Self { info, kernels, blas, launched: Cell::new(0), stream, context };
-        tracing::info!(name = device.info.name, cublaslt = device.blas.is_some(), "opened gpu");
+        tracing::info!(
+            name = device.info.name,
+            cublaslt = device.blas.is_some(),
+            initialised_in = ?initialised - began,
+            context_in = ?opened - initialised,
+            kernels_in = ?opened.elapsed(),
+            "opened gpu"
+        );
         Ok(device)
     }
 
@@ -155,6 +157,11 @@ impl Device {
         self.launched.get()
     }
 
+    /// The memory of this GPU as processes share it.
+    pub fn shared_memory(&self) -> SharedMemory {
+        SharedMemory::new(self)
+    }
+
     pub(crate) fn count_launch(&self) {
         self.launched.set(self.launched.get() + 1);
     }
@@ -175,6 +182,30 @@ impl Device {
     pub(crate) fn blas(&self) -> Option<&Blas> {
         self.blas.as_ref()
     }
+}
+
+/// Whether GPU `ordinal` can run the kernels; initialises the driver, and opens nothing.
+///
+/// # Errors
+/// If driver or compiler are missing, there is no such GPU, or it is older than compute capability 9.0.
+pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
+    Library::Driver.require()?;
+    Library::Nvrtc.require()?;
+    result::init()?;
+    let count = result::device::get_count()? as usize;
+    if ordinal >= count {
+        return Err(CudaError::NoSuchDevice { ordinal, count });
+    }
+    let gpu = result::device::get(ordinal as i32)?;
+    // SAFETY: `gpu` is a device of the driver, which is initialised.
+    let attribute = |attribute| unsafe { result::device::get_attribute(gpu, attribute) };
+    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    if (major, minor) < (9, 0) {
+        let name = result::device::get_name(gpu)?;
+        return Err(CudaError::TooOld { name, capability: (major, minor) });
+    }
+    Ok(())
 }
 
 fn describe(context: &Arc<CudaContext>) -> Result<DeviceInfo, CudaError> {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use models::{
-    Batch, BatchChecker, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs,
-    PageSink, Ticket,
+    Batch, BatchChecker, Copying, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model,
+    Outputs, PageMove, PageSink, Ticket,
 };
 
 mod check;
@@ -19,13 +19,15 @@ mod head_layout;
 mod plan;
 mod slots;
 mod staging;
+mod stopwatch;
 mod weights;
 
 pub use config::{CudaConfig, KvBudget};
 
 use crate::{
-    Buffer, CudaError, Device, Graph,
+    Buffer, CudaError, Device, Graph, memory,
     ops::{FillBf16, GemmMode},
+    transfer::Mover,
 };
 use check::check_bounds;
 use dimensions::Dimensions;
@@ -34,6 +36,7 @@ use forward::{Buffers, Forward};
 use plan::{Counts, Layout, Lists, Plan};
 use slots::Slots;
 use staging::{Pool, Staging};
+use stopwatch::Stopwatch;
 use weights::Weights;
 
 /// Steps in flight: the next is planned and submitted while one runs.
@@ -49,8 +52,10 @@ pub struct CudaExecutor {
     /// Flights under way, oldest first.
     open: VecDeque<usize>,
     checker: BatchChecker,
+    stopwatch: Stopwatch,
     slots: Slots,
     staging: Staging,
+    mover: Mover,
     forward: Forward,
     /// What the running step was told.
     block: Buffer<u32>,
@@ -97,6 +102,7 @@ impl CudaExecutor {
         }
         let wanted = config.context_length.unwrap_or(model.context_length);
         let (tokens, slots) = (config.max_batch_tokens as usize, config.slots as usize);
+        let weight_bytes = memory::allocated();
         let buffers = Buffers::new(&device, &dimensions, tokens, slots, config.gemm)?;
         let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
@@ -106,6 +112,7 @@ impl CudaExecutor {
         let flights =
             [Flight::new(&device, words, slots, tokens)?, Flight::new(&device, words, slots, tokens)?];
         let pages = pages(&device, config, 2 * page_elements as u64)?;
+        let buffer_bytes = memory::allocated() - weight_bytes;
         let kv = device.allocate(pages as usize * page_elements)?;
         device.fill_bytes(kv.view(), 0)?;
         let positions = u64::from(pages) * u64::from(config.page_size);
@@ -127,6 +134,7 @@ impl CudaExecutor {
             numerics_class: numerics_class(&device, config.gemm),
         };
         let staging = Staging::new(&device, spec.kv.page_bytes())?;
+        let mover = Mover::new(&device)?;
         let forward = Forward {
             dimensions,
             weights,
@@ -140,8 +148,10 @@ impl CudaExecutor {
             flights,
             open: VecDeque::with_capacity(DEPTH),
             checker: BatchChecker::new(&spec),
+            stopwatch: Stopwatch::new(&device)?,
             slots: slot_tables,
             staging,
+            mover,
             forward,
             block,
             launches: 0,
@@ -154,6 +164,8 @@ impl CudaExecutor {
         let (free, total) = executor.device.memory()?;
         tracing::info!(
             gpu = executor.device.info().name,
+            weight_bytes,
+            buffer_bytes,
             pages,
             kv_bytes = u64::from(pages) * 2 * page_elements as u64,
             free,
@@ -184,6 +196,14 @@ impl CudaExecutor {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The first `rows` rows of logits of the last step that was collected, [rows, vocab]: for tests. A step holds no
+    /// more than the first [`forward::LOGIT_ROWS`]; sampling changes its rows.
+    #[doc(hidden)]
+    pub fn logits(&self, rows: usize) -> Result<Vec<f32>, CudaError> {
+        let logits = self.forward.buffers.logits.slice(..rows * self.forward.dimensions.vocab);
+        self.device.read(logits)
     }
 
     fn capture(&mut self) -> Result<(), CudaError> {
@@ -242,7 +262,7 @@ impl CudaExecutor {
         let flight = &mut self.flights[index];
         let words = plan.words(batch, &layout);
         plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, share);
-        flight.timer.start(&self.device)?;
+        self.stopwatch.begin(&self.device)?;
         self.device.write_async(self.block.view(), &flight.block.as_slice()[..words])?;
         match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
             Some(graph) => graph.launch()?,
@@ -259,7 +279,7 @@ impl CudaExecutor {
         if scores > 0 {
             self.device.read_async(&mut flight.scored.as_mut_slice()[..scores], buffers.scored.view())?;
         }
-        flight.timer.stop(&self.device)?;
+        self.stopwatch.end(&self.device)?;
         flight.step = Some(batch.step);
         flight.sampled = plan.sampled;
         flight.scored_by = plan.scored;
@@ -294,7 +314,11 @@ impl Executor for CudaExecutor {
             return Err(ExecutorError::Batch(format!("step {} is not the oldest under way", ticket.0.0)));
         }
         self.open.pop_front();
-        Ok(flight.finish()?)
+        Ok(flight.finish(self.stopwatch.read()?))
+    }
+
+    fn is_done(&self) -> bool {
+        self.stopwatch.is_done()
     }
 
     fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
@@ -310,9 +334,26 @@ impl Executor for CudaExecutor {
     }
 
     fn export_to(&mut self, _sink: Arc<dyn PageSink>) {}
+
+    fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
+        self.check_moves(moves)?;
+        let pool = pool(&self.forward, &self.spec).pages();
+        Ok(Box::new(self.mover.push(&self.device, pool, moves)?))
+    }
+
+    fn pull_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
+        self.check_moves(moves)?;
+        let pool = pool(&self.forward, &self.spec).pages();
+        Ok(Box::new(self.mover.pull(&self.device, pool, moves)?))
+    }
 }
 
 impl CudaExecutor {
+    fn check_moves(&self, moves: &[PageMove]) -> Result<(), ExecutorError> {
+        let bytes = self.spec.kv.page_bytes();
+        moves.iter().try_for_each(|moved| self.check_page(moved.page, bytes))
+    }
+
     fn check_page(&self, page: u32, len: usize) -> Result<(), ExecutorError> {
         let (pages, bytes) = (self.spec.pages, self.spec.kv.page_bytes());
         if page < pages && len == bytes {
@@ -355,8 +396,8 @@ fn pages(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, C
         KvBudget::Bytes(bytes) => bytes,
         KvBudget::MemoryFraction(fraction) => {
             let (free, total) = device.memory()?;
-            let kept = (total as f64 * (1.0 - fraction)) as u64;
-            free.saturating_sub(kept.max(RESERVE_BYTES))
+            let share = (total as f64 * fraction) as u64;
+            share.saturating_sub(memory::allocated()).min(free.saturating_sub(RESERVE_BYTES))
         }
     };
     match u32::try_from(bytes / page_bytes) {

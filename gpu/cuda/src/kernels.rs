@@ -11,6 +11,7 @@ pub enum KernelFile {
     DecodeAttention,
     Elementwise,
     Gemm,
+    Pages,
     PrefillAttention,
     Probe,
     Qkv,
@@ -18,10 +19,11 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Gemm,
+        Self::Pages,
         Self::PrefillAttention,
         Self::Probe,
         Self::Qkv,
@@ -34,6 +36,7 @@ impl KernelFile {
             Self::Elementwise => "elementwise.cu",
             Self::Gemm => "gemm.cu",
             Self::PrefillAttention => "prefill_attention.cu",
+            Self::Pages => "pages.cu",
             Self::Probe => "probe.cu",
             Self::Qkv => "qkv.cu",
             Self::Sample => "sample.cu",
@@ -52,6 +55,7 @@ impl KernelFile {
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
+            Self::Pages => include_str!("../../kernels/pages.cu"),
             Self::Probe => include_str!("../../kernels/probe.cu"),
             Self::Qkv => include_str!("../../kernels/qkv.cu"),
             Self::Sample => include_str!("../../kernels/sample.cu"),
@@ -90,6 +94,7 @@ impl KernelFile {
                 "gemm_wide_128_split",
             ],
             Self::PrefillAttention => &["attention_prefill_64", "attention_prefill_128"],
+            Self::Pages => &["pages_out", "pages_in", "pages_sum"],
             Self::Probe => &["read_all", "fill_bf16"],
             Self::Qkv => &["qkv_head_64", "qkv_head_128"],
             Self::Sample => &["sample", "score"],

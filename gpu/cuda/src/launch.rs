@@ -1,6 +1,6 @@
 use std::ffi::c_void;
 
-use cudarc::driver::sys;
+use cudarc::driver::{CudaFunction, CudaStream, sys};
 
 use crate::{CudaError, Device, Element, View, tensor_map::TensorMap};
 
@@ -102,43 +102,60 @@ impl Device {
         kernel: &str,
         shape: Shape,
         maps: &[TensorMap],
-        mut arguments: [u64; N],
+        arguments: [u64; N],
     ) -> Result<(), CudaError> {
-        if shape.grid.contains(&0) {
-            return Ok(());
-        }
-        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
-        let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast());
-        let words = arguments.iter_mut().map(|word| std::ptr::from_mut(word).cast());
-        assert!(maps.len() + words.len() <= MAX_ARGUMENTS, "{kernel} has too many arguments");
-        for (pointer, argument) in pointers.iter_mut().zip(maps.chain(words)) {
-            *pointer = argument;
-        }
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: shape.grid[0],
-            gridDimY: shape.grid[1],
-            gridDimZ: shape.grid[2],
-            blockDimX: shape.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shape.shared_bytes,
-            hStream: self.stream().cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: shape.overlaps.into(),
-        };
-        let function = self.kernels().get(kernel).cu_function();
-        // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the
-        // arguments fit the kernel is the caller's duty.
-        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
-            .result()?;
+        let function = self.kernels().get(kernel);
+        // SAFETY: the caller's duty.
+        unsafe { start(function, self.stream(), shape, maps, arguments)? };
         self.count_launch();
         Ok(())
     }
+}
+
+/// Starts a kernel on any stream of its context.
+///
+/// # Safety
+/// As [`Device::launch`].
+pub(crate) unsafe fn start<const N: usize>(
+    function: &CudaFunction,
+    stream: &CudaStream,
+    shape: Shape,
+    maps: &[TensorMap],
+    mut arguments: [u64; N],
+) -> Result<(), CudaError> {
+    if shape.grid.contains(&0) {
+        return Ok(());
+    }
+    let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
+    let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast());
+    let words = arguments.iter_mut().map(|word| std::ptr::from_mut(word).cast());
+    assert!(maps.len() + words.len() <= MAX_ARGUMENTS, "too many arguments for a kernel");
+    for (pointer, argument) in pointers.iter_mut().zip(maps.chain(words)) {
+        *pointer = argument;
+    }
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: shape.grid[0],
+        gridDimY: shape.grid[1],
+        gridDimZ: shape.grid[2],
+        blockDimX: shape.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shape.shared_bytes,
+        hStream: stream.cu_stream(),
+        attrs: &mut attribute,
+        numAttrs: shape.overlaps.into(),
+    };
+    let function = function.cu_function();
+    // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the arguments
+    // fit the kernel is the caller's duty.
+    unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+        .result()?;
+    Ok(())
 }
 
 #[cfg(test)]

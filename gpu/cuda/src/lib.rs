@@ -19,9 +19,10 @@ mod memory;
 pub mod ops;
 mod tensor_map;
 mod timer;
+mod transfer;
 
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
-pub use device::{Device, DeviceConfig, DeviceInfo};
+pub use device::{Device, DeviceConfig, DeviceInfo, require_gpu};
 pub use error::CudaError;
 pub use executor::{CudaConfig, CudaExecutor, KvBudget};
 pub use graph::Graph;
@@ -29,3 +30,4 @@ pub use kernels::KernelFile;
 pub use library::Library;
 pub use memory::{Buffer, Element, PinnedBuffer, View};
 pub use timer::Timer;
+pub use transfer::SharedMemory;

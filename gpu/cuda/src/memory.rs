@@ -1,13 +1,27 @@
-use std::{marker::PhantomData, ops::RangeBounds, sync::Arc};
+use std::{
+    marker::PhantomData,
+    ops::RangeBounds,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytemuck::Pod;
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::{CudaContext, DriverError, result, sys::CUresult};
 
 use crate::CudaError;
 
 /// What device memory may hold: plain data, the same bytes on host and device.
 pub trait Element: Pod {}
 impl<T: Pod> Element for T {}
+
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of device memory that the buffers of this process hold.
+pub(crate) fn allocated() -> u64 {
+    ALLOCATED.load(Ordering::Relaxed)
+}
 
 /// Device memory from `cuMemAlloc` (not from a pool: it can be shared with other processes), freed when dropped.
 /// Its content is undefined until written.
@@ -25,6 +39,7 @@ impl<T: Element> Buffer<T> {
         let bytes = (len * size_of::<T>()).max(1);
         // SAFETY: the context is current; the memory is freed once, in drop.
         let address = unsafe { result::malloc_sync(bytes)? };
+        ALLOCATED.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Self { address, len, context: context.clone(), element: PhantomData })
     }
 
@@ -47,13 +62,12 @@ impl<T: Element> Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
+        ALLOCATED.fetch_sub((self.len * size_of::<T>()).max(1) as u64, Ordering::Relaxed);
         let freed = self.context.bind_to_thread().and_then(|()| {
             // SAFETY: `address` came from malloc_sync and is not used after this; cuMemFree waits for the device.
             unsafe { result::free_sync(self.address) }
         });
-        if let Err(error) = freed {
-            tracing::warn!(%error, "cannot free device memory");
-        }
+        complain(freed, "cannot free device memory");
     }
 }
 
@@ -147,6 +161,11 @@ impl<T: Element> PinnedBuffer<T> {
         Ok(Self { pointer: pointer.cast(), len, context: context.clone() })
     }
 
+    /// Where the device finds it.
+    pub(crate) fn address(&self) -> u64 {
+        self.pointer as u64
+    }
+
     /// What the host sees; meaningful only while no copy to this memory is under way.
     pub fn as_slice(&self) -> &[T] {
         // SAFETY: `pointer` is valid for `len` initialised elements, page-aligned, and lives as long as self.
@@ -160,15 +179,24 @@ impl<T: Element> PinnedBuffer<T> {
     }
 }
 
+// SAFETY: the buffer owns its memory, and plain data may be read and written on any thread.
+unsafe impl<T: Element + Send> Send for PinnedBuffer<T> {}
+
 impl<T> Drop for PinnedBuffer<T> {
     fn drop(&mut self) {
         let freed = self.context.bind_to_thread().and_then(|()| {
             // SAFETY: `pointer` came from malloc_host and is not used after this.
             unsafe { result::free_host(self.pointer.cast()) }
         });
-        if let Err(error) = freed {
-            tracing::warn!(%error, "cannot free pinned memory");
-        }
+        complain(freed, "cannot free pinned memory");
+    }
+}
+
+/// Logs why something was not given back. A process that ends may lose its driver first, which takes everything back.
+pub(crate) fn complain(outcome: Result<(), DriverError>, what: &str) {
+    match outcome {
+        Ok(()) | Err(DriverError(CUresult::CUDA_ERROR_DEINITIALIZED)) => {}
+        Err(error) => tracing::warn!(%error, "{what}"),
     }
 }
 

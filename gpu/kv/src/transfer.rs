@@ -12,14 +12,20 @@
 //!
 //! A receiver may revoke a grant at any time. A slot to which somebody might still store (shared memory, the writer
 //! has not closed) stays quarantined until the writer closes or its process is gone.
+//!
+//! With a transport that has device memory ([`IpcTransport`]) every slot is there twice, in host and in device memory; a
+//! grant uses those of its first connection. Pages that land in device memory never touch the host.
 
 mod arena;
 mod connection;
+mod device;
 mod grant;
 mod handshake;
+mod ipc;
 mod key;
 mod ledger;
 mod listener;
+mod local;
 mod pusher;
 mod receiver;
 mod region;
@@ -31,13 +37,15 @@ mod wire;
 mod writer;
 
 pub use arena::{LandedPage, SlotArena};
+pub use device::{DeviceAddress, DeviceHandle, DeviceMemory, DeviceSlab, HostRoom, Span, device_checksum};
 pub use grant::{Address, Epoch, Grant, PageIndex};
+pub use ipc::IpcTransport;
 pub use key::TransferKey;
 pub use receiver::{Event, GrantEnd, GrantError, Receiver, ReceiverConfig, SlotCounts, StartError};
 pub use shm::ShmTransport;
 pub use tcp::TcpTransport;
 pub use transport::{KvTransport, LinkConfig, Listening, Transports};
-pub use writer::{OpenError, PageWriter, WriteError};
+pub use writer::{DeviceWriter, OpenError, PageWriter, Place, WriteError};
 
 #[cfg(test)]
 mod tests;

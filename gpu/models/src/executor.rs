@@ -25,6 +25,11 @@ pub trait Executor {
     /// [`ExecutorError::Device`] if the device is lost: the process must end.
     fn collect(&mut self, ticket: Ticket) -> Result<Outputs, ExecutorError>;
 
+    /// Whether [`Self::collect`] of the oldest step under way would not wait. An executor that cannot tell says so.
+    fn is_done(&self) -> bool {
+        true
+    }
+
     /// Copies a page out, laid out as [`ExecutorSpec::kv`] says. Takes effect in order with steps: after those that
     /// were submitted, before those to come. An executor of depth 1 does it only while no step is in flight.
     ///
@@ -42,6 +47,48 @@ pub trait Executor {
     /// Where the layers of [`Batch::exports`] go; called before the first step. An executor that cannot hand out layers
     /// while a step runs ignores it: what no sink got is read with [`Self::read_page`].
     fn export_to(&mut self, sink: Arc<dyn PageSink>);
+
+    /// Starts to copy pages to their places. They were computed by steps that have been collected; steps submitted later
+    /// do not change what is copied.
+    ///
+    /// # Errors
+    /// As of [`Self::read_page`]; also if the executor has no device memory.
+    fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
+        Err(no_device_memory(moves))
+    }
+
+    /// Starts to fill pages from their places, in order with steps. Places must not change until that is done.
+    ///
+    /// # Errors
+    /// As of [`Self::push_pages`].
+    fn pull_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
+        Err(no_device_memory(moves))
+    }
+}
+
+fn no_device_memory(moves: &[PageMove]) -> ExecutorError {
+    ExecutorError::Batch(format!("{} pages are in device memory, which this executor has not", moves.len()))
+}
+
+/// A page, and a place for it outside the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageMove {
+    pub page: u32,
+    /// In the address space of the executor's device; trusted, as page numbers are on the device.
+    pub address: u64,
+    /// Of the checksum.
+    pub seed: u64,
+}
+
+/// Pages on their way. Dropping it waits for them.
+pub trait Copying: Send {
+    fn is_done(&self) -> bool;
+
+    /// Waits, and returns the checksum of each page, as `kv::transfer::device_checksum` defines it.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] if the device is lost.
+    fn wait(self: Box<Self>) -> Result<Vec<u64>, ExecutorError>;
 }
 
 /// Takes layers of pages while the step that completes them runs.
@@ -187,6 +234,8 @@ pub struct Outputs {
     pub scored: Vec<Scored>,
     /// Time on the device.
     pub elapsed: Duration,
+    /// How long the device stood still between the step before and this one, if the executor can tell.
+    pub gap: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -18,8 +18,8 @@ mod weights;
 
 pub use contract::{BatchChecker, SlotState};
 pub use executor::{
-    Batch, Executor, ExecutorError, ExecutorSpec, Export, KvLayout, OpenSlot, Outputs, PageCopy, PageSink,
-    Sampled, Score, Scored, SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
+    Batch, Copying, Executor, ExecutorError, ExecutorSpec, Export, KvLayout, OpenSlot, Outputs, PageCopy,
+    PageMove, PageSink, Sampled, Score, Scored, SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
 };
 pub use formats::{DType, DecoderSpec, RopeScaling, RopeSpec};
 pub use matrix::Matrix;

@@ -6,8 +6,12 @@ mod tokenizer;
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io,
+    os::unix::fs::FileExt,
+    panic::resume_unwind,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use formats::DType;
@@ -96,6 +100,18 @@ pub fn qwen3_0_6b_spec() -> DecoderSpec {
     }
 }
 
+/// The spec of Qwen3-8B.
+pub fn qwen3_8b_spec() -> DecoderSpec {
+    DecoderSpec {
+        hidden_size: 4096,
+        layers: 36,
+        heads: 32,
+        intermediate_size: 12_288,
+        tied_embeddings: false,
+        ..qwen3_0_6b_spec()
+    }
+}
+
 fn write_json(path: &Path, value: &serde_json::Value) -> io::Result<()> {
     fs::write(path, format!("{value:#}\n"))
 }
@@ -114,23 +130,63 @@ fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io
     let mut header = serde_json::Value::from(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    for (index, id) in WeightId::all(spec).enumerate() {
-        let (rows, cols) = id.shape(spec);
-        let mut random = random::Uniform::new(seed, index as u64);
-        let law = law(id, spec);
-        for _ in 0..rows * cols {
+    let file = File::create(path)?;
+    let length = (header.len() as u64).to_le_bytes();
+    file.write_all_at(&[&length, header.as_slice()].concat(), 0)?;
+    let mut at = (length.len() + header.len()) as u64;
+    let tensors: Vec<(u64, usize, WeightId)> = WeightId::all(spec)
+        .enumerate()
+        .map(|(index, id)| {
+            let (rows, cols) = id.shape(spec);
+            let begin = at;
+            at += (rows * cols * dtype.block_bytes()) as u64;
+            (begin, index, id)
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(&(begin, index, id)) = tensors.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (rows, cols) = id.shape(spec);
+            write_tensor(&file, begin, rows * cols, dtype, &law(id, spec), seed, index as u64)?;
+        }
+        Ok(())
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        running.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+/// Writes `count` numbers from offset `at` on.
+fn write_tensor(
+    file: &File,
+    mut at: u64,
+    count: usize,
+    dtype: DType,
+    law: &Law,
+    seed: u64,
+    stream: u64,
+) -> io::Result<()> {
+    const AT_ONCE: usize = 1 << 20;
+    let mut random = random::Uniform::new(seed, stream);
+    let mut bytes = Vec::with_capacity(AT_ONCE * dtype.block_bytes());
+    let mut left = count;
+    while left > 0 {
+        bytes.clear();
+        for _ in 0..left.min(AT_ONCE) {
             let value = law.mean + law.deviation * random.next();
             match dtype {
-                DType::F16 => file.write_all(&f16::from_f32(value).to_le_bytes())?,
-                DType::BF16 => file.write_all(&bf16::from_f32(value).to_le_bytes())?,
-                _ => file.write_all(&value.to_le_bytes())?,
+                DType::F16 => bytes.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+                DType::BF16 => bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                _ => bytes.extend_from_slice(&value.to_le_bytes()),
             }
         }
+        file.write_all_at(&bytes, at)?;
+        at += bytes.len() as u64;
+        left -= left.min(AT_ONCE);
     }
-    file.flush()
+    Ok(())
 }
 
 struct Law {

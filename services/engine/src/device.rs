@@ -13,17 +13,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use kv::transfer::LandedPage;
+use kv::transfer::{DeviceMemory, LandedPage, Place};
 use messages::{
     InstanceId,
     kv::{KvEvents, KvSnapshot},
 };
-use models::{Executor, ExecutorSpec};
+use models::{Copying, ExecutorSpec};
 use parking_lot::Mutex;
 use scheduler::{Event, Landing, Load, Refusal, Request, RunKey, Scheduler, SchedulerConfig};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::feed::Feeds;
+use crate::{executor::Built, feed::Feeds};
 pub use clock::StepClock;
 use thread::Thread;
 
@@ -57,7 +57,20 @@ pub enum Copy {
     GoOn(RunKey),
     /// A computed block is to be read out into the run's feed.
     Read { run: RunKey, block: u32 },
+    /// The device is to copy computed blocks out.
+    Out(CopyOut),
 }
+
+/// Blocks and the places where they go. No answer comes if the run has ended.
+pub struct CopyOut {
+    pub run: RunKey,
+    /// At most [`COPIED_AT_ONCE`].
+    pub blocks: Vec<(u32, Place)>,
+    pub answer: std::sync::mpsc::Sender<Box<dyn Copying>>,
+}
+
+/// Blocks of one [`CopyOut`].
+pub const COPIED_AT_ONCE: u32 = 64;
 
 /// Who dispatched a request, and the number of the dispatch.
 pub type Dispatch = (InstanceId, u64);
@@ -99,6 +112,8 @@ pub struct Observed {
 pub struct Device {
     commands: SyncSender<Command>,
     pub spec: ExecutorSpec,
+    /// Of the device, if other processes can reach it.
+    pub memory: Option<Arc<dyn DeviceMemory>>,
     pub clock: Arc<StepClock>,
     observed: Arc<Mutex<Observed>>,
     /// A dispatch came to be included in what is observed.
@@ -131,7 +146,7 @@ impl Device {
         step_floor: Duration,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Report>)>
     where
-        F: FnOnce() -> anyhow::Result<Box<dyn Executor>> + Send + 'static,
+        F: FnOnce() -> anyhow::Result<Built> + Send + 'static,
     {
         let (commands, intake) = sync_channel(INTAKE);
         let (reports, reported) = mpsc::channel(REPORTS);
@@ -147,14 +162,14 @@ impl Device {
             feeds: feeds.clone(),
         };
         std::thread::Builder::new().name("device".to_owned()).spawn(move || {
-            let mut executor = match build() {
-                Ok(executor) => executor,
+            let Built { mut executor, memory } = match build() {
+                Ok(built) => built,
                 Err(error) => return drop(built.send(Err(error))),
             };
             executor.export_to(shared.feeds.clone());
             let scheduler = Scheduler::new(config, executor.spec());
             shared.observed.lock().load = scheduler.load();
-            if built.send(Ok(executor.spec().clone())).is_err() {
+            if built.send(Ok((executor.spec().clone(), memory))).is_err() {
                 return;
             }
             let mut thread =
@@ -164,10 +179,10 @@ impl Device {
                 std::process::exit(DEVICE_LOST);
             }
         })?;
-        let spec = spec
+        let (spec, memory) = spec
             .await
             .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
-        Ok((Self { commands, spec, clock, observed, dispatched, feeds }, reported))
+        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds }, reported))
     }
 
     /// Queues a command for the next step boundary.

@@ -2,22 +2,65 @@ mod cpu;
 mod cuda;
 mod sim;
 
+use std::sync::Arc;
+
 use anyhow::Context;
+use kv::transfer::DeviceMemory;
 use messages::lease::ModelCard;
 use models::{Executor, Model};
 
 use crate::settings::EngineSettings;
 
-/// Makes the executor that the settings ask for; on the device thread, which it never leaves.
-pub(crate) fn build(settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<Box<dyn Executor>> {
-    match settings.device.as_str() {
-        "auto" if cuda::is_present() => Ok(Box::new(cuda::build(settings, card, 0)?)),
-        "auto" | "cpu" => Ok(Box::new(cpu::build(settings, card)?)),
-        "sim" => Ok(Box::new(sim::build(settings, card))),
-        other => match other.strip_prefix("cuda:").map(str::parse) {
-            Some(Ok(ordinal)) => Ok(Box::new(cuda::build(settings, card, ordinal)?)),
-            _ => anyhow::bail!("--device {other} is none of auto, cpu, cuda:N, sim"),
-        },
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Cpu,
+    /// A GPU, by its number.
+    Cuda(usize),
+    Sim,
+}
+
+impl Target {
+    /// What `--device` asks for; `auto` is the first GPU if it can run the kernels.
+    ///
+    /// # Errors
+    /// If it is none of the known ones.
+    pub fn resolve(device: &str) -> anyhow::Result<Self> {
+        match device {
+            "auto" => Ok(cuda::usable().map_or(Self::Cpu, Self::Cuda)),
+            "cpu" => Ok(Self::Cpu),
+            "sim" => Ok(Self::Sim),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
+                _ => anyhow::bail!("--device {other} is none of auto, cpu, cuda:N, sim"),
+            },
+        }
+    }
+
+    /// Makes the executor; on the device thread, which it never leaves.
+    pub(crate) fn build(self, settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<Built> {
+        let limits = settings.step_limits(self);
+        Ok(match self {
+            Self::Cpu => Built::on_host(cpu::build(settings, limits, card)?),
+            Self::Cuda(ordinal) => {
+                let executor = cuda::build(settings, limits, card, ordinal)?;
+                let memory = Arc::new(executor.device().shared_memory());
+                Built { executor: Box::new(executor), memory: Some(memory) }
+            }
+            Self::Sim => Built::on_host(sim::build(settings, limits, card)),
+        })
+    }
+}
+
+/// An executor, and the memory of its device if other processes can reach that.
+pub struct Built {
+    pub executor: Box<dyn Executor>,
+    pub memory: Option<Arc<dyn DeviceMemory>>,
+}
+
+impl Built {
+    pub fn on_host(executor: impl Executor + 'static) -> Self {
+        Self { executor: Box::new(executor), memory: None }
     }
 }
 

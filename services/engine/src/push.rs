@@ -1,22 +1,30 @@
 //! Pushes the blocks of one prompt into the slots that decode has lent: layers while they are computed, whole blocks
 //! where a layer was left out or the block was cached.
 
-use std::{sync::Arc, sync::mpsc::Receiver, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    time::Duration,
+};
 
 use kv::{
     PageLayout,
-    transfer::{Grant, OpenError, PageIndex, PageWriter, Transports, WriteError},
+    transfer::{
+        DeviceMemory, DeviceWriter, Grant, OpenError, PageIndex, PageWriter, Place, Transports, WriteError,
+    },
 };
 use scheduler::RunKey;
 
 use crate::{
-    device::{Command, Copy, Device},
+    device::{COPIED_AT_ONCE, Command, Copy, CopyOut, Device, Full},
     feed::Piece,
 };
 
 /// Blocks that are read ahead of the push.
 const READ_AHEAD: u32 = 8;
-/// Pause before a read is asked for again when the device's intake is full.
+/// Pause before blocks are asked for again when the device's intake is full.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 pub struct Push {
@@ -36,6 +44,8 @@ pub enum PushError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error("{0}")]
+    Device(String),
     #[error("the task has ended")]
     Ended,
 }
@@ -48,14 +58,93 @@ impl Push {
     pub fn run(self) -> Result<(), PushError> {
         let mut writer = self.transports.open(&self.grant, &self.layout)?;
         let mut progress = Progress::new(self.grant.pages, self.layout.layers, writer.window());
-        while !progress.is_complete() {
-            let piece = self.pieces.recv().map_err(|_| PushError::Ended)?;
-            self.take(piece, &mut *writer, &mut progress)?;
-            for page in progress.due_reads() {
-                self.read(self.first + page);
-            }
+        if let Some(device) = writer.device() {
+            self.store(device, &mut progress)?;
+        } else if let Some(memory) = &self.device.memory {
+            self.fetch(&**memory, &mut *writer, &mut progress)?;
+        } else {
+            self.feed(&mut *writer, &mut progress)?;
         }
         Ok(writer.finish()?)
+    }
+
+    /// Layers as they are computed, whole blocks where one was left out.
+    fn feed(&self, writer: &mut dyn PageWriter, progress: &mut Progress) -> Result<(), PushError> {
+        while !progress.is_complete() {
+            let piece = self.pieces.recv().map_err(|_| PushError::Ended)?;
+            self.take(piece, writer, progress)?;
+            for page in progress.due(READ_AHEAD) {
+                self.command(Copy::Read { run: self.run, block: self.first + page });
+            }
+        }
+        Ok(())
+    }
+
+    /// The device stores blocks where they belong.
+    fn store(&self, writer: &mut dyn DeviceWriter, progress: &mut Progress) -> Result<(), PushError> {
+        while !progress.is_complete() {
+            let mut places = Vec::new();
+            for page in self.due(progress, COPIED_AT_ONCE)? {
+                let place = writer.place(PageIndex(page))?.ok_or(PushError::Ended)?;
+                places.push((page, place));
+            }
+            let sums = self.copy_out(&places)?;
+            let stored: Vec<_> =
+                places.iter().zip(sums).map(|(&(page, _), sum)| (PageIndex(page), sum)).collect();
+            writer.stored(&stored)?;
+            places.iter().for_each(|&(page, _)| progress.wrote(page, self.layout.layers));
+        }
+        Ok(())
+    }
+
+    /// The device stores blocks in page-locked memory, from where they are written.
+    fn fetch(
+        &self,
+        memory: &dyn DeviceMemory,
+        writer: &mut dyn PageWriter,
+        progress: &mut Progress,
+    ) -> Result<(), PushError> {
+        let page_bytes = self.layout.page_bytes() as usize;
+        let room = memory.room(READ_AHEAD as usize * page_bytes);
+        let room = room.map_err(|error| PushError::Device(error.to_string()))?;
+        while !progress.is_complete() {
+            let pages = self.due(progress, READ_AHEAD)?;
+            let starts = (0..).step_by(page_bytes);
+            let place =
+                |(&page, at): (&u32, usize)| (page, Place { address: room.address().at(at as u64), seed: 0 });
+            let places: Vec<_> = pages.iter().zip(starts).map(place).collect();
+            self.copy_out(&places)?;
+            for (page, bytes) in pages.into_iter().zip(room.bytes().chunks_exact(page_bytes)) {
+                writer.write(PageIndex(page), 0, bytes)?;
+                progress.wrote(page, self.layout.layers);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for pages that may be fetched; at least one.
+    fn due(&self, progress: &mut Progress, ahead: u32) -> Result<Vec<u32>, PushError> {
+        loop {
+            let due = progress.due(ahead);
+            if !due.is_empty() {
+                return Ok(due);
+            }
+            if let Piece::Computed(blocks) = self.pieces.recv().map_err(|_| PushError::Ended)? {
+                progress.computed(blocks.saturating_sub(self.first));
+            }
+        }
+    }
+
+    /// Has the device copy pages out, and waits for it; their checksums.
+    fn copy_out(&self, places: &[(u32, Place)]) -> Result<Vec<u64>, PushError> {
+        let (answer, answered) = channel();
+        let blocks = places.iter().map(|&(page, place)| (self.first + page, place)).collect();
+        self.command(Copy::Out(CopyOut { run: self.run, blocks, answer }));
+        let copying = answered.recv().map_err(|_| PushError::Ended)?;
+        let sums = copying.wait().map_err(|error| PushError::Device(error.to_string()))?;
+        let bytes = places.len() as u64 * self.layout.page_bytes();
+        metrics::counter!("stator_kv_transfer_bytes_total", "direction" => "out").increment(bytes);
+        Ok(sums)
     }
 
     fn take(
@@ -92,8 +181,10 @@ impl Push {
         block.checked_sub(self.first).filter(|page| *page < self.grant.pages)
     }
 
-    fn read(&self, block: u32) {
-        while self.device.command(Command::Copy(Copy::Read { run: self.run, block })).is_err() {
+    fn command(&self, copy: Copy) {
+        let mut command = Command::Copy(copy);
+        while let Err(Full(refused)) = self.device.command(command) {
+            command = refused;
             std::thread::sleep(ASK_AGAIN);
         }
     }
@@ -140,9 +231,10 @@ impl Progress {
         self.computed = self.computed.max(pages.min(self.written.len() as u32));
     }
 
-    /// Pages that are computed, may be written, and are not complete, so that they must be read; each once.
-    fn due_reads(&mut self) -> Vec<u32> {
-        let end = self.computed.min(self.complete + self.window.min(READ_AHEAD));
+    /// Pages that are computed, may be written, and are not complete, so that they must be fetched; each once, and no
+    /// more than `ahead` beyond those that are complete.
+    fn due(&mut self, ahead: u32) -> Vec<u32> {
+        let end = self.computed.min(self.complete + self.window.min(ahead));
         let pages = self.asked.max(self.complete)..end;
         self.asked = self.asked.max(end);
         pages.filter(|page| self.written[*page as usize] < self.layers).collect()
@@ -162,20 +254,20 @@ mod tests {
         }
         progress.computed(2);
         assert!(progress.is_complete());
-        assert!(progress.due_reads().is_empty());
+        assert!(progress.due(READ_AHEAD).is_empty());
     }
 
     #[test]
     fn a_page_that_lacks_a_layer_or_was_cached_is_read_once() {
         let mut progress = Progress::new(3, 2, 4);
         progress.computed(1);
-        assert_eq!(progress.due_reads(), [0], "cached");
+        assert_eq!(progress.due(READ_AHEAD), [0], "cached");
         progress.wrote(1, 1);
         assert!(!progress.may_write(1, 0), "written before");
         assert!(!progress.may_write(2, 1), "the layer before was left out");
         progress.computed(3);
-        assert_eq!(progress.due_reads(), [1, 2]);
-        assert!(progress.due_reads().is_empty());
+        assert_eq!(progress.due(READ_AHEAD), [1, 2]);
+        assert!(progress.due(READ_AHEAD).is_empty());
         for page in 0..3 {
             progress.wrote(page, 2);
         }
@@ -187,11 +279,11 @@ mod tests {
         let mut progress = Progress::new(5, 1, 2);
         assert!(progress.may_write(1, 0) && !progress.may_write(2, 0));
         progress.computed(5);
-        assert_eq!(progress.due_reads(), [0, 1]);
+        assert_eq!(progress.due(READ_AHEAD), [0, 1]);
         progress.wrote(0, 1);
-        assert_eq!(progress.due_reads(), [2]);
+        assert_eq!(progress.due(READ_AHEAD), [2]);
         progress.wrote(1, 1);
         progress.wrote(2, 1);
-        assert_eq!(progress.due_reads(), [3, 4]);
+        assert_eq!(progress.due(READ_AHEAD), [3, 4]);
     }
 }

@@ -172,7 +172,7 @@ impl Remote {
                 Event::Landed(page) => {
                     let Some(run) = self.slots.run_of(page.epoch()) else { continue };
                     metrics::counter!("stator_kv_transfer_bytes_total", "direction" => "in")
-                        .increment(page.bytes().len() as u64);
+                        .increment(self.slots.layout().page_bytes());
                     let ready = match self.entries.lock().get_mut(&run) {
                         Some(entry) => entry.in_order(page),
                         None => continue,

@@ -17,7 +17,7 @@ use crate::{
     actor::EngineActor,
     broadcast::Broadcast,
     device::{Device, Report},
-    executor,
+    executor::Target,
     prefill::PrefillActor,
     remote::Remote,
     settings::EngineSettings,
@@ -46,10 +46,11 @@ pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> Ex
     let (secret, key) = (process.cluster_key.clone(), ClusterKey::derive(&process.cluster_key));
     let spec = Spec { role, pool: card.pool(), card: Some(card.clone()) };
     process::run(spec, process, |context| async move {
-        let scheduler = settings.scheduler(key.clone())?;
+        let target = Target::resolve(&settings.device)?;
+        let scheduler = settings.scheduler(key.clone(), settings.step_limits(target))?;
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
         let (model, chosen) = (card.clone(), settings.clone());
-        let build = move || executor::build(&chosen, &model);
+        let build = move || target.build(&chosen, &model);
         let me = context.me.instance.clone();
         let (device, reports) = Device::start(me, build, scheduler, floor).await?;
         let engine = device.spec.clone();
@@ -94,7 +95,7 @@ impl Parts {
         let remote = if slots > 0 && !settings.disable_radix_cache {
             let layout = transport::layout(&device.spec, &revision);
             let config = ReceiverConfig { layout, slots, slots_per_grant: slots.div_ceil(GRANTS) };
-            let transports = transport::transports(settings, secret)?;
+            let transports = transport::transports(settings, secret, device.memory.clone())?;
             let started = Remote::start(context.clone(), device.clone(), config, &transports);
             Some(started.context("transfer of kv pages")?)
         } else {
@@ -115,7 +116,7 @@ impl Parts {
     ) -> anyhow::Result<Engine> {
         let Self { context, device, broadcast, revision, key } = self;
         let layout = transport::layout(&device.spec, &revision);
-        let transports = transport::transports(settings, secret)?;
+        let transports = transport::transports(settings, secret, device.memory.clone())?;
         let actor = PrefillActor::new(context.clone(), device, broadcast, layout, key, transports);
         tokio::spawn(actor.clone().publish(reports));
         tokio::spawn(actor.clone().keep());

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use messages::block::ClusterKey;
 use scheduler::{SchedulePolicy, SchedulerConfig};
 
+use crate::executor::Target;
+
 actors::settings! {
     /// How an engine serves its model. Names are SGLang's where they mean the same.
     pub struct EngineSettings, EngineFlags in "engine" {
@@ -28,21 +30,22 @@ actors::settings! {
         switch batch_variant_kernels;
         /// GPU: folder of compiled kernels; default: stator/kernels in the user's cache.
         optional kernel_cache: PathBuf;
-        /// Sequences that run at once.
-        value max_running_requests: u32 = 64;
+        /// Sequences that run at once; default: 64, on a GPU 256.
+        optional max_running_requests: u32;
         /// Requests that wait for their first step.
         value max_queued_requests: u32 = 512;
-        /// Prompt tokens of one sequence in one step.
-        value chunked_prefill_size: u32 = 512;
-        /// Prompt tokens of all sequences in one step.
-        value max_prefill_tokens: u32 = 1024;
+        /// Prompt tokens of one sequence in one step; default: 512, on a GPU 2048.
+        optional chunked_prefill_size: u32;
+        /// Prompt tokens of all sequences in one step; default: 1024, on a GPU 8192.
+        optional max_prefill_tokens: u32;
         /// Order of waiting requests: fcfs or lpm (longest prefix match).
         value schedule_policy: String = "fcfs".to_owned();
         /// Longest sequence; default: what the model was made for.
         optional context_length: u32;
         /// Keep no prefix cache.
         switch disable_radix_cache;
-        /// How KV pages travel between engines: shm (same host), tcp, or auto (the best that reaches).
+        /// How KV pages travel between engines: cuda-ipc (GPUs of one host), shm (same host), tcp, or auto (the best that
+        /// reaches).
         value kv_transport: String = "auto".to_owned();
         /// Where KV pages are received over TCP; port 0 picks one, at 127.0.0.1 only this host is served.
         value kv_listen: String = "127.0.0.1:0".to_owned();
@@ -61,28 +64,75 @@ actors::settings! {
     }
 }
 
+/// How large steps may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Sequences that run at once.
+    pub running: u32,
+    /// Prompt tokens of one sequence.
+    pub chunk: u32,
+    /// Prompt tokens of all sequences.
+    pub prefill: u32,
+}
+
+impl StepLimits {
+    const CPU: Self = Self { running: 64, chunk: 512, prefill: 1024 };
+    /// A prompt fills the multiprocessors from about two thousand rows on.
+    const GPU: Self = Self { running: 256, chunk: 2048, prefill: 8192 };
+
+    /// Tokens that one step may carry.
+    pub fn tokens(&self) -> u32 {
+        self.prefill + self.running
+    }
+}
+
 impl EngineSettings {
+    /// What is set, or the default of the device.
+    pub(crate) fn step_limits(&self, target: Target) -> StepLimits {
+        let usual = match target {
+            Target::Cuda(_) => StepLimits::GPU,
+            Target::Cpu | Target::Sim => StepLimits::CPU,
+        };
+        StepLimits {
+            running: self.max_running_requests.unwrap_or(usual.running),
+            chunk: self.chunked_prefill_size.unwrap_or(usual.chunk),
+            prefill: self.max_prefill_tokens.unwrap_or(usual.prefill),
+        }
+    }
+
     /// The scheduler's share of the settings.
     ///
     /// # Errors
     /// If the schedule policy is unknown.
-    pub fn scheduler(&self, key: ClusterKey) -> anyhow::Result<SchedulerConfig> {
+    pub(crate) fn scheduler(&self, key: ClusterKey, limits: StepLimits) -> anyhow::Result<SchedulerConfig> {
         let schedule_policy: SchedulePolicy = self.schedule_policy.parse()?;
         Ok(SchedulerConfig {
-            max_running_requests: Some(self.max_running_requests),
+            max_running_requests: Some(limits.running),
             max_queued_requests: self.max_queued_requests,
             max_total_tokens: self.max_total_tokens,
-            chunked_prefill_size: self.chunked_prefill_size,
-            max_prefill_tokens: self.max_prefill_tokens,
+            chunked_prefill_size: limits.chunk,
+            max_prefill_tokens: limits.prefill,
             schedule_policy,
             radix_cache: !self.disable_radix_cache,
             kv_events: true,
             ..SchedulerConfig::new(key)
         })
     }
+}
 
-    /// Tokens that one step may carry.
-    pub fn max_batch_tokens(&self) -> u32 {
-        self.max_prefill_tokens + self.max_running_requests
+#[cfg(test)]
+mod tests {
+    use actors::settings::Layer;
+
+    use super::*;
+
+    #[test]
+    fn a_gpu_takes_larger_steps_unless_they_are_set() {
+        let unset = EngineFlags::default().resolve();
+        assert_eq!(unset.step_limits(Target::Cpu), StepLimits::CPU);
+        assert_eq!(unset.step_limits(Target::Cuda(0)), StepLimits::GPU);
+        let set = EngineFlags { chunked_prefill_size: Some(7), ..EngineFlags::default() }.resolve();
+        assert_eq!(set.step_limits(Target::Cuda(0)), StepLimits { chunk: 7, ..StepLimits::GPU });
+        assert_eq!(set.step_limits(Target::Cpu), StepLimits { chunk: 7, ..StepLimits::CPU });
     }
 }

@@ -3,12 +3,16 @@
 use std::{
     net::{SocketAddr, UdpSocket},
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
 use kv::{
     PageLayout,
-    transfer::{KvTransport, LinkConfig, ShmTransport, TcpTransport, TransferKey, Transports},
+    transfer::{
+        DeviceMemory, IpcTransport, KvTransport, LinkConfig, ShmTransport, TcpTransport, TransferKey,
+        Transports,
+    },
 };
 use models::ExecutorSpec;
 
@@ -33,17 +37,26 @@ pub fn layout(spec: &ExecutorSpec, revision: &str) -> PageLayout {
 ///
 /// # Errors
 /// If a setting makes no sense.
-pub fn transports(settings: &EngineSettings, cluster_key: &str) -> anyhow::Result<Transports> {
+pub fn transports(
+    settings: &EngineSettings,
+    cluster_key: &str,
+    memory: Option<Arc<dyn DeviceMemory>>,
+) -> anyhow::Result<Transports> {
     let link = LinkConfig::new(TransferKey::derive(cluster_key.as_bytes()));
-    let (shm, tcp) = match settings.kv_transport.as_str() {
-        "auto" => (true, true),
-        "shm" => (true, false),
-        "tcp" => (false, true),
-        other => anyhow::bail!("--kv-transport {other} is none of auto, shm, tcp"),
+    let (ipc, shm, tcp) = match settings.kv_transport.as_str() {
+        "auto" => (memory.is_some(), true, true),
+        "cuda-ipc" => (true, false, false),
+        "shm" => (false, true, false),
+        "tcp" => (false, false, true),
+        other => anyhow::bail!("--kv-transport {other} is none of auto, cuda-ipc, shm, tcp"),
     };
+    let folder = settings.kv_socket_folder.clone().unwrap_or_else(default_folder);
     let mut transports: Vec<Box<dyn KvTransport>> = Vec::new();
+    if ipc {
+        let memory = memory.context("--kv-transport cuda-ipc needs an engine on a GPU")?;
+        transports.push(Box::new(IpcTransport::new(link.clone(), folder.clone(), memory)));
+    }
     if shm {
-        let folder = settings.kv_socket_folder.clone().unwrap_or_else(default_folder);
         transports.push(Box::new(ShmTransport::new(link.clone(), folder)));
     }
     if tcp {

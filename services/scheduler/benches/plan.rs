@@ -51,7 +51,7 @@ fn outputs(batch: &Batch) -> Outputs {
     let rows = batch.sequences.iter().filter(|row| row.sample);
     let sampled =
         rows.map(|row| Sampled { slot: row.slot, token: 7, logprob: None, top: Vec::new() }).collect();
-    Outputs { sampled, scored: Vec::new(), elapsed: Duration::from_millis(6) }
+    Outputs { sampled, scored: Vec::new(), elapsed: Duration::from_millis(6), gap: None }
 }
 
 /// Plan and collect of one step, every sequence 1000 tokens long at first.

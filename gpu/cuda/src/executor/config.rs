@@ -24,6 +24,6 @@ pub enum KvBudget {
     Pages(u32),
     /// As many pages as fit.
     Bytes(u64),
-    /// What is left of this share of the device's memory once weights and buffers are there.
+    /// What this process' weights and buffers leave of this share of the device's memory, or as much as is free.
     MemoryFraction(f64),
 }

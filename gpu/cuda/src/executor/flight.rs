@@ -1,9 +1,7 @@
-use std::time::Duration;
-
 use models::{Outputs, Sampled, Scored, SlotId, StepId, TokenLogprob};
 
-use super::plan::Reporter;
-use crate::{CudaError, Device, PinnedBuffer, Timer, ops::Drawn};
+use super::{plan::Reporter, stopwatch::Took};
+use crate::{CudaError, Device, PinnedBuffer, ops::Drawn};
 
 /// Host side of one step under way: what it was told, and where its results arrive.
 #[derive(Debug)]
@@ -11,7 +9,6 @@ pub(super) struct Flight {
     pub block: PinnedBuffer<u32>,
     pub drawn: PinnedBuffer<Drawn>,
     pub scored: PinnedBuffer<Drawn>,
-    pub timer: Timer,
     /// The step, if one is under way.
     pub step: Option<StepId>,
     pub sampled: Vec<Reporter>,
@@ -24,16 +21,14 @@ impl Flight {
             block: device.allocate_pinned(words)?,
             drawn: device.allocate_pinned(slots)?,
             scored: device.allocate_pinned(tokens)?,
-            timer: Timer::new(device)?,
             step: None,
             sampled: Vec::new(),
             scored_by: Vec::new(),
         })
     }
 
-    /// Waits for the step and reads what it produced.
-    pub fn finish(&mut self) -> Result<Outputs, CudaError> {
-        let elapsed = Duration::from_secs_f64(self.timer.seconds()?.max(0.0));
+    /// Reads what a step produced that has ended.
+    pub fn finish(&mut self, Took { elapsed, gap }: Took) -> Outputs {
         self.step = None;
         let drawn = self.sampled.iter().zip(self.drawn.as_slice());
         let sampled = drawn.map(|(&(slot, top), drawn)| sampled(slot, top, drawn)).collect();
@@ -46,7 +41,7 @@ impl Flight {
                 mine.iter().map(|drawn| (drawn.logprob, most_likely(drawn, top.unwrap_or(0)))).collect();
             scored.push(Scored { slot, tokens });
         }
-        Ok(Outputs { sampled, scored, elapsed })
+        Outputs { sampled, scored, elapsed, gap }
     }
 }
 

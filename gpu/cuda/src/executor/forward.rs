@@ -39,7 +39,7 @@ pub(super) struct Buffers {
     /// [LOGIT_ROWS, hidden]
     last: Buffer<bf16>,
     /// [LOGIT_ROWS, vocab]
-    logits: Buffer<f32>,
+    pub logits: Buffer<f32>,
     part_values: Buffer<f32>,
     part_stats: Buffer<f32>,
     tickets: Buffer<u32>,

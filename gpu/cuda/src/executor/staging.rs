@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaEvent, sys::CUevent_flags};
 use half::bf16;
 
-use crate::{Buffer, CudaError, Device, PinnedBuffer};
+use crate::{Buffer, CudaError, Device, PinnedBuffer, transfer::PagePool};
 
 /// Pages that may be on their way to the device at once.
 const STAGED_PAGES: usize = 4;
@@ -17,7 +17,11 @@ pub(super) struct Pool<'a> {
     pub layer_bytes: usize,
 }
 
-impl Pool<'_> {
+impl<'a> Pool<'a> {
+    pub fn pages(&self) -> PagePool<'a> {
+        PagePool { bytes: self.kv.view().cast(), layers: self.layers, layer_bytes: self.layer_bytes }
+    }
+
     /// Where the parts of a page lie in the pool, in bytes, layer after layer.
     fn parts(&self, page: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let (layer_bytes, stride) = (self.layer_bytes, self.kv.len() * size_of::<bf16>() / self.layers);

@@ -1,9 +1,9 @@
 //! Tests and timings of the kernels on a real GPU; without one it says so and ends well.
 //!
 //! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine` whole
-//! steps, `gpu compare` checks a model against what `scripts/gpu-reference` computed for it. GPU_TEST_SEED repeats
-//! the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
-//! GPU_TEST_OPERATIONS=1 the executor.
+//! steps, `gpu compare` checks a model against what `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's
+//! file against its f32 reference. GPU_TEST_SEED repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the
+//! large cases (for sanitizers), GPU_TEST_OPERATIONS=1 the executor.
 
 mod attention;
 mod bench;
@@ -11,12 +11,15 @@ mod compare;
 mod elementwise;
 mod engine;
 mod executor;
+mod fault;
 mod gemm;
 mod harness;
 mod host;
 mod order;
 mod random;
 mod sampling;
+mod smollm2;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -27,7 +30,7 @@ fn cases() -> Vec<Case> {
         [elementwise::cases(), gemm::cases(), attention::cases(), sampling::cases(), order::cases()].concat();
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
-        None => [operations, executor::cases()].concat(),
+        None => [operations, executor::cases(), fault::cases(), transfer::cases()].concat(),
     }
 }
 
@@ -58,6 +61,10 @@ fn main() -> ExitCode {
         Some("bench") => bench::run(&context).map_err(|error| error.to_string()),
         Some("engine") => engine::run(context).map_err(|error| error.to_string()),
         Some("compare") => engine::compare(context),
+        Some("smollm2") => smollm2::run(context),
+        Some(transfer::WRITER) => transfer::write_as_child(&context),
+        Some(transfer::RECEIVER) => transfer::receive_as_child(&context),
+        Some(fault::CHILD) => fault::fail(&context),
         filter => return context.run(&cases(), filter.unwrap_or("")),
     };
     match done {

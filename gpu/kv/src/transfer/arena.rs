@@ -1,10 +1,15 @@
-use std::{collections::HashMap, fmt, io, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 
 use super::{
-    Epoch, Event, GrantEnd, GrantError, PageIndex, SlotCounts,
-    ledger::{self, Ledger, Piece},
+    DeviceAddress, DeviceSlab, Epoch, Event, GrantEnd, GrantError, PageIndex, SlotCounts, Span,
+    connection::Bodies,
+    ledger::{self, Ledger, Memory, Piece},
     region::Region,
     socket::Socket,
     wire::Notice,
@@ -15,6 +20,8 @@ use crate::PageLayout;
 pub struct SlotArena {
     layout: PageLayout,
     region: Region,
+    /// The same slots in device memory, where a transport has such.
+    device: OnceLock<Arc<dyn DeviceSlab>>,
     state: Mutex<State>,
     on_event: Box<dyn Fn(Event) + Send + Sync>,
 }
@@ -58,7 +65,8 @@ impl SlotArena {
         let bytes = layout.page_bytes().checked_mul(u64::from(slots));
         let region = Region::create(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
         let ledger = Ledger::new(layout.layers, slots, slots_per_grant);
-        Ok(Self { layout, region, state: Mutex::new(State { ledger, peers: HashMap::new() }), on_event })
+        let state = Mutex::new(State { ledger, peers: HashMap::new() });
+        Ok(Self { layout, region, device: OnceLock::new(), state, on_event })
     }
 
     pub(super) fn layout(&self) -> &PageLayout {
@@ -69,20 +77,36 @@ impl SlotArena {
         &self.region
     }
 
+    /// Of all slots together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.region.len() as u64
+    }
+
+    /// Has slots in a slab of [`SlotArena::bytes`] as well.
+    pub(super) fn keep_in(&self, slab: Arc<dyn DeviceSlab>) {
+        // One transport has device memory; a second slab would only lie idle.
+        let _ = self.device.set(slab);
+    }
+
+    pub(super) fn device(&self) -> Option<&Arc<dyn DeviceSlab>> {
+        self.device.get()
+    }
+
     pub(super) fn lend(&self, pages: u32, writer: &str) -> Result<(Epoch, Vec<u32>), GrantError> {
         let epoch = Epoch(rand::random());
         Ok((epoch, self.state.lock().ledger.lend(epoch, pages, writer)?))
     }
 
     /// A connection that proved to be for `epoch`; None if the grant takes no more.
-    pub(super) fn attach(self: &Arc<Self>, epoch: Epoch, socket: Socket, remote: bool) -> Option<Stream> {
+    pub(super) fn attach(self: &Arc<Self>, epoch: Epoch, socket: Socket, bodies: Bodies) -> Option<Stream> {
+        let (remote, memory) = (bodies.are_stored(), bodies.memory());
         let peer = Arc::new(Peer { socket, remote });
         let mut state = self.state.lock();
-        if !state.ledger.attach(epoch, remote) {
+        if !state.ledger.attach(epoch, remote, memory) {
             return None;
         }
         state.peers.entry(epoch).or_default().push(peer.clone());
-        Some(Stream { arena: self.clone(), epoch, peer, retired: false })
+        Some(Stream { arena: self.clone(), epoch, peer, memory, retired: false })
     }
 
     /// Ends a grant; `closed` says that its writer will store nothing more.
@@ -143,6 +167,7 @@ pub(super) struct Stream {
     arena: Arc<SlotArena>,
     epoch: Epoch,
     peer: Arc<Peer>,
+    memory: Memory,
     retired: bool,
 }
 
@@ -226,6 +251,12 @@ impl Claimed<'_> {
         )
     }
 
+    /// Where they are in device memory.
+    pub fn span(&self, seed: u64) -> Span {
+        let (at, bytes) = self.range();
+        Span { at: at as u64, bytes: bytes as u64, seed }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         let (at, len) = self.range();
         // SAFETY: the ledger gave these layers to this claim alone. Where the writer stores by itself it has proved
@@ -244,11 +275,15 @@ impl Claimed<'_> {
     /// The bytes are there and as they were sent.
     pub fn arrived(mut self) {
         self.arrived = true;
-        let Stream { arena, epoch, .. } = self.stream;
+        let Stream { arena, epoch, memory, .. } = self.stream;
         if arena.state.lock().ledger.arrived(*epoch, self.piece) {
-            let page =
-                LandedPage { arena: arena.clone(), epoch: *epoch, index: self.piece.index, slot: self.slot };
-            (arena.on_event)(Event::Landed(page));
+            (arena.on_event)(Event::Landed(LandedPage {
+                arena: arena.clone(),
+                epoch: *epoch,
+                index: self.piece.index,
+                slot: self.slot,
+                memory: *memory,
+            }));
         }
     }
 }
@@ -268,6 +303,7 @@ pub struct LandedPage {
     epoch: Epoch,
     index: PageIndex,
     slot: u32,
+    memory: Memory,
 }
 
 impl LandedPage {
@@ -279,22 +315,23 @@ impl LandedPage {
         self.index
     }
 
+    /// Where it landed, if that is in device memory.
+    pub fn address(&self) -> Option<DeviceAddress> {
+        let slab = self.arena.device().filter(|_| self.memory == Memory::Device)?;
+        Some(slab.address().at(self.arena.at(self.slot, 0) as u64))
+    }
+
     /// The page, layer after layer.
+    ///
+    /// # Panics
+    /// If it is in device memory.
     pub fn bytes(&self) -> &[u8] {
+        assert_eq!(self.memory, Memory::Host, "the page is in device memory");
         // SAFETY: the ledger lends the slot to no page while this one is not taken, and a writer that stores by itself
         // stores to a page's slot only before the page's last frame.
         unsafe {
             self.arena.region.bytes(self.arena.at(self.slot, 0), self.arena.layout.page_bytes() as usize)
         }
-    }
-
-    /// One layer of the page.
-    ///
-    /// # Panics
-    /// If the layout has no such layer.
-    pub fn layer(&self, layer: u32) -> &[u8] {
-        let bytes = self.arena.layout.layer_bytes as usize;
-        &self.bytes()[layer as usize * bytes..][..bytes]
     }
 }
 

@@ -3,15 +3,16 @@
 use std::{
     io::{self, IoSliceMut},
     sync::Arc,
+    thread,
 };
 
 use super::{
-    GrantEnd, LinkConfig, SlotArena,
-    arena::{Stop, Stream},
+    GrantEnd, LinkConfig, SlotArena, Span,
+    arena::{Claimed, Stop, Stream},
     handshake,
-    ledger::Piece,
+    ledger::{Memory, Piece},
     socket::Socket,
-    wire::{Frame, checksum},
+    wire::{Frame, checksum, seed},
 };
 
 /// Frames read at once where they carry no layers.
@@ -26,6 +27,19 @@ pub(super) enum Bodies {
     Inline,
     /// In their slot already: the writer maps it.
     Shared,
+    /// The same, in device memory.
+    Device,
+}
+
+impl Bodies {
+    /// Whether the writer stores without the receiver's help.
+    pub fn are_stored(self) -> bool {
+        self != Self::Inline
+    }
+
+    pub fn memory(self) -> Memory {
+        if self == Self::Device { Memory::Device } else { Memory::Host }
+    }
 }
 
 /// Lets a writer in and receives until it can store nothing more.
@@ -35,7 +49,7 @@ pub(super) fn serve(socket: &Socket, arena: &Arc<SlotArena>, link: &LinkConfig, 
         Err(error) => return tracing::debug!(%error, "kv writer refused"),
     };
     // Silence on the same host means nothing: the kernel tells when the writer ends.
-    let idle = (bodies == Bodies::Inline).then_some(link.idle);
+    let idle = (!bodies.are_stored()).then_some(link.idle);
     let mut frames = Frames::new(socket, bodies);
     let end = match socket.set_timeouts(idle, Some(link.stall)) {
         Ok(()) => receive(&mut frames, arena, &stream, bodies),
@@ -43,36 +57,65 @@ pub(super) fn serve(socket: &Socket, arena: &Arc<SlotArena>, link: &LinkConfig, 
     };
     tracing::debug!(epoch = %stream.epoch(), ?end, "kv writer ended");
     stream.retire(end);
-    if bodies == Bodies::Shared && end != GrantEnd::Closed {
+    if bodies.are_stored() && end != GrantEnd::Closed {
         // Until it ends the writer might store.
         while socket.read(&mut [IoSliceMut::new(&mut [0; DISCARD])]).is_ok() {}
-    }
-}
-
-fn receive(frames: &mut Frames<'_>, arena: &SlotArena, stream: &Stream, bodies: Bodies) -> GrantEnd {
-    loop {
-        let Ok(header) = frames.header() else { return GrantEnd::Gone };
-        match Frame::decode(&header) {
-            Some(Frame::Close { epoch }) if epoch == stream.epoch() => return GrantEnd::Closed,
-            Some(frame @ Frame::Layers { epoch, .. }) if epoch == stream.epoch() => {
-                if let Err(end) = layers(frames, arena, stream, bodies, frame) {
-                    return end;
-                }
-            }
-            _ => return GrantEnd::Violation,
+        if bodies == Bodies::Device {
+            thread::sleep(link.teardown);
         }
     }
 }
 
-/// Receives the layers of one frame.
-fn layers(
+fn receive(frames: &mut Frames<'_>, arena: &SlotArena, stream: &Stream, bodies: Bodies) -> GrantEnd {
+    // Frames of layers in device memory, which is asked about many at once.
+    let mut unchecked = Vec::new();
+    let end = loop {
+        if !frames.is_ahead()
+            && let Err(end) = check(arena, &mut unchecked)
+        {
+            break end;
+        }
+        let Ok(header) = frames.header() else { break GrantEnd::Gone };
+        match Frame::decode(&header) {
+            Some(Frame::Close { epoch }) if epoch == stream.epoch() => break GrantEnd::Closed,
+            Some(frame @ Frame::Layers { epoch, .. }) if epoch == stream.epoch() => {
+                match layers(frames, arena, stream, bodies, frame) {
+                    Ok(claimed) => unchecked.extend(claimed),
+                    Err(end) => break end,
+                }
+            }
+            _ => break GrantEnd::Violation,
+        }
+    };
+    check(arena, &mut unchecked).err().unwrap_or(end)
+}
+
+/// Lets layers in device memory arrive that are there as they were sent.
+fn check(arena: &SlotArena, unchecked: &mut Vec<(Claimed<'_>, Span, u64)>) -> Result<(), GrantEnd> {
+    let Some(slab) = arena.device().filter(|_| !unchecked.is_empty()) else { return Ok(()) };
+    let spans: Vec<Span> = unchecked.iter().map(|(_, span, _)| *span).collect();
+    let found = slab.checksums(&spans).map_err(|error| {
+        tracing::error!(%error, "device memory cannot be read");
+        GrantEnd::Gone
+    })?;
+    for ((claimed, _, sent), found) in unchecked.drain(..).zip(found) {
+        if sent != found {
+            return Err(GrantEnd::Corrupt);
+        }
+        claimed.arrived();
+    }
+    Ok(())
+}
+
+/// Receives the layers of one frame; those in device memory are yet to be checked.
+fn layers<'a>(
     frames: &mut Frames<'_>,
     arena: &SlotArena,
-    stream: &Stream,
+    stream: &'a Stream,
     bodies: Bodies,
     frame: Frame,
-) -> Result<(), GrantEnd> {
-    let Frame::Layers { epoch, index, layer, length, checksum: sent } = frame else { return Ok(()) };
+) -> Result<Option<(Claimed<'a>, Span, u64)>, GrantEnd> {
+    let Frame::Layers { epoch, index, layer, length, checksum: sent } = frame else { return Ok(None) };
     let layer_bytes = arena.layout().layer_bytes;
     if !length.is_multiple_of(layer_bytes) {
         return Err(GrantEnd::Violation);
@@ -80,11 +123,15 @@ fn layers(
     let claimed = stream.claim(Piece { index, layer, layers: length / layer_bytes });
     let mut claimed = match claimed {
         Ok(Some(claimed)) => claimed,
-        Ok(None) if bodies == Bodies::Shared => return Ok(()),
-        Ok(None) => return frames.discard(length as usize).map_err(|_| GrantEnd::Gone),
+        Ok(None) if bodies.are_stored() => return Ok(None),
+        Ok(None) => return frames.discard(length as usize).map(|()| None).map_err(|_| GrantEnd::Gone),
         Err(Stop::Over) => return Err(GrantEnd::Gone),
         Err(Stop::Violation) => return Err(GrantEnd::Violation),
     };
+    if bodies == Bodies::Device {
+        let span = claimed.span(seed(epoch, index, layer));
+        return Ok(Some((claimed, span, sent)));
+    }
     if bodies == Bodies::Inline {
         frames.body(claimed.bytes_mut()).map_err(|_| GrantEnd::Gone)?;
     }
@@ -92,7 +139,7 @@ fn layers(
         return Err(GrantEnd::Corrupt);
     }
     claimed.arrived();
-    Ok(())
+    Ok(None)
 }
 
 /// Takes a byte stream apart into headers and bodies.
@@ -106,8 +153,13 @@ struct Frames<'a> {
 
 impl<'a> Frames<'a> {
     fn new(socket: &'a Socket, bodies: Bodies) -> Self {
-        let frames = if bodies == Bodies::Inline { 1 } else { FRAMES };
+        let frames = if bodies.are_stored() { FRAMES } else { 1 };
         Self { socket, ahead: vec![0; frames * Frame::BYTES].into(), from: 0, to: 0 }
+    }
+
+    /// Whether another header was read already.
+    fn is_ahead(&self) -> bool {
+        self.to - self.from >= Frame::BYTES
     }
 
     fn header(&mut self) -> io::Result<[u8; Frame::BYTES]> {

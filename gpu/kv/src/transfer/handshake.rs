@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
-    Epoch, LinkConfig, OpenError, SlotArena,
+    DeviceHandle, Epoch, LinkConfig, OpenError, SlotArena,
     arena::Stream,
     connection::Bodies,
     socket::Socket,
@@ -28,7 +28,7 @@ pub(super) fn admit(
     socket.read_by(&mut bytes, deadline)?;
     let refused = |why| io::Error::new(io::ErrorKind::PermissionDenied, why);
     let hello = Hello::decode(&bytes, &link.key, challenge).ok_or_else(|| refused("not of this cluster"))?;
-    let Some(stream) = arena.attach(hello.epoch, socket.try_clone()?, bodies == Bodies::Shared) else {
+    let Some(stream) = arena.attach(hello.epoch, socket.try_clone()?, bodies) else {
         socket.write(&Welcome::Unknown.encode(&link.key, hello), &[])?;
         return Err(refused("the grant takes no connection"));
     };
@@ -36,17 +36,29 @@ pub(super) fn admit(
     match bodies {
         Bodies::Inline => socket.write(&welcome, &[])?,
         Bodies::Shared => socket.write_with(&welcome, arena.region().file())?,
+        Bodies::Device => {
+            let slab = arena.device().ok_or_else(|| io::Error::other("no slots in device memory"))?;
+            socket.write(&welcome, &slab.handle().0)?;
+        }
     }
     Ok(stream)
 }
 
-/// Asks a receiver to be let in under `epoch`; the descriptor of its slots where bodies are shared.
+/// What leads to the receiver's slots.
+pub(super) enum Shared {
+    /// Nothing does: bodies travel.
+    Nothing,
+    File(OwnedFd),
+    Device(DeviceHandle),
+}
+
+/// Asks a receiver to be let in under `epoch`.
 pub(super) fn ask(
     socket: &Socket,
     epoch: Epoch,
     link: &LinkConfig,
     bodies: Bodies,
-) -> Result<Option<OwnedFd>, OpenError> {
+) -> Result<Shared, OpenError> {
     let deadline = Instant::now() + link.handshake;
     socket.set_timeouts(None, Some(link.handshake))?;
     let mut bytes = [0; Challenge::BYTES];
@@ -56,7 +68,7 @@ pub(super) fn ask(
     socket.write(&hello.encode(&link.key, challenge), &[])?;
     let mut bytes = [0; Welcome::BYTES];
     let answer = match bodies {
-        Bodies::Inline => socket.read_by(&mut bytes, deadline).map(|()| None),
+        Bodies::Inline | Bodies::Device => socket.read_by(&mut bytes, deadline).map(|()| None),
         Bodies::Shared => {
             socket.set_timeouts(Some(link.handshake), Some(link.handshake))?;
             socket.read_with(&mut bytes)
@@ -69,7 +81,12 @@ pub(super) fn ask(
         Err(error) => return Err(error.into()),
     };
     match Welcome::decode(&bytes, &link.key, hello) {
-        Some(Welcome::Open) => Ok(descriptor),
+        Some(Welcome::Open) if bodies == Bodies::Device => {
+            let mut handle = [0; DeviceHandle::BYTES];
+            socket.read_by(&mut handle, deadline)?;
+            Ok(Shared::Device(DeviceHandle(handle)))
+        }
+        Some(Welcome::Open) => Ok(descriptor.map_or(Shared::Nothing, Shared::File)),
         Some(Welcome::Unknown) => Err(OpenError::Revoked),
         None => Err(OpenError::NotTrusted),
     }

@@ -15,6 +15,13 @@ pub(super) struct Piece {
     pub layers: u32,
 }
 
+/// In which memory a slot is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    Host,
+    Device,
+}
+
 /// What to do with a piece that is coming in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
@@ -70,6 +77,8 @@ struct Lent {
     streams: u32,
     /// Writers that can store without the receiver's help.
     remote: u32,
+    /// Where its pages land: decided by its first connection.
+    memory: Option<Memory>,
 }
 
 impl Lent {
@@ -119,15 +128,26 @@ impl Ledger {
         };
         let places = slots.iter().enumerate().map(place).collect();
         let writer = writer.to_owned();
-        let lent = Lent { writer, pages, landed: 0, places, open: true, end: None, streams: 0, remote: 0 };
+        let lent = Lent {
+            writer,
+            pages,
+            landed: 0,
+            places,
+            open: true,
+            end: None,
+            streams: 0,
+            remote: 0,
+            memory: None,
+        };
         self.lent.insert(epoch, lent);
         Ok(slots)
     }
 
-    /// Counts a connection in; `remote` if its writer stores by itself. False if the grant is over or has enough.
-    pub fn attach(&mut self, epoch: Epoch, remote: bool) -> bool {
+    /// Counts a connection in; `remote` if its writer stores by itself. False if the grant is over, has enough, or has
+    /// one into other memory.
+    pub fn attach(&mut self, epoch: Epoch, remote: bool, memory: Memory) -> bool {
         let Some(lent) = self.lent.get_mut(&epoch) else { return false };
-        if !lent.open || lent.streams == MAX_STREAMS {
+        if !lent.open || lent.streams == MAX_STREAMS || *lent.memory.get_or_insert(memory) != memory {
             return false;
         }
         lent.streams += 1;

@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    Epoch, Grant, OpenError, PageIndex, PageWriter, WriteError,
+    DeviceSlab, DeviceWriter, Epoch, Grant, OpenError, PageIndex, PageWriter, Place, WriteError,
+    device_checksum,
     region::Region,
     socket::Socket,
-    wire::{Frame, Notice, checksum},
+    wire::{Frame, Notice, checksum, seed},
 };
 
 /// Most bytes of layers in a frame, if one layer is not larger: both ends read them twice, the second time from their
@@ -21,8 +22,29 @@ const STAGED: usize = 128 << 10;
 /// Notices read at once.
 const NOTICES: usize = 64;
 
+/// How layers reach their slots.
+pub(super) enum Store {
+    /// Behind their frame.
+    Inline,
+    /// By a copy into memory that both ends map.
+    Region(Arc<Region>),
+    /// Likewise, of a device.
+    Device(Arc<dyn DeviceSlab>),
+}
+
+impl Store {
+    /// Bytes of the receiver's slots, if they are mapped.
+    fn len(&self) -> Option<u64> {
+        match self {
+            Self::Inline => None,
+            Self::Region(region) => Some(region.len() as u64),
+            Self::Device(slab) => Some(slab.bytes()),
+        }
+    }
+}
+
 /// A slot of the grant, as far as the writer knows.
-struct Place {
+struct Turn {
     /// The page it is for.
     page: u32,
     /// By layer.
@@ -51,10 +73,9 @@ pub(super) struct Pusher {
     layers: u32,
     layer_bytes: u32,
     slots: Vec<u32>,
-    places: Vec<Place>,
+    places: Vec<Turn>,
     lines: Vec<Line>,
-    /// The receiver's slots, where the writer stores by itself.
-    shared: Option<Arc<Region>>,
+    store: Store,
     stall: Duration,
     /// Lines on which the receiver confirmed the end.
     confirmed: usize,
@@ -63,18 +84,18 @@ pub(super) struct Pusher {
 }
 
 impl Pusher {
-    /// Pushes over `sockets`, into `region` if there is one.
+    /// Pushes over `sockets`, layers by way of `store`.
     ///
     /// # Errors
     /// If the grant makes no sense: it comes from another process.
     pub fn new(
         grant: &Grant,
         sockets: Vec<Socket>,
-        region: Option<Arc<Region>>,
+        store: Store,
         stall: Duration,
     ) -> Result<Self, OpenError> {
         let layout = &grant.layout;
-        let held = region.as_ref().map_or(u64::MAX, |region| region.len() as u64);
+        let held = store.len().unwrap_or(u64::MAX);
         let fits = |slot: &u32| {
             (u64::from(*slot) + 1).checked_mul(layout.page_bytes()).is_some_and(|end| end <= held)
         };
@@ -86,8 +107,7 @@ impl Pusher {
         for socket in &sockets {
             socket.set_timeouts(Some(stall), Some(stall))?;
         }
-        let place =
-            |page| Place { page, pushed: vec![false; layout.layers as usize], missing: layout.layers };
+        let place = |page| Turn { page, pushed: vec![false; layout.layers as usize], missing: layout.layers };
         let line =
             |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0, staged: Vec::new() };
         Ok(Self {
@@ -98,7 +118,7 @@ impl Pusher {
             slots: grant.slots.clone(),
             places: (0..grant.window()).map(place).collect(),
             lines: sockets.into_iter().map(line).collect(),
-            shared: region,
+            store,
             stall,
             confirmed: 0,
             over: false,
@@ -112,7 +132,7 @@ impl Pusher {
     /// Waits until the slot of page `index` is for it. False if the page was taken already.
     fn wait_turn(&mut self, index: PageIndex) -> Result<bool, WriteError> {
         let at = self.place_of(index);
-        let Place { page, missing, .. } = self.places[at];
+        let Turn { page, missing, .. } = self.places[at];
         let next = page.saturating_add(self.places.len() as u32);
         if index.0 > next || (index.0 == next && missing > 0) {
             let before = PageIndex(if missing > 0 { page } else { next });
@@ -179,6 +199,10 @@ impl Pusher {
         }
     }
 
+    fn still_open(&self) -> Result<(), WriteError> {
+        if self.over { Err(WriteError::Gone(io::ErrorKind::NotConnected.into())) } else { Ok(()) }
+    }
+
     fn fail(&mut self, error: WriteError) -> WriteError {
         self.over = true;
         error
@@ -200,34 +224,51 @@ impl Pusher {
     /// Pushes a run of layers that were not pushed before.
     fn push(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
         let (at, length) = (self.place_of(index), bytes.len() as u32);
-        let sum = checksum(self.epoch, index, layer, bytes);
-        let frame = Frame::Layers { epoch: self.epoch, index, layer, length, checksum: sum }.encode();
-        let count = length / self.layer_bytes;
+        let offset = self.offset(at) + layer as usize * self.layer_bytes as usize;
+        let sum = match &self.store {
+            Store::Inline => checksum(self.epoch, index, layer, bytes),
+            Store::Region(region) => {
+                // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not
+                // told to be complete. The receiver reads the layers only after their frame, and lends the slot to
+                // nobody else until this writer's connection has ended.
+                unsafe { region.bytes_mut(offset, bytes.len()) }.copy_from_slice(bytes);
+                checksum(self.epoch, index, layer, bytes)
+            }
+            Store::Device(slab) => match slab.store(offset as u64, bytes) {
+                Ok(()) => device_checksum(seed(self.epoch, index, layer), bytes),
+                Err(error) => return Err(self.fail(WriteError::Gone(error))),
+            },
+        };
+        let frame = self.frame(index, layer, length, sum);
+        if !matches!(self.store, Store::Inline) {
+            self.lines[0].staged.extend_from_slice(&frame);
+            return if self.places[at].missing == 0 { self.tell() } else { Ok(()) };
+        }
+        let line = index.0 as usize % self.lines.len();
+        let Line { socket, staged, .. } = &mut self.lines[line];
+        // Nobody waits for a part of a page: small frames share a write.
+        let sent = if bytes.len() >= STAGED && staged.is_empty() {
+            socket.write(&frame, bytes)
+        } else {
+            staged.extend_from_slice(&frame);
+            staged.extend_from_slice(bytes);
+            let due = staged.len() >= STAGED || self.places[at].missing == 0;
+            if due { flush(socket, staged) } else { Ok(()) }
+        };
+        sent.map_err(|error| self.lost(error))
+    }
+
+    /// Where a slot lies among the receiver's, in bytes.
+    fn offset(&self, at: usize) -> usize {
+        self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize)
+    }
+
+    /// Notes layers as pushed, and makes their frame.
+    fn frame(&mut self, index: PageIndex, layer: u32, length: u32, checksum: u64) -> [u8; Frame::BYTES] {
+        let (at, count) = (self.place_of(index), length / self.layer_bytes);
         self.places[at].pushed[layer as usize..][..count as usize].fill(true);
         self.places[at].missing -= count;
-        let Some(region) = &self.shared else {
-            let line = index.0 as usize % self.lines.len();
-            let Line { socket, staged, .. } = &mut self.lines[line];
-            // Nobody waits for a part of a page: small frames share a write.
-            let sent = if bytes.len() >= STAGED && staged.is_empty() {
-                socket.write(&frame, bytes)
-            } else {
-                staged.extend_from_slice(&frame);
-                staged.extend_from_slice(bytes);
-                let due = staged.len() >= STAGED || self.places[at].missing == 0;
-                if due { flush(socket, staged) } else { Ok(()) }
-            };
-            return sent.map_err(|error| self.lost(error));
-        };
-        let page = self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize);
-        // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not told to
-        // be complete. The receiver reads the layers only after their frame, and lends the slot to nobody else until
-        // this writer's connection has ended.
-        let target =
-            unsafe { region.bytes_mut(page + layer as usize * self.layer_bytes as usize, bytes.len()) };
-        target.copy_from_slice(bytes);
-        self.lines[0].staged.extend_from_slice(&frame);
-        if self.places[at].missing == 0 { self.tell() } else { Ok(()) }
+        Frame::Layers { epoch: self.epoch, index, layer, length, checksum }.encode()
     }
 
     /// Sends the frames that wait.
@@ -247,9 +288,7 @@ impl PageWriter for Pusher {
         let count = (bytes.len() / layer_bytes) as u32;
         assert!(bytes.len().is_multiple_of(layer_bytes), "{} bytes are no whole layers", bytes.len());
         assert!(index.0 < self.pages && layer + count <= self.layers, "outside the grant");
-        if self.over {
-            return Err(WriteError::Gone(io::ErrorKind::NotConnected.into()));
-        }
+        self.still_open()?;
         if !self.wait_turn(index)? {
             return Ok(());
         }
@@ -271,10 +310,12 @@ impl PageWriter for Pusher {
         Ok(())
     }
 
+    fn device(&mut self) -> Option<&mut dyn DeviceWriter> {
+        if matches!(self.store, Store::Device(_)) { Some(self) } else { None }
+    }
+
     fn finish(mut self: Box<Self>) -> Result<(), WriteError> {
-        if self.over {
-            return Err(WriteError::Gone(io::ErrorKind::NotConnected.into()));
-        }
+        self.still_open()?;
         self.tell()?;
         let close = Frame::Close { epoch: self.epoch }.encode();
         for line in 0..self.lines.len() {
@@ -287,6 +328,28 @@ impl PageWriter for Pusher {
         }
         self.over = true;
         Ok(())
+    }
+}
+
+impl DeviceWriter for Pusher {
+    fn place(&mut self, index: PageIndex) -> Result<Option<Place>, WriteError> {
+        self.still_open()?;
+        if !self.wait_turn(index)? {
+            return Ok(None);
+        }
+        let offset = self.offset(self.place_of(index)) as u64;
+        let Store::Device(slab) = &self.store else { return Ok(None) };
+        Ok(Some(Place { address: slab.address().at(offset), seed: seed(self.epoch, index, 0) }))
+    }
+
+    fn stored(&mut self, pages: &[(PageIndex, u64)]) -> Result<(), WriteError> {
+        self.still_open()?;
+        let length = self.layers * self.layer_bytes;
+        for &(index, checksum) in pages {
+            let frame = self.frame(index, 0, length, checksum);
+            self.lines[0].staged.extend_from_slice(&frame);
+        }
+        self.tell()
     }
 }
 

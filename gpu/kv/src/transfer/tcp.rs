@@ -6,8 +6,12 @@ use std::{
 };
 
 use super::{
-    Address, Grant, KvTransport, LinkConfig, Listening, OpenError, PageWriter, SlotArena, connection::Bodies,
-    handshake, listener::Listener, pusher::Pusher, socket::Socket,
+    Address, Grant, KvTransport, LinkConfig, Listening, OpenError, PageWriter, SlotArena,
+    connection::Bodies,
+    handshake,
+    listener::Listener,
+    pusher::{Pusher, Store},
+    socket::Socket,
 };
 
 /// Pages over TCP, on a few connections a grant. Addresses are `tcp://ip:port`.
@@ -59,6 +63,6 @@ impl KvTransport for TcpTransport {
             let Ok(socket) = self.connect(grant, to) else { break };
             sockets.push(socket);
         }
-        Ok(Box::new(Pusher::new(grant, sockets, None, self.link.stall)?))
+        Ok(Box::new(Pusher::new(grant, sockets, Store::Inline, self.link.stall)?))
     }
 }

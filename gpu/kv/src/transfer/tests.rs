@@ -1,5 +1,6 @@
-//! Real connections of both transports, within one process.
+//! Real connections of all transports, within one process; device memory is of the host here.
 
+mod device;
 mod fuzz;
 mod hand_over;
 mod hostile;
@@ -39,10 +40,19 @@ fn page_of(seed: u64, index: PageIndex) -> Vec<u8> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     Shm,
+    Ipc,
     Tcp,
 }
 
-const BOTH: [Scheme; 2] = [Scheme::Shm, Scheme::Tcp];
+const ALL: [Scheme; 3] = [Scheme::Shm, Scheme::Ipc, Scheme::Tcp];
+
+/// The page, wherever it landed.
+fn bytes(page: &LandedPage) -> Vec<u8> {
+    match page.address() {
+        Some(address) => device::load(address, layout().page_bytes()),
+        None => page.bytes().to_vec(),
+    }
+}
 
 /// A receiver and the transports that reach it.
 struct Bench {
@@ -53,12 +63,14 @@ struct Bench {
 }
 
 fn link(secret: &[u8]) -> LinkConfig {
-    LinkConfig { stall: Duration::from_secs(5), ..LinkConfig::new(TransferKey::derive(secret)) }
+    let teardown = Duration::from_millis(300);
+    LinkConfig { stall: Duration::from_secs(5), teardown, ..LinkConfig::new(TransferKey::derive(secret)) }
 }
 
 fn transports(scheme: Scheme, link: LinkConfig, folder: &std::path::Path) -> Transports {
     Transports(vec![match scheme {
         Scheme::Shm => Box::new(ShmTransport::new(link, folder.join("kv"))),
+        Scheme::Ipc => Box::new(IpcTransport::new(link, folder.join("kv"), Arc::new(device::HostMemory))),
         Scheme::Tcp => Box::new(TcpTransport::new(link, ([127, 0, 0, 1], 0).into(), 2)),
     }])
 }
@@ -108,7 +120,7 @@ impl Bench {
             match self.event() {
                 Event::Landed(page) => {
                     assert_eq!(page.epoch(), epoch);
-                    assert_eq!(pages.insert(page.index(), page.bytes().to_vec()), None, "landed twice");
+                    assert_eq!(pages.insert(page.index(), bytes(&page)), None, "landed twice");
                 }
                 Event::Ended { epoch: of, end } => {
                     assert_eq!(of, epoch);

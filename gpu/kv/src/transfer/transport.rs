@@ -13,12 +13,14 @@ pub struct LinkConfig {
     pub stall: Duration,
     /// A receiver takes a network writer that says nothing for this long for gone.
     pub idle: Duration,
+    /// How long a device may go on storing for a process that has ended.
+    pub teardown: Duration,
 }
 
 impl LinkConfig {
     pub fn new(key: TransferKey) -> Self {
-        let [handshake, stall, idle] = [2, 10, 60].map(Duration::from_secs);
-        Self { key, handshake, stall, idle }
+        let [handshake, stall, idle, teardown] = [2, 10, 60, 2].map(Duration::from_secs);
+        Self { key, handshake, stall, idle, teardown }
     }
 }
 

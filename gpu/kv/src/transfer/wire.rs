@@ -193,6 +193,10 @@ impl Notice {
 /// XXH3 because it reads faster than memory delivers (AVX2, found at run time) and a 64-bit value misses one random
 /// corruption in 2^64. It does not stop a forger; whoever can write frames has proved that it knows the key.
 pub(super) fn checksum(epoch: Epoch, index: PageIndex, layer: u32, bytes: &[u8]) -> u64 {
-    let place = u64::from(index.0) << 32 | u64::from(layer);
-    twox_hash::XxHash3_64::oneshot_with_seed(epoch.0 ^ place, bytes)
+    twox_hash::XxHash3_64::oneshot_with_seed(seed(epoch, index, layer), bytes)
+}
+
+/// Tells the places of frames apart, also across grants.
+pub(super) fn seed(epoch: Epoch, index: PageIndex, layer: u32) -> u64 {
+    epoch.0 ^ (u64::from(index.0) << 32 | u64::from(layer))
 }

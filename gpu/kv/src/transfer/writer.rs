@@ -1,6 +1,6 @@
 use std::io;
 
-use super::PageIndex;
+use super::{DeviceAddress, PageIndex};
 use crate::Mismatch;
 
 /// Pushes the pages of one grant. Dropping it closes: the receiver knows that no store will follow.
@@ -20,11 +20,39 @@ pub trait PageWriter: Send {
     /// If `bytes` is not a whole number of layers or they are not of this grant.
     fn write(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError>;
 
+    /// Where this process' device may store by itself, if the receiver's slots are in device memory.
+    fn device(&mut self) -> Option<&mut dyn DeviceWriter> {
+        None
+    }
+
     /// Pushes what is left and closes, once the receiver has confirmed that all pages written have landed.
     ///
     /// # Errors
     /// As of `write`. The writer is closed in any case.
     fn finish(self: Box<Self>) -> Result<(), WriteError>;
+}
+
+/// Pushes pages that a device stores.
+pub trait DeviceWriter {
+    /// Where page `index` belongs, once its slot is for it; None if it was taken already.
+    ///
+    /// # Errors
+    /// As of [`PageWriter::write`].
+    fn place(&mut self, index: PageIndex) -> Result<Option<Place>, WriteError>;
+
+    /// These pages are in their places, whole, with these checksums.
+    ///
+    /// # Errors
+    /// As of [`PageWriter::write`].
+    fn stored(&mut self, pages: &[(PageIndex, u64)]) -> Result<(), WriteError>;
+}
+
+/// The slot of a page in device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub address: DeviceAddress,
+    /// Of the page's [`super::device_checksum`].
+    pub seed: u64,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,14 +1,15 @@
 use std::collections::VecDeque;
 
-use models::{Executor, ExecutorError};
+use kv::transfer::{LandedPage, Place};
+use models::{Copying, Executor, ExecutorError, PageMove};
 use scheduler::{Landing, Scheduler};
 
-use super::{Copy, Report};
+use super::{Copy, CopyOut, Report};
 use crate::feed::Feeds;
 
 /// Copied between two steps: about a millisecond of memory traffic, so that tokens of others are not held up.
 const BYTES_PER_PAUSE: usize = 4 << 20;
-/// Copied between two steps, however small pages are.
+/// Copied between two steps, however small pages are, and however fast the device is.
 const PAGES_PER_PAUSE: usize = 64;
 
 /// Pages that wait to be copied into or out of the pool.
@@ -16,14 +17,17 @@ pub(super) struct Copies {
     waiting: VecDeque<Copy>,
     per_pause: usize,
     page: Vec<u8>,
+    /// Pages that the device copies out of their slots.
+    pulled: VecDeque<(Box<dyn Copying>, Vec<LandedPage>)>,
 }
 
 impl Copies {
     pub fn new(page_bytes: usize) -> Self {
         let per_pause = (BYTES_PER_PAUSE / page_bytes.max(1)).clamp(1, PAGES_PER_PAUSE);
-        Self { waiting: VecDeque::new(), per_pause, page: vec![0; page_bytes] }
+        Self { waiting: VecDeque::new(), per_pause, page: vec![0; page_bytes], pulled: VecDeque::new() }
     }
 
+    /// Whether nothing waits to be copied.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -43,16 +47,29 @@ impl Copies {
         feeds: &Feeds,
         reports: &mut Vec<Report>,
     ) -> Result<(), ExecutorError> {
-        for _ in 0..self.per_pause {
+        let (mut moves, mut moved) = (Vec::new(), Vec::new());
+        let mut through_host = 0;
+        while through_host < self.per_pause && moves.len() < PAGES_PER_PAUSE {
             match self.waiting.pop_front() {
                 Some(Copy::Land { run, block, page }) => {
+                    let address = page.address();
                     let landed = scheduler
-                        .land(run, block, |to| executor.write_page(to.0, page.bytes()))
+                        .land(run, block, |to| match address {
+                            Some(address) => {
+                                moves.push(PageMove { page: to.0, address: address.0, seed: 0 });
+                                Ok(())
+                            }
+                            None => executor.write_page(to.0, page.bytes()),
+                        })
                         .or_else(refused)?;
                     if landed == Landing::Complete {
                         scheduler.go_on(run);
                     }
                     reports.push(Report::Landed { run, landing: landed });
+                    match address {
+                        Some(_) => moved.push(page),
+                        None => through_host += 1,
+                    }
                 }
                 Some(Copy::GoOn(run)) => {
                     scheduler.go_on(run);
@@ -62,12 +79,42 @@ impl Copies {
                     let Some(page) = scheduler.block(run, block) else { continue };
                     executor.read_page(page.0, &mut self.page)?;
                     feeds.page(run, block, &self.page);
+                    through_host += 1;
                 }
+                Some(Copy::Out(out)) => copy_out(&out, executor, scheduler)?,
                 None => break,
             }
         }
+        if !moves.is_empty() {
+            self.pulled.push_back((executor.pull_pages(&moves)?, moved));
+        }
         Ok(())
     }
+
+    /// Frees the slots of pages that the device has copied; with `wait`, of all.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn settle(&mut self, wait: bool) -> Result<(), ExecutorError> {
+        while self.pulled.front().is_some_and(|(copying, _)| wait || copying.is_done()) {
+            let Some((copying, pages)) = self.pulled.pop_front() else { break };
+            copying.wait()?;
+            drop(pages);
+        }
+        Ok(())
+    }
+}
+
+/// Has the device copy blocks out. A run that ended meanwhile wants nothing any more.
+fn copy_out(out: &CopyOut, executor: &mut dyn Executor, scheduler: &Scheduler) -> Result<(), ExecutorError> {
+    let moves = out.blocks.iter().map(|&(block, Place { address, seed })| {
+        let page = scheduler.block(out.run, block)?;
+        Some(PageMove { page: page.0, address: address.0, seed })
+    });
+    let Some(moves) = moves.collect::<Option<Vec<_>>>() else { return Ok(()) };
+    // Who asked may have gone; what was started is waited for when it is dropped.
+    let _ = out.answer.send(executor.push_pages(&moves)?);
+    Ok(())
 }
 
 /// What the executor does not take has not landed; the run goes on without it.

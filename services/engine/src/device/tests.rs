@@ -4,7 +4,7 @@ use messages::{
     block::{CacheScope, ClusterKey},
     kv::KvChange,
 };
-use models::{KvLayout, SamplingParams};
+use models::{Executor, ExecutorError, KvLayout, SamplingParams};
 use scheduler::{Choice, EndReason, Goal, Micros};
 
 use super::*;
@@ -28,7 +28,7 @@ fn spec() -> ExecutorSpec {
 async fn device(step: Duration) -> (Device, mpsc::Receiver<Report>) {
     let build = move || {
         let timing = Timing { step, prefill_token: Duration::ZERO, page: Duration::ZERO };
-        Ok(Box::new(SimExecutor::new(spec(), timing)) as Box<dyn Executor>)
+        Ok(Built::on_host(SimExecutor::new(spec(), timing)))
     };
     let config = SchedulerConfig::new(ClusterKey::derive("test"));
     let config = SchedulerConfig { kv_events: true, ..config };
@@ -147,4 +147,53 @@ async fn changes_of_the_cache_lead_to_its_snapshot() {
     assert_eq!(stored.len(), 3, "40 tokens of prompt and 19 of output fill three blocks");
     assert_eq!((snapshot.blocks.iter().collect::<Vec<_>>(), snapshot.next), (stored, next));
     assert_eq!(device.observed().seen, [("router-1".parse().unwrap(), 1)]);
+}
+
+/// An executor whose device fails at its first step.
+struct Broken(ExecutorSpec);
+
+impl Executor for Broken {
+    fn spec(&self) -> &ExecutorSpec {
+        &self.0
+    }
+
+    fn submit(&mut self, _: &models::Batch) -> Result<models::Ticket, ExecutorError> {
+        Err(ExecutorError::Device("cuda: CUDA_ERROR_ILLEGAL_ADDRESS".to_owned()))
+    }
+
+    fn collect(&mut self, _: models::Ticket) -> Result<models::Outputs, ExecutorError> {
+        Err(ExecutorError::Batch("no step".to_owned()))
+    }
+
+    fn read_page(&mut self, _: u32, _: &mut [u8]) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn write_page(&mut self, _: u32, _: &[u8]) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn export_to(&mut self, _: Arc<dyn models::PageSink>) {}
+}
+
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn lose_the_device() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let build = || Ok(Built::on_host(Broken(spec())));
+    let config = SchedulerConfig::new(ClusterKey::derive("test"));
+    let started = Device::start("decode-1".parse().unwrap(), build, config, Duration::ZERO).await;
+    let (device, mut reports) = started.unwrap();
+    device.command(request(1, 1, 4, &[])).unwrap();
+    while reports.recv().await.is_some() {}
+}
+
+#[test]
+fn a_lost_device_ends_the_process_with_its_own_code_and_says_why() {
+    let this = std::env::current_exe().unwrap();
+    let arguments = ["--exact", "device::tests::lose_the_device", "--ignored", "--nocapture"];
+    let output = std::process::Command::new(this).args(arguments).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(DEVICE_LOST), "{log}");
+    assert!(log.contains("device lost") && log.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{log}");
 }

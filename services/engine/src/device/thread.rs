@@ -32,7 +32,10 @@ pub(super) struct Thread {
     step_floor: Duration,
     step_began: Instant,
     began: Instant,
-    tickets: VecDeque<Ticket>,
+    /// Of steps in flight, and whether a pause without work came before each.
+    tickets: VecDeque<(Ticket, bool)>,
+    /// There was nothing to do since the last step was submitted.
+    paused: bool,
     batch: Batch,
     events: Vec<Event>,
 }
@@ -73,6 +76,7 @@ impl Thread {
             step_began: Instant::now(),
             began: Instant::now(),
             tickets: VecDeque::new(),
+            paused: true,
             batch: Batch::default(),
             events: Vec::new(),
         }
@@ -97,7 +101,9 @@ impl Thread {
                 self.shared.clock.begin(self.batch.step, bound + self.step_floor);
                 self.step_began = Instant::now();
                 match self.executor.submit(&self.batch) {
-                    Ok(ticket) => self.tickets.push_back(ticket),
+                    Ok(ticket) => {
+                        self.tickets.push_back((ticket, std::mem::take(&mut self.paused)));
+                    }
                     Err(ExecutorError::Batch(reason)) => {
                         tracing::error!(reason, "step refused by the executor, its runs fail");
                         self.scheduler.reject(&self.batch, &mut self.events);
@@ -110,6 +116,7 @@ impl Thread {
             Planned::Idle => {
                 self.report(0)?;
                 self.shared.clock.rest();
+                self.paused = true;
                 self.wait()
             }
         }
@@ -120,6 +127,7 @@ impl Thread {
         if !self.copies.is_empty() {
             return Ok(());
         }
+        self.copies.settle(true).map_err(Ended::Lost)?;
         if self.scheduler.is_idle() {
             let command = self.intake.recv().map_err(|_| Ended::Orphaned)?;
             return self.obey(command);
@@ -133,6 +141,7 @@ impl Thread {
 
     /// Copies pages, as many as a pause between two steps may take.
     fn copy_pages(&mut self) -> Result<(), Ended> {
+        self.copies.settle(false).map_err(Ended::Lost)?;
         if self.copies.is_empty() || !(self.tickets.is_empty() || self.executor.spec().depth > 1) {
             return Ok(());
         }
@@ -145,7 +154,8 @@ impl Thread {
     }
 
     fn collect(&mut self) -> Result<(), Ended> {
-        let Some(ticket) = self.tickets.pop_front() else { return Ok(()) };
+        let Some((ticket, paused)) = self.tickets.pop_front() else { return Ok(()) };
+        self.attend()?;
         let outputs = self.executor.collect(ticket).map_err(Ended::Lost)?;
         std::thread::sleep(self.step_floor.saturating_sub(self.step_began.elapsed()));
         let sampled_us = unix_micros();
@@ -154,9 +164,27 @@ impl Thread {
         }
         let elapsed = outputs.elapsed;
         metrics::histogram!("stator_engine_step_seconds").record(elapsed.as_secs_f64());
+        if let Some(gap) = outputs.gap.filter(|_| !paused) {
+            metrics::histogram!("stator_engine_step_gap_seconds").record(gap.as_secs_f64());
+        }
         metrics::histogram!("stator_engine_batch_size").record(outputs.sampled.len() as f64);
         self.scheduler.complete(outputs, &mut self.events);
         self.report(sampled_us)
+    }
+
+    /// Obeys commands while a step runs that another thread computes: whoever waits for pages need not wait for it.
+    fn attend(&mut self) -> Result<(), Ended> {
+        while !self.executor.is_done() {
+            match self.intake.try_recv() {
+                Ok(command) => {
+                    self.obey(command)?;
+                    self.copy_pages()?;
+                }
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => return Err(Ended::Orphaned),
+            }
+        }
+        Ok(())
     }
 
     fn report(&mut self, sampled_us: u64) -> Result<(), Ended> {

@@ -3,9 +3,13 @@ use cpu::{CpuConfig, CpuExecutor, KvBudget, KvDtype, LoadProgress, Precision};
 use messages::lease::ModelCard;
 
 use super::open_model;
-use crate::settings::EngineSettings;
+use crate::settings::{EngineSettings, StepLimits};
 
-pub(super) fn build(settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<CpuExecutor> {
+pub(super) fn build(
+    settings: &EngineSettings,
+    limits: StepLimits,
+    card: &ModelCard,
+) -> anyhow::Result<CpuExecutor> {
     let model = open_model(settings)?;
     let kv = match settings.max_total_tokens {
         Some(tokens) => KvBudget::Pages(tokens / settings.page_size),
@@ -20,8 +24,8 @@ pub(super) fn build(settings: &EngineSettings, card: &ModelCard) -> anyhow::Resu
         kv_dtype: kv_dtype(&settings.kv_cache_dtype)?,
         page_size: settings.page_size,
         kv,
-        slots: settings.max_running_requests,
-        max_batch_tokens: settings.max_batch_tokens(),
+        slots: limits.running,
+        max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
         isa: None,
         precision: Precision::Packed,

@@ -1,19 +1,32 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use cuda::{CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, Library, ops::GemmMode};
+use cuda::{
+    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, Library, ops::GemmMode,
+};
 use messages::lease::ModelCard;
 
 use super::open_model;
-use crate::settings::EngineSettings;
+use crate::settings::{EngineSettings, StepLimits};
 
-/// Whether this machine has what a CUDA engine needs.
-pub(super) fn is_present() -> bool {
-    Library::Driver.is_present() && Library::Nvrtc.is_present()
+/// What `auto` looks at.
+const FIRST: usize = 0;
+
+/// The first GPU, if a CUDA engine can run on it.
+pub(super) fn usable() -> Option<usize> {
+    match cuda::require_gpu(FIRST) {
+        Ok(()) => Some(FIRST),
+        Err(CudaError::Missing(Library::Driver)) => None,
+        Err(why) => {
+            tracing::warn!(%why, "the gpu is left aside");
+            None
+        }
+    }
 }
 
 pub(super) fn build(
     settings: &EngineSettings,
+    limits: StepLimits,
     card: &ModelCard,
     ordinal: usize,
 ) -> anyhow::Result<CudaExecutor> {
@@ -30,8 +43,8 @@ pub(super) fn build(
         },
         page_size: settings.page_size,
         kv,
-        slots: settings.max_running_requests,
-        max_batch_tokens: settings.max_batch_tokens(),
+        slots: limits.running,
+        max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
         gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
         graphs: true,

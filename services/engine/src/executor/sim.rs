@@ -4,18 +4,18 @@ use messages::lease::ModelCard;
 use models::{ExecutorSpec, KvLayout};
 
 use crate::{
-    settings::EngineSettings,
+    settings::{EngineSettings, StepLimits},
     sim::{SimExecutor, Timing},
 };
 
-pub(super) fn build(settings: &EngineSettings, card: &ModelCard) -> SimExecutor {
+pub(super) fn build(settings: &EngineSettings, limits: StepLimits, card: &ModelCard) -> SimExecutor {
     let tokens = settings.max_total_tokens.unwrap_or(SIM_KV_TOKENS);
     let spec = ExecutorSpec {
         device: "sim",
         pages: tokens / settings.page_size,
         page_size: settings.page_size,
-        slots: settings.max_running_requests,
-        max_batch_tokens: settings.max_batch_tokens(),
+        slots: limits.running,
+        max_batch_tokens: limits.tokens(),
         depth: 1,
         vocab_size: card.vocab_size,
         context_length: card.context_length,

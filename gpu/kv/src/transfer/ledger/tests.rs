@@ -70,7 +70,7 @@ impl Outside {
             }
             Op::Attach(at, remote) => {
                 if let Some(at) = pick(at, self.epochs.len())
-                    && ledger.attach(self.epochs[at], remote)
+                    && ledger.attach(self.epochs[at], remote, Memory::Host)
                 {
                     self.streams.push((self.epochs[at], remote));
                     self.remote.extend(remote.then_some(self.epochs[at]));
@@ -164,7 +164,7 @@ fn piece(page: u32, layer: u32) -> Piece {
 fn a_landed_page_of_a_remote_writer_is_not_quarantined_once_taken() {
     let (epoch, mut ledger) = (Epoch(1), Ledger::new(LAYERS, 2, 2));
     ledger.lend(epoch, 2, "prefill-1").unwrap();
-    assert!(ledger.attach(epoch, true));
+    assert!(ledger.attach(epoch, true, Memory::Host));
     for layer in 0..LAYERS {
         assert!(matches!(ledger.claim(epoch, piece(0, layer)), Claim::Store(_)));
         assert_eq!(ledger.arrived(epoch, piece(0, layer)), layer + 1 == LAYERS);
@@ -182,9 +182,9 @@ fn a_landed_page_of_a_remote_writer_is_not_quarantined_once_taken() {
 fn the_end_is_told_once_and_after_the_last_connection() {
     let (epoch, mut ledger) = (Epoch(1), Ledger::new(LAYERS, 2, 2));
     ledger.lend(epoch, 2, "prefill-1").unwrap();
-    assert!(ledger.attach(epoch, false) && ledger.attach(epoch, false));
+    assert!(ledger.attach(epoch, false, Memory::Host) && ledger.attach(epoch, false, Memory::Host));
     assert_eq!(ledger.retired(epoch, GrantEnd::Corrupt), None);
-    assert!(!ledger.attach(epoch, false), "a grant that failed took a connection");
+    assert!(!ledger.attach(epoch, false, Memory::Host), "a grant that failed took a connection");
     assert_eq!(ledger.retired(epoch, GrantEnd::Gone), Some(GrantEnd::Corrupt));
     assert_eq!(ledger.counts().free, 2);
 }
