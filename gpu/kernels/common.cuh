@@ -88,6 +88,10 @@ DEVICE uint4 load_shared(u32 address) {
     return v;
 }
 
+DEVICE void store_shared(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // ---- tensor cores ------------------------------------------------------------------------------------------------
 
 struct Fragment {
@@ -175,10 +179,26 @@ DEVICE void copy_bulk(u32 target, const void* source, u32 bytes, u64* barrier) {
                  : "memory");
 }
 
+// The same to the same place in both blocks of a pair; each one's barrier counts what comes to it.
+DEVICE void copy_box_to_pair(u32 target, const TensorMap& map, int column, int row, u64* barrier) {
+    constexpr u16 BOTH = 3;
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(BOTH)
+        : "memory");
+}
+
 // A tile of rows of 128 bytes, swizzled; 16 elements from `address` on are one step.
 DEVICE u64 matrix_descriptor(u32 address) {
     constexpr u64 SWIZZLE_128 = 1, GROUP_OF_ROWS = 1024;
     return (u64)(address >> 4 & 0x3fff) | (u64)1 << 16 | (GROUP_OF_ROWS >> 4) << 32 | SWIZZLE_128 << 62;
+}
+
+// A tile of rows of 128 bytes, swizzled, that is read turned: rows are what is summed over. Tiles `stride` bytes apart
+// continue to the right.
+DEVICE u64 turned_descriptor(u32 address, u32 stride) {
+    return matrix_descriptor(address) & ~((u64)0x3fff << 16) | (u64)(stride >> 4) << 16;
 }
 
 DEVICE void matrices_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -194,38 +214,54 @@ DEVICE void matrices_wait() {
 #define ACCUMULATORS_16(d, i) \
     ACCUMULATORS_4(d, i), ACCUMULATORS_4(d, i + 4), ACCUMULATORS_4(d, i + 8), ACCUMULATORS_4(d, i + 12)
 #define ACCUMULATORS_32(d, i) ACCUMULATORS_16(d, i), ACCUMULATORS_16(d, i + 16)
+#define ACCUMULATORS_48(d, i) ACCUMULATORS_32(d, i), ACCUMULATORS_16(d, i + 32)
 #define ACCUMULATORS_64(d, i) ACCUMULATORS_32(d, i), ACCUMULATORS_32(d, i + 32)
+#define ACCUMULATORS_96(d, i) ACCUMULATORS_64(d, i), ACCUMULATORS_32(d, i + 64)
 
-DEVICE void multiply(float (&d)[16], u64 a, u64 b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
-        ", %16, %17, p, 1, 1, 0, 0;}"
-        : ACCUMULATORS_16(d, 0)
-        : "l"(a), "l"(b), "r"((int)add));
-}
 
-DEVICE void multiply(float (&d)[32], u64 a, u64 b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-        ", %32, %33, p, 1, 1, 0, 0;}"
-        : ACCUMULATORS_32(d, 0)
-        : "l"(a), "l"(b), "r"((int)add));
-}
+#define OPERANDS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define OPERANDS_32 OPERANDS_16 ", " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define OPERANDS_48 OPERANDS_32 ", " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define OPERANDS_64 OPERANDS_48 ", " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define OPERANDS_96 OPERANDS_64 ", " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
+    "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 
-DEVICE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
-        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
-        "%59, %60, %61, %62, %63}"
-        ", %64, %65, p, 1, 1, 0, 0;}"
-        : ACCUMULATORS_64(d, 0)
-        : "l"(a), "l"(b), "r"((int)add));
-}
+// Arguments: N, then of d how many a thread holds and where they are; numbers of the operands that follow.
+#define MULTIPLY(N, COUNT, OUTPUTS, A, B, ADD)                                                                   \
+    DEVICE void multiply(float (&d)[COUNT], u64 a, u64 b, bool add) {                                            \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N          \
+                     "k16.f32.bf16.bf16 {" OPERANDS_##COUNT "}, %" #A ", %" #B ", p, 1, 1, 0, 0;}"               \
+                     : OUTPUTS                                                                                   \
+                     : "l"(a), "l"(b), "r"((int)add));                                                           \
+    }
+MULTIPLY(32, 16, ACCUMULATORS_16(d, 0), 16, 17, 18)
+MULTIPLY(64, 32, ACCUMULATORS_32(d, 0), 32, 33, 34)
+MULTIPLY(96, 48, ACCUMULATORS_48(d, 0), 48, 49, 50)
+MULTIPLY(128, 64, ACCUMULATORS_64(d, 0), 64, 65, 66)
+MULTIPLY(192, 96, ACCUMULATORS_96(d, 0), 96, 97, 98)
+
+// The same with the left operand in registers, as `mma` takes it, and the right one turned.
+#define MULTIPLY_TURNED(N, COUNT, OUTPUTS, A0, A1, A2, A3, B, ADD)                                               \
+    DEVICE void multiply_turned(float (&d)[COUNT], const uint4& a, u64 b, bool add) {                            \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N          \
+                     "k16.f32.bf16.bf16 {" OPERANDS_##COUNT "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B  \
+                     ", p, 1, 1, 1;}"                                                                            \
+                     : OUTPUTS                                                                                   \
+                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((int)add));                           \
+    }
+MULTIPLY_TURNED(64, 32, ACCUMULATORS_32(d, 0), 32, 33, 34, 35, 36, 37)
+MULTIPLY_TURNED(128, 64, ACCUMULATORS_64(d, 0), 64, 65, 66, 67, 68, 69)
+
+// Warpgroups share out the registers of their block; all warps of one call it, with a constant.
+#define TAKE_REGISTERS(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #count ";")
+#define GIVE_REGISTERS(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #count ";")
+
+// What this thread wrote to shared memory is there for the tensor cores and the copy engine.
+DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- clusters ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +273,14 @@ DEVICE u32 cluster_rank() {
     u32 rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
+}
+
+// Arrives on another block's barrier, at the address that `local` has here.
+DEVICE void barrier_arrive_peer(u64* local, u32 rank) {
+    asm volatile(
+        "{.reg .u32 peer; mapa.shared::cluster.u32 peer, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [peer];}"
+        ::"r"(shared_address(local)), "r"(rank)
+        : "memory");
 }
 
 // Reads another block's shared memory at the address that `local` has here.

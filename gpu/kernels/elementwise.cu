@@ -1,4 +1,4 @@
-// Row-wise kernels: embedding gather, RMSNorm, SiLU gate, row gather, page copy.
+// Row-wise kernels: embedding gather, RMSNorm, page copy.
 
 // Eight columns of a row times those of the norm's weights and a scale, in bf16.
 DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
@@ -48,30 +48,20 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     wait_for_producer();
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
     const float4* in = (const float4*)(hidden + row * width);
-    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) groups[i] = square_group(in[2 * i], in[2 * i + 1]);
+    uint4* target = (uint4*)(out + (u64)blockIdx.x * width);
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
+        float4 low = in[2 * i], high = in[2 * i + 1];
+        groups[i] = square_group(low, high);
+        if (scales) target[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
+    }
     __syncthreads();
     float scale = rms_scale([](int i) { return groups[i]; }, width, eps);
-    if (scales && threadIdx.x == 0) scales[blockIdx.x] = scale;
-    uint4* target = (uint4*)(out + (u64)blockIdx.x * width);
-    for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
-        target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scales ? 1.0f : scale);
-}
-
-// out[r, i] = silu(gate) * up, where in[r] interleaves gate_0, up_0, gate_1, up_1, ... One thread makes 4 outputs.
-extern "C" __global__ void __launch_bounds__(256) silu_mul(u16* out, const u16* in, u64 groups) {
-    allow_consumer();
-    wait_for_producer();
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= groups) return;
-    uint4 v = ((const uint4*)in)[i];
-    u32 pairs[4] = {v.x, v.y, v.z, v.w};
-    float y[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        float gate = low_bf16(pairs[j]);
-        y[j] = gate / (1.0f + __expf(-gate)) * high_bf16(pairs[j]);
+    if (scales) {
+        if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+        return;
     }
-    ((uint2*)out)[i] = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
+        target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scale);
 }
 
 // Copies whole pages in every layer: block (x, y, z) moves a part of pair y in layer z. `pairs` holds from, to.

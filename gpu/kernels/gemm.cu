@@ -1,21 +1,4 @@
-// out[m, n] = sum over k of x[m, k] * w[n, k]: bf16 in, f32 accumulation, one order of additions for every m.
-//
-// Canonical order, a function of (n, k) alone, so that a row's bits depend on no other row: k falls into blocks of
-// 64, the blocks into `segments` equal runs. A run is summed by tensor-core steps of 16 elements, in ascending order
-// from zero; the runs are added in ascending order. Two kernels follow it: `stream` for up to 16 rows of x, `wide`
-// for more.
-//
-// Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x
-// beyond n, m and elements beyond k count as zero.
-
-enum Output {
-    STORE_BF16 = 0,  // out: bf16 [m, n]
-    STORE_F32 = 1,   // out: f32 [m, n]
-    ADD_F32 = 2,     // out: f32 [m, n], the product is added to it
-    GATE_BF16 = 3,   // out: bf16 [m, n / 2]: silu(row 2i) * row 2i+1
-};
-
-DEVICE float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+// Products of few rows of x: see gemm.cuh.
 
 // Two neighbouring columns of one row, n even; ADD_F32 is not for it.
 DEVICE void store_pair(int output, void* out, int row, int column, int n, float v0, float v1) {
@@ -33,9 +16,6 @@ DEVICE void add(Fragment& total, const Fragment& part) {
 #pragma unroll
     for (int i = 0; i < 4; i++) total.c[i] += part.c[i];
 }
-
-// First block of 64 of a segment.
-DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 64 * segment / segments; }
 
 // ---- stream: few rows of x, bound by reading w --------------------------------------------------------------------
 //
@@ -180,8 +160,8 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
                 if (valid) store_pair(output, out, row, column, n, v0, v1);
                 continue;
             }
-            v0 += old[r][i].x;
-            v1 += old[r][i].y;
+            v0 = add_flushed(old[r][i].x, v0);
+            v1 = add_flushed(old[r][i].y, v1);
             u64 at = (u64)row * n + column;
             if (valid) *(float2*)((float*)out + at) = make_float2(v0, v1);
             if (!next.weighed) continue;
@@ -234,7 +214,8 @@ DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
     } else if (output == STORE_F32) {
         *(float4*)((float*)out + at) = v;
     } else if (output == ADD_F32) {
-        *(float4*)((float*)out + at) = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+        *(float4*)((float*)out + at) = make_float4(add_flushed(old.x, v.x), add_flushed(old.y, v.y),
+                                                    add_flushed(old.z, v.z), add_flushed(old.w, v.w));
     } else {
         *(u32*)((u16*)out + at / 2) = pack_bf16(silu_mul(v.x, v.y), silu_mul(v.z, v.w));
     }

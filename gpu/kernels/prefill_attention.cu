@@ -1,133 +1,307 @@
-// A block takes 128 query positions of one head, a warp 16 of them. `works[blockIdx.x]` names the sequence and its
-// first query: x = sequence, y = offset of the first query in the sequence's share of the step. A sequence's
-// queries are rows `query_starts[s] ..` of `queries`, its first query has position contexts[s] - its query count.
+// Prefill: many query positions a sequence.
+//
+// A work is 128 query positions of one head. A block takes several, one after another. One warp has queries, keys and
+// values copied into shared memory, page by page, ahead of those who compute: two groups of four warps, 64 query positions
+// each, of which one makes probabilities while the other has the tensor cores.
+//
+// `works[i]` names the sequence and its first query: x = sequence, y = offset of the first query in the sequence's share
+// of the step; those with the most keys come first. A sequence's queries are rows `query_starts[s] ..` of the queries, its
+// first query has position contexts[s] - its query count.
 
-#define PREFILL_THREADS 256
 #define PREFILL_ROWS 128
+#define PREFILL_GROUPS 2
+#define PREFILL_THREADS (128 * (PREFILL_GROUPS + 1))
+#define PREFILL_STAGES 2
 
-template <int D>
-DEVICE void prefill(u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,
-                    const u32* contexts, const u32* query_starts, const u32* query_counts, const uint2* works,
-                    int heads, int kv_heads, int page_shift, int window, float scale) {
-    constexpr int CHUNKS = D / 8;
-    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
-    extern __shared__ __align__(1024) u8 memory[];
-    u32 query_tile = shared_address(memory), tiles = query_tile + PREFILL_ROWS * D * 2;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    allow_consumer();
-    wait_for_producer();
-    uint2 work = works[blockIdx.x];
-    int head = blockIdx.y, sequence = work.x;
-    int count = query_counts[sequence] - work.y;
-    count = count < PREFILL_ROWS ? count : PREFILL_ROWS;
-    u64 row0 = (u64)query_starts[sequence] + work.y;
-    int context = contexts[sequence];
-    int position0 = context - query_counts[sequence] + work.y;
-    Pages pages{kv, tables + table_starts[sequence], page_shift, kv_heads, head / (heads / kv_heads)};
-    int limit = position0 + count;
-    int first_tile = (position0 + 1 > window ? position0 + 1 - window : 0) / TILE_KEYS;
-    int last_tile = (limit - 1) / TILE_KEYS;
+// Lists that belong to the step.
+struct PrefillLists {
+    const u32 *tables, *table_starts, *contexts, *query_starts, *query_counts;
+    const uint2* works;
+    int items;  // works times heads
+};
 
-    u32 page_ids = pages.of_tile(first_tile * TILE_KEYS, limit);
-    auto load_pair = [&](int tile) {
-        u32 at = tiles + (tile & 1) * 2 * TILE_BYTES;
-        load_tile<D, PREFILL_THREADS>(at, pages, page_ids, 0, tile * TILE_KEYS, limit);
-        load_tile<D, PREFILL_THREADS>(at + TILE_BYTES, pages, page_ids, 1, tile * TILE_KEYS, limit);
-        page_ids = pages.of_tile((tile + 1) * TILE_KEYS, limit);  // in time for the next
-    };
-    for (int i = threadIdx.x; i < PREFILL_ROWS * CHUNKS; i += PREFILL_THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        bool valid = row < count;
-        copy_async(chunk_address<CHUNKS>(query_tile, row, chunk),
-                   queries + ((row0 + (valid ? row : 0)) * heads + head) * D + chunk * 8, valid);
-    }
-    load_pair(first_tile);
-    copy_commit();
+// What those who compute know of a work.
+struct Work {
+    u64 row0;       // its first row of the queries
+    int count;      // rows
+    int position0;  // of the first row
+    int head, first_tile, last_tile;
+};
 
-    Fragment total[D / 8] = {};
-    float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, sum[2] = {0.0f, 0.0f};
-    int warp_first = position0 + warp * 16, warp_last = warp_first + 15;
-    for (int tile = first_tile; tile <= last_tile; tile++) {
-        if (tile < last_tile) load_pair(tile + 1);
-        copy_commit();
-        copy_wait<1>();
-        __syncthreads();
-        u32 keys = tiles + (tile & 1) * 2 * TILE_BYTES;
-        int key0 = tile * TILE_KEYS;
-        // a tile that the whole warp does not see folds as the identity
-        if (key0 <= warp_last && key0 + TILE_KEYS > warp_first - (window - 1) && warp * 16 < count) {
-            Fragment s[16];
-            scores<D, 16>(s, query_tile, warp * 16, keys, 0);
-            if (key0 + TILE_KEYS - 1 > warp_first || key0 <= warp_last - window) {
-#pragma unroll
-                for (int i = 0; i < 16; i++) {
-#pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        int key = key0 + i * 8 + 2 * t + j % 2;
-                        int position = warp_first + g + 8 * (j / 2);
-                        if (key > position || key <= position - window) s[i].c[j] = NEGATIVE_INFINITY;
-                    }
-                }
-            }
-            float tile_max[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-#pragma unroll
-            for (int i = 0; i < 16; i++) {
-                tile_max[0] = fmaxf(tile_max[0], fmaxf(s[i].c[0], s[i].c[1]));
-                tile_max[1] = fmaxf(tile_max[1], fmaxf(s[i].c[2], s[i].c[3]));
-            }
-            tile_max[0] = quad_max(tile_max[0]) * scale;
-            tile_max[1] = quad_max(tile_max[1]) * scale;
-            uint4 p[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                auto low = [&](const Fragment& f) {
-                    return pack_bf16(probability(f.c[0], scale, tile_max[0]), probability(f.c[1], scale, tile_max[0]));
-                };
-                auto high = [&](const Fragment& f) {
-                    return pack_bf16(probability(f.c[2], scale, tile_max[1]), probability(f.c[3], scale, tile_max[1]));
-                };
-                p[i] = make_uint4(low(s[2 * i]), high(s[2 * i]), low(s[2 * i + 1]), high(s[2 * i + 1]));
-            }
-            Fragment sums = row_sums(p);
-            Fold low_fold(maximum[0], tile_max[0]), high_fold(maximum[1], tile_max[1]);
-            sum[0] = low_fold(sum[0], sums.c[0]);
-            sum[1] = high_fold(sum[1], sums.c[2]);
-#pragma unroll
-            for (int part = 0; part < D / 32; part++) {
-                Fragment o[4];
-                weigh_values<D>(o, p, keys + TILE_BYTES, part * 32);
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    Fragment& into = total[part * 4 + i];
-                    into.c[0] = low_fold(into.c[0], o[i].c[0]);
-                    into.c[1] = low_fold(into.c[1], o[i].c[1]);
-                    into.c[2] = high_fold(into.c[2], o[i].c[2]);
-                    into.c[3] = high_fold(into.c[3], o[i].c[3]);
-                }
-            }
+struct PrefillBarriers {
+    u64 query_full, query_empty, ragged;
+    u64 key_full[PREFILL_STAGES], key_empty[PREFILL_STAGES], value_full[PREFILL_STAGES], value_empty[PREFILL_STAGES];
+
+    __device__ __forceinline__ void init() {
+        constexpr u32 WARPS = 4 * PREFILL_GROUPS;
+        barrier_init(&query_full, 1);
+        barrier_init(&query_empty, WARPS);
+        barrier_init(&ragged, 1);
+        for (int i = 0; i < PREFILL_STAGES; i++) {
+            barrier_init(key_full + i, 1);
+            barrier_init(key_empty + i, WARPS);
+            barrier_init(value_full + i, 1);
+            barrier_init(value_empty + i, WARPS);
         }
-        __syncthreads();
+        barrier_init_fence();
     }
+};
+
+// The item that a block takes in its n-th round. Rounds run to and fro over the blocks, which evens out their sums.
+DEVICE int nth_item(int round) {
+    return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
+
+// One warp: copies what the works of this block need.
+template <int D>
+DEVICE void prefill_load(PrefillBarriers& barriers, Work& shared_work, u32 query_tile, u32 keys, u32 values, const TensorMap& query_map,
+                         const TensorMap& kv_map, const PrefillLists& lists, int heads, int kv_heads, int page_shift,
+                         int window) {
+    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
+    int lane = threadIdx.x % 32;
+    int page_size = 1 << page_shift, box_rows = page_size < TILE_KEYS ? page_size : TILE_KEYS;
+    int slot = 0;
+    u32 phase = 1, query_phase = 1, ragged_phase = 0;
+    wait_for_producer();
+    for (int round = 0; nth_item(round) < lists.items; round++) {
+        uint2 named = lists.works[nth_item(round) / heads];
+        int sequence = named.x, queries = lists.query_counts[sequence], context = lists.contexts[sequence];
+        Work work;
+        work.head = nth_item(round) % heads;
+        work.row0 = (u64)lists.query_starts[sequence] + named.y;
+        work.count = queries - named.y < PREFILL_ROWS ? queries - named.y : PREFILL_ROWS;
+        work.position0 = context - queries + named.y;
+        work.first_tile = (work.position0 + 1 > window ? work.position0 + 1 - window : 0) / TILE_KEYS;
+        work.last_tile = (work.position0 + work.count - 1) / TILE_KEYS;
+        barrier_wait(&barriers.query_empty, query_phase);
+        query_phase ^= 1;
+        if (lane == 0) {
+            shared_work = work;
+            barrier_expect(&barriers.query_full, PREFILL_ROWS * D * 2);
+            for (int part = 0; part < D / 64; part++)
+                copy_box(query_tile + part * PREFILL_ROWS * 128, query_map, work.head * D + part * 64, work.row0,
+                         &barriers.query_full);
+        }
+        const u32* table = lists.tables + lists.table_starts[sequence];
+        int kv_head = work.head / (heads / kv_heads);
+        for (int tile = work.first_tile; tile <= work.last_tile; tile++) {
+            int first = tile * TILE_KEYS, held = context - first < TILE_KEYS ? context - first : TILE_KEYS;
+            int boxes = (held + box_rows - 1) / box_rows;
+            u32 page = lane < boxes ? table[(first >> page_shift) + lane] : 0;
+            int row = ((page * 2 * kv_heads + kv_head) << page_shift) + (first & page_size - 1);  // of all keys and values
+            auto load = [&](u32 target, int from, u64* barrier) {
+                if (lane == 0) barrier_expect(barrier, boxes * box_rows * D * 2);
+                __syncwarp();
+                if (lane >= boxes) return;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int row = warp * 16 + g + 8 * half;
-        if (row >= count) continue;
-        float inverse = 1.0f / sum[half];
-        u16* target = out + ((row0 + row) * heads + head) * D;
-#pragma unroll
-        for (int i = 0; i < D / 8; i++)
-            *(u32*)(target + i * 8 + 2 * t) =
-                pack_bf16(total[i].c[2 * half] * inverse, total[i].c[2 * half + 1] * inverse);
+                for (int part = 0; part < D / 64; part++)
+                    copy_box(target + (part * TILE_KEYS + lane * box_rows) * 128, kv_map, part * 64, from, barrier);
+            };
+            barrier_wait(barriers.key_empty + slot, phase);
+            load(keys + slot * TILE_BYTES, row, barriers.key_full + slot);
+            barrier_wait(barriers.value_empty + slot, phase);
+            u32 target = values + slot * TILE_BYTES;
+            bool ragged = held < TILE_KEYS;
+            load(target, row + (kv_heads << page_shift), ragged ? &barriers.ragged : barriers.value_full + slot);
+            if (ragged) {
+                // values that weigh nothing must be numbers
+                barrier_wait(&barriers.ragged, ragged_phase);
+                ragged_phase ^= 1;
+                for (int part = 0; part < D / 64; part++)
+                    for (int i = held * 8 + lane; i < TILE_KEYS * 8; i += 32)
+                        store_shared(target + part * TILE_KEYS * 128 + i * 16, make_uint4(0, 0, 0, 0));
+                shared_fence();
+                __syncwarp();
+                if (lane == 0) barrier_arrive(barriers.value_full + slot);
+            }
+            if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
+        }
     }
 }
 
-#define PREFILL(D)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1) attention_prefill_##D(                         \
-        u16* out, const u16* queries, const u16* kv, const u32* tables, const u32* table_starts,                     \
-        const u32* contexts, const u32* query_starts, const u32* query_counts, const uint2* works, int heads,        \
-        int kv_heads, int page_shift, int window, float scale) {                                                     \
-        prefill<D>(out, queries, kv, tables, table_starts, contexts, query_starts, query_counts, works, heads,       \
-                   kv_heads, page_shift, window, scale);                                                             \
+// Starts the products of 64 rows of queries with the keys of a tile.
+template <int D>
+DEVICE void start_scores(float (&s)[64], u32 queries, u32 keys) {
+    matrices_fence();
+#pragma unroll
+    for (int step = 0; step < D / 16; step++) {
+        u32 part = step / 4 * 128, within = step % 4 * 32;
+        multiply(s, matrix_descriptor(queries + part * PREFILL_ROWS + within),
+                 matrix_descriptor(keys + part * TILE_KEYS + within), step > 0);
+    }
+    matrices_commit();
+}
+
+// Starts the products of 64 rows of probabilities with the values of a tile.
+template <int D>
+DEVICE void start_weighing(float (&o)[D / 2], const uint4 (&p)[8], u32 values) {
+    matrices_fence();
+#pragma unroll
+    for (int step = 0; step < 8; step++)
+        multiply_turned(o, p[step], turned_descriptor(values + step * 16 * 128, TILE_KEYS * 128), step > 0);
+    matrices_commit();
+}
+
+// Sums of 16 rows of probabilities over 128 keys; c[0] is that of row g, c[2] that of row g + 8.
+DEVICE Fragment row_sums(const uint4 (&p)[8]) {
+    constexpr u32 ONES = 0x3f803f80u;
+    Fragment sums = {};
+#pragma unroll
+    for (int step = 0; step < 8; step++) mma(sums, p[step].x, p[step].y, p[step].z, p[step].w, ONES, ONES);
+    return sums;
+}
+
+// Two rows of a thread in the running result; lane 4g + t of a warp has rows g and g + 8.
+template <int D>
+struct RunningRows {
+    float maximum[2], sum[2], total[D / 2];
+
+    __device__ __forceinline__ RunningRows() {
+#pragma unroll
+        for (int i = 0; i < 2; i++) maximum[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) total[i] = 0.0f;
+    }
+
+    // The sums of a tile, then what it weighs: between them other products run, which leave few registers.
+    __device__ __forceinline__ void fold_sums(const float (&tile_maximum)[2], const float (&tile_sum)[2]) {
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            float joined = maximum[row];
+            sum[row] = Fold(joined, tile_maximum[row])(sum[row], tile_sum[row]);
+        }
+    }
+    __device__ __forceinline__ void fold_values(const float (&tile_maximum)[2], const float (&o)[D / 2]) {
+        Fold low(maximum[0], tile_maximum[0]), high(maximum[1], tile_maximum[1]);
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) total[i] = (i % 4 < 2 ? low : high)(total[i], o[i]);
+    }
+};
+
+// A group of four warps: attention of 64 rows of each work.
+template <int D>
+DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, u16* out, u32 query_tile, u32 keys, u32 values, int items, int heads,
+                            int window, float scale) {
+    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int warp_row = threadIdx.x / 128 * 64 + threadIdx.x / 32 % 4 * 16;
+    u32 queries = query_tile + threadIdx.x / 128 * 64 * 128;
+    int slot = 0;
+    u32 phase = 0, query_phase = 0;
+    auto arrive = [&](u64* barrier) {
+        if (lane == 0) barrier_arrive(barrier);
+    };
+    for (int round = 0; nth_item(round) < items; round++) {
+        barrier_wait(&barriers.query_full, query_phase);
+        query_phase ^= 1;
+        Work work = shared_work;
+        int warp_first = work.position0 + warp_row, warp_last = warp_first + 15;
+        RunningRows<D> rows;
+        float s[64], o[D / 2], tile_maximum[2];
+        uint4 p[8];
+        // scores to probabilities
+        auto soften = [&](int tile) {
+            int key0 = tile * TILE_KEYS;
+            if (key0 + TILE_KEYS - 1 > warp_first || key0 <= warp_last - window) {
+#pragma unroll
+                for (int i = 0; i < 64; i++) {
+                    int key = key0 + i / 4 * 8 + 2 * t + i % 2, position = warp_first + g + i % 4 / 2 * 8;
+                    if (key > position || key <= position - window) s[i] = NEGATIVE_INFINITY;
+                }
+            }
+            float low = NEGATIVE_INFINITY, high = NEGATIVE_INFINITY;
+#pragma unroll
+            for (int i = 0; i < 64; i += 4) {
+                low = fmaxf(low, fmaxf(s[i], s[i + 1]));
+                high = fmaxf(high, fmaxf(s[i + 2], s[i + 3]));
+            }
+            tile_maximum[0] = quad_max(low) * scale;
+            tile_maximum[1] = quad_max(high) * scale;
+            auto pair = [&](int i) {
+                float most = tile_maximum[i % 4 / 2];
+                return pack_bf16(probability(s[i], scale, most), probability(s[i + 1], scale, most));
+            };
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                p[i] = make_uint4(pair(8 * i), pair(8 * i + 2), pair(8 * i + 4), pair(8 * i + 6));
+            Fragment sums = row_sums(p);
+            rows.fold_sums(tile_maximum, {sums.c[0], sums.c[2]});
+        };
+
+        barrier_wait(barriers.key_full + slot, phase);
+        start_scores<D>(s, queries, keys + slot * TILE_BYTES);
+        for (int tile = work.first_tile; tile < work.last_tile; tile++) {
+            matrices_wait<0>();
+            arrive(barriers.key_empty + slot);
+            soften(tile);
+            int next = slot + 1 == PREFILL_STAGES ? 0 : slot + 1;
+            u32 next_phase = next ? phase : phase ^ 1;
+            barrier_wait(barriers.value_full + slot, phase);
+            start_weighing<D>(o, p, values + slot * TILE_BYTES);
+            barrier_wait(barriers.key_full + next, next_phase);
+            start_scores<D>(s, queries, keys + next * TILE_BYTES);
+            matrices_wait<1>();
+            arrive(barriers.value_empty + slot);
+            rows.fold_values(tile_maximum, o);
+            slot = next;
+            phase = next_phase;
+        }
+        matrices_wait<0>();
+        arrive(barriers.key_empty + slot);
+        arrive(&barriers.query_empty);
+        soften(work.last_tile);
+        barrier_wait(barriers.value_full + slot, phase);
+        start_weighing<D>(o, p, values + slot * TILE_BYTES);
+        matrices_wait<0>();
+        arrive(barriers.value_empty + slot);
+        rows.fold_values(tile_maximum, o);
+        if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
+
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = warp_row + g + 8 * half;
+            if (row >= work.count) continue;
+            float inverse = 1.0f / rows.sum[half];
+            u16* target = out + ((work.row0 + row) * heads + work.head) * D + 2 * t;
+#pragma unroll
+            for (int i = 0; i < D / 8; i++)
+                *(u32*)(target + i * 8) = pack_bf16(rows.total[4 * i + 2 * half] * inverse,
+                                                    rows.total[4 * i + 2 * half + 1] * inverse);
+        }
+    }
+}
+
+// `query_map`: rows of all heads, boxes of PREFILL_ROWS; `kv_map`: rows of D, boxes of a page or a tile.
+template <int D>
+DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* out, const PrefillLists& lists, int heads,
+                    int kv_heads, int page_shift, int window, float scale) {
+    extern __shared__ u8 memory[];
+    __shared__ PrefillBarriers barriers;
+    __shared__ Work work;
+    u32 query_tile = shared_address(memory) + 1023 & ~1023u;
+    u32 keys = query_tile + PREFILL_ROWS * D * 2, values = keys + PREFILL_STAGES * TILE_KEYS * D * 2;
+    allow_consumer();
+    if (threadIdx.x == 0) barriers.init();
+    __syncthreads();
+    if (threadIdx.x >= 128 * PREFILL_GROUPS) {
+        GIVE_REGISTERS(24);
+        if (threadIdx.x < 128 * PREFILL_GROUPS + 32)
+            prefill_load<D>(barriers, work, query_tile, keys, values, query_map, kv_map, lists, heads, kv_heads, page_shift, window);
+    } else {
+        TAKE_REGISTERS(240);
+        wait_for_producer();
+        prefill_compute<D>(barriers, work, out, query_tile, keys, values, lists.items, heads, window, scale);
+    }
+}
+
+#define PREFILL(D)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1) attention_prefill_##D(                        \
+        const __grid_constant__ TensorMap query_map, const __grid_constant__ TensorMap kv_map, u16* out,            \
+        const u32* tables, const u32* table_starts, const u32* contexts, const u32* query_starts,                   \
+        const u32* query_counts, const uint2* works, int work_count, int heads, int kv_heads, int page_shift,       \
+        int window, float scale) {                                                                                  \
+        PrefillLists lists{tables, table_starts, contexts, query_starts, query_counts, works, work_count * heads};  \
+        prefill<D>(query_map, kv_map, out, lists, heads, kv_heads, page_shift, window, scale);                      \
     }
 PREFILL(64)
 PREFILL(128)

@@ -6,6 +6,22 @@
 // (position, i), given as tables cos, sin [position][D/2] in f32. Heads narrower than D are padded with zeros:
 // `norm_width` is what they are.
 
+// Neighbouring elements, as many as a lane holds of each half of a head.
+DEVICE void load_run(float (&v)[1], const u16* at) { v[0] = from_bf16(*at); }
+DEVICE void load_run(float (&v)[2], const u16* at) {
+    u32 pair = *(const u32*)at;
+    v[0] = low_bf16(pair);
+    v[1] = high_bf16(pair);
+}
+DEVICE void load_run(float (&v)[1], const float* at) { v[0] = *at; }
+DEVICE void load_run(float (&v)[2], const float* at) {
+    float2 pair = *(const float2*)at;
+    v[0] = pair.x;
+    v[1] = pair.y;
+}
+DEVICE void store_run(u16* at, const float (&v)[1]) { *at = to_bf16(v[0]); }
+DEVICE void store_run(u16* at, const float (&v)[2]) { *(u32*)at = pack_bf16(v[0], v[1]); }
+
 template <int D>
 DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm,
                      const float* k_norm, const float* cosines, const float* sines, const u32* positions,
@@ -14,22 +30,24 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
     allow_consumer();
     wait_for_producer();
     int lane = threadIdx.x % 32;
-    int all_heads = heads + 2 * kv_heads;
-    u64 unit = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    u32 all_heads = heads + 2 * kv_heads;
+    u32 unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     int token = unit / all_heads;
     int head = unit % all_heads;
     if (token >= tokens) return;
     u64 width = (u64)all_heads * D;
-    const u16* in = qkv + token * width + (u64)head * D;
+    const u16* in = qkv + token * width + (u64)head * D + lane * PER;
     float low[PER], high[PER];
+    load_run(low, in);
+    load_run(high, in + D / 2);
+    if (bias) {
+        float low_bias[PER], high_bias[PER];
+        load_run(low_bias, bias + head * D + lane * PER);
+        load_run(high_bias, bias + head * D + lane * PER + D / 2);
 #pragma unroll
-    for (int j = 0; j < PER; j++) {
-        int i = lane * PER + j;
-        low[j] = from_bf16(in[i]);
-        high[j] = from_bf16(in[i + D / 2]);
-        if (bias) {
-            low[j] += from_bf16(bias[head * D + i]);
-            high[j] += from_bf16(bias[head * D + i + D / 2]);
+        for (int j = 0; j < PER; j++) {
+            low[j] += low_bias[j];
+            high[j] += high_bias[j];
         }
     }
     bool is_query = head < heads;
@@ -41,19 +59,24 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
 #pragma unroll
             for (int j = 0; j < PER; j++) sum += low[j] * low[j] + high[j] * high[j];
             float scale = rsqrtf(warp_sum(sum) / norm_width + eps);
+            float low_weight[PER], high_weight[PER];
+            load_run(low_weight, norm + lane * PER);
+            load_run(high_weight, norm + lane * PER + D / 2);
 #pragma unroll
             for (int j = 0; j < PER; j++) {
-                low[j] *= scale * norm[lane * PER + j];
-                high[j] *= scale * norm[lane * PER + j + D / 2];
+                low[j] *= scale * low_weight[j];
+                high[j] *= scale * high_weight[j];
             }
         }
         u64 angle = (u64)positions[token] * (D / 2) + lane * PER;
+        float c[PER], s[PER];
+        load_run(c, cosines + angle);
+        load_run(s, sines + angle);
 #pragma unroll
         for (int j = 0; j < PER; j++) {
-            float c = cosines[angle + j], s = sines[angle + j];
             float l = low[j], h = high[j];
-            low[j] = l * c - h * s;
-            high[j] = h * c + l * s;
+            low[j] = l * c[j] - h * s[j];
+            high[j] = h * c[j] + l * s[j];
         }
     }
     u16* out;
@@ -67,11 +90,8 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
         u64 block = ((u64)(place >> page_shift) * 2 + is_value) * kv_heads + kv_head;
         out = pages + (block * page_size + (place & (page_size - 1))) * D;
     }
-#pragma unroll
-    for (int j = 0; j < PER; j++) {
-        out[lane * PER + j] = to_bf16(low[j]);
-        out[lane * PER + j + D / 2] = to_bf16(high[j]);
-    }
+    store_run(out + lane * PER, low);
+    store_run(out + lane * PER + D / 2, high);
 }
 
 #define QKV_HEAD(D)                                                                                               \

@@ -103,7 +103,7 @@ impl CudaExecutor {
         let wanted = config.context_length.unwrap_or(model.context_length);
         let (tokens, slots) = (config.max_batch_tokens as usize, config.slots as usize);
         let weight_bytes = memory::allocated();
-        let buffers = Buffers::new(&device, &dimensions, tokens, slots, config.gemm)?;
+        let buffers = Buffers::new(&device, &dimensions, tokens, slots)?;
         let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
         let page_elements = dimensions.layers * dimensions.page_elements(config.page_size as usize);

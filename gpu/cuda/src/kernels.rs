@@ -11,6 +11,7 @@ pub enum KernelFile {
     DecodeAttention,
     Elementwise,
     Gemm,
+    GemmMany,
     Pages,
     PrefillAttention,
     Probe,
@@ -19,10 +20,11 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Gemm,
+        Self::GemmMany,
         Self::Pages,
         Self::PrefillAttention,
         Self::Probe,
@@ -35,6 +37,7 @@ impl KernelFile {
             Self::DecodeAttention => "decode_attention.cu",
             Self::Elementwise => "elementwise.cu",
             Self::Gemm => "gemm.cu",
+            Self::GemmMany => "gemm_many.cu",
             Self::PrefillAttention => "prefill_attention.cu",
             Self::Pages => "pages.cu",
             Self::Probe => "probe.cu",
@@ -54,6 +57,7 @@ impl KernelFile {
             Self::DecodeAttention => include_str!("../../kernels/decode_attention.cu"),
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
+            Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
             Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
             Self::Pages => include_str!("../../kernels/pages.cu"),
             Self::Probe => include_str!("../../kernels/probe.cu"),
@@ -68,8 +72,10 @@ impl KernelFile {
     fn headers(self) -> &'static [(&'static str, &'static str)] {
         const COMMON: (&str, &str) = ("common.cuh", include_str!("../../kernels/common.cuh"));
         const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
+        const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
         match self {
             Self::DecodeAttention | Self::PrefillAttention => &[COMMON, ATTENTION],
+            Self::Gemm | Self::GemmMany => &[COMMON, GEMM],
             _ => &[COMMON],
         }
     }
@@ -77,7 +83,7 @@ impl KernelFile {
     fn kernels(self) -> &'static [&'static str] {
         match self {
             Self::DecodeAttention => &["attention_decode_64", "attention_decode_128"],
-            Self::Elementwise => &["embed", "rms_norm", "silu_mul", "copy_pages"],
+            Self::Elementwise => &["embed", "rms_norm", "copy_pages"],
             Self::Gemm => &[
                 "gemm_stream_1_1",
                 "gemm_stream_2_1",
@@ -92,6 +98,13 @@ impl KernelFile {
                 "gemm_wide_32_split",
                 "gemm_wide_64_split",
                 "gemm_wide_128_split",
+            ],
+            Self::GemmMany => &[
+                "gemm_many_64_fold",
+                "gemm_many_96_fold",
+                "gemm_many_128_fold",
+                "gemm_many_192_fold",
+                "gemm_many_192",
             ],
             Self::PrefillAttention => &["attention_prefill_64", "attention_prefill_128"],
             Self::Pages => &["pages_out", "pages_in", "pages_sum"],

@@ -14,7 +14,7 @@ pub use attention::{
     DecodeAttention, DecodeShare, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
     part_stats,
 };
-pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm, SiluMul};
+pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;

@@ -8,6 +8,9 @@ use crate::{CudaError, View};
 /// Columns of a box: 128 bytes, the width of the swizzle.
 const BOX_COLUMNS: u32 = 64;
 
+/// Tiles in shared memory begin at multiples of this, which the swizzle needs.
+pub(crate) const SWIZZLE_ALIGNMENT: usize = 1024;
+
 /// How the copy engine finds boxes of a matrix: `box_rows` rows by 64 columns of bf16, laid out in shared memory as the
 /// tensor cores want them (rows of 128 bytes, swizzled). Parts of a box outside of the matrix read as zeros.
 #[derive(Debug, Clone, Copy)]

@@ -34,8 +34,6 @@ pub(super) struct Buffers {
     attended: Buffer<bf16>,
     /// [tokens, intermediate]
     gated: Buffer<bf16>,
-    /// [tokens, 2 * intermediate], where the library needs it.
-    spill: Buffer<bf16>,
     /// [LOGIT_ROWS, hidden]
     last: Buffer<bf16>,
     /// [LOGIT_ROWS, vocab]
@@ -62,11 +60,9 @@ impl Buffers {
         dimensions: &Dimensions,
         tokens: usize,
         slots: usize,
-        mode: GemmMode,
     ) -> Result<Self, CudaError> {
         let Dimensions { hidden, vocab, intermediate, heads, kv_heads, head_dim, .. } = *dimensions;
         let max_tiles = PART_BYTES / (heads * head_dim * 4);
-        let spill = if mode == GemmMode::BatchVariant { 2 * tokens * intermediate } else { 0 };
         let buffers = Self {
             hidden: device.allocate(tokens * hidden)?,
             weighed: device.allocate(tokens * hidden)?,
@@ -76,7 +72,6 @@ impl Buffers {
             queries: device.allocate(tokens * dimensions.query_width())?,
             attended: device.allocate(tokens * dimensions.query_width())?,
             gated: device.allocate(tokens * intermediate)?,
-            spill: device.allocate(spill)?,
             last: device.allocate(LOGIT_ROWS * hidden)?,
             logits: device.allocate(LOGIT_ROWS * vocab)?,
             part_values: device.allocate(max_tiles * heads * head_dim)?,
@@ -240,7 +235,7 @@ impl Forward {
         let buffers = &self.buffers;
         let Dimensions { hidden, intermediate, .. } = self.dimensions;
         let scale = self.norm(device, &layer.mlp_norm, tokens)?;
-        let gate = GemmOutput::Gate { out: buffers.gated.view(), spill: buffers.spill.view() };
+        let gate = GemmOutput::Gate(buffers.gated.view());
         let sizes = [tokens, 2 * intermediate, hidden];
         self.gemm(device, gate, &buffers.weighed, scale, &layer.gate_up, sizes)?;
         let sum = self.residual(following, tokens);

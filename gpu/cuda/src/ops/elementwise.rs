@@ -61,18 +61,6 @@ pub struct RmsNorm<'a> {
     pub eps: f32,
 }
 
-/// `out[r, i] = silu(gate) * up` of rows that interleave gate and up.
-#[derive(Debug, Clone, Copy)]
-pub struct SiluMul<'a> {
-    /// [rows, width]
-    pub out: View<'a, bf16>,
-    /// [rows, 2 * width]: gate 0, up 0, gate 1, up 1, …
-    pub gate_up: View<'a, bf16>,
-    pub rows: usize,
-    /// A multiple of 4.
-    pub width: usize,
-}
-
 /// Copies pages in all layers.
 #[derive(Debug, Clone, Copy)]
 pub struct CopyPages<'a> {
@@ -131,16 +119,6 @@ impl Device {
         let shape = Shape::new([op.count as u32, 1, 1], 256).shared(op.width / 8 * 4);
         // SAFETY: signature of rms_norm; lengths checked, row numbers are trusted.
         unsafe { self.launch("rms_norm", shape, arguments) }
-    }
-
-    pub fn silu_mul(&self, op: SiluMul<'_>) -> Result<(), CudaError> {
-        check(op.width.is_multiple_of(4), || format!("a gate of width {}", op.width))?;
-        check_len("out", op.out, op.rows * op.width)?;
-        check_len("gate_up", op.gate_up, 2 * op.rows * op.width)?;
-        let groups = op.rows * op.width / 4;
-        let arguments = arguments![op.out, op.gate_up, groups as u64];
-        // SAFETY: signature of silu_mul; lengths checked.
-        unsafe { self.launch("silu_mul", Shape::new([groups.div_ceil(256) as u32, 1, 1], 256), arguments) }
     }
 
     pub fn copy_pages(&self, op: CopyPages<'_>) -> Result<(), CudaError> {

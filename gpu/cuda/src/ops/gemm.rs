@@ -1,11 +1,15 @@
+mod many;
+
 use half::bf16;
+
+use self::many::Many;
 
 use super::{NextNorm, check, check_len};
 use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
     launch::{Shape, arguments},
-    tensor_map::TensorMap,
+    tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
 /// Whether a row's result may depend on the number of rows beside it.
@@ -29,9 +33,8 @@ pub enum GemmOutput<'a> {
     AddF32(View<'a, f32>),
     /// The same, and the first half of the norm that follows; at most [`FUSED_ROWS`] rows.
     AddNorm { sum: View<'a, f32>, next: NextNorm<'a> },
-    /// [m, n / 2]: silu(column 2i) * column 2i + 1. `spill` holds [m, n] for the library's product, if the mode may
-    /// use it.
-    Gate { out: View<'a, bf16>, spill: View<'a, bf16> },
+    /// [m, n / 2]: silu(column 2i) * column 2i + 1.
+    Gate(View<'a, bf16>),
 }
 
 /// What rows of a product are multiplied by: the second half of the norm of `x`.
@@ -68,13 +71,13 @@ const WARPS_PER_BLOCK: usize = 4;
 /// Columns of a block of the wide kernel.
 const WIDE_COLUMNS: usize = 128;
 const WIDE_THREADS: u32 = 288;
-/// The ring begins at a multiple of this, which the copy engine's swizzle needs.
-const RING_ALIGNMENT: usize = 1024;
 /// Blocks of 128 rows from which on they fill the GPU without being split.
 const ENOUGH_BLOCKS: usize = 132;
-/// Up to this k, narrower blocks that are not split are faster, if they nearly fill the GPU.
-const SHORT_K: usize = 2048;
-const MANY_BLOCKS: usize = 96;
+/// Up to this k, blocks of 64 rows that are not split are faster, if they nearly fill the GPU, and once.
+const SHORT_K: usize = 3072;
+const NARROW_BLOCKS: std::ops::RangeInclusive<usize> = 96..=ENOUGH_BLOCKS;
+/// Rows of x from which on pairs of blocks take tiles.
+const MANY_ROWS: usize = 129;
 
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
@@ -89,6 +92,8 @@ enum Plan {
     Stream { blocks: usize, token_tiles: usize },
     /// `rows` of x a block.
     Wide { rows: usize, cut: Cut },
+    /// Pairs of blocks take tile after tile.
+    Many(Many),
 }
 
 /// What a block of the wide kernel does with segments.
@@ -120,8 +125,9 @@ impl Plan {
         let (rows, cut) = match m {
             ..=32 => (32, if segments == 1 { Cut::Whole } else { Cut::Split }),
             33..=64 => (64, if segments == 1 { Cut::Whole } else { Cut::Split }),
+            _ if segments > 1 && k <= SHORT_K && NARROW_BLOCKS.contains(&blocks(64)) => (64, Cut::Folded),
+            MANY_ROWS.. if segments == 1 || !many::too_few(m, n) => return Self::Many(Many::folded(m, n, k)),
             _ if segments == 1 || blocks(128) > ENOUGH_BLOCKS => (128, Cut::Folded),
-            _ if k <= SHORT_K && blocks(64) >= MANY_BLOCKS => (64, Cut::Folded),
             _ => (128, Cut::Split),
         };
         Self::Wide { rows, cut }
@@ -155,7 +161,7 @@ impl Device {
                 check_len("sum", sum, m * n)?;
                 next.check(m, n)?;
             }
-            GemmOutput::Gate { out, .. } => check_len("out", out, m * n / 2)?,
+            GemmOutput::Gate(out) => check_len("out", out, m * n / 2)?,
         }
         let few = m <= FUSED_ROWS;
         let fits = match op.scale {
@@ -166,15 +172,20 @@ impl Device {
         check(fits, || format!("a scale of {m} rows"))?;
         check(few || !matches!(op.output, GemmOutput::AddNorm { .. }), || format!("a norm after {m} rows"))?;
         let plan = Plan::new(m, n, k);
-        // of the wide kernels only those that cut nothing read as fast as the library
-        let library = match plan {
-            Plan::Stream { .. } | Plan::Wide { cut: Cut::Whole, .. } => false,
-            Plan::Wide { .. } => true,
-        };
-        if op.mode == GemmMode::BatchVariant && library && self.blas().is_some() {
-            return self.gemm_blas(op);
+        if op.mode == GemmMode::BatchInvariant {
+            return self.gemm_plan(op, plan);
         }
-        self.gemm_plan(op, plan)
+        match (plan, op.output) {
+            // the library would leave the gate to a kernel of its own
+            (Plan::Many(_), GemmOutput::Gate(_)) => self.gemm_plan(op, Plan::Many(Many::WHOLE)),
+            (Plan::Wide { cut: Cut::Split | Cut::Folded, .. } | Plan::Many(_), _)
+                if !matches!(op.output, GemmOutput::Gate(_)) && self.blas().is_some() =>
+            {
+                self.gemm_blas(op)
+            }
+            // of the wide kernels those that cut nothing read as fast as the library
+            _ => self.gemm_plan(op, plan),
+        }
     }
 
     fn gemm_plan(&self, op: Gemm<'_>, plan: Plan) -> Result<(), CudaError> {
@@ -183,7 +194,7 @@ impl Device {
             GemmOutput::Bf16(out) => (out.address(), 0),
             GemmOutput::F32(out) => (out.address(), 1),
             GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => (out.address(), 2),
-            GemmOutput::Gate { out, .. } => (out.address(), 3),
+            GemmOutput::Gate(out) => (out.address(), 3),
         };
         let segments = segments(n);
         let sizes = [m, n, k, segments].map(|size| size as i32);
@@ -232,7 +243,7 @@ impl Device {
                 let (kernel, stages) = wide_kernel(rows, cut);
                 let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
                 let blocks = if cut == Cut::Split { blocks * segments } else { blocks };
-                let ring = stages * (WIDE_COLUMNS + rows) * 128 + RING_ALIGNMENT;
+                let ring = stages * (WIDE_COLUMNS + rows) * 128 + SWIZZLE_ALIGNMENT;
                 let shape = Shape::new([blocks as u32, 1, 1], WIDE_THREADS).shared(ring);
                 let maps = [TensorMap::new(op.w, [n, k], WIDE_COLUMNS)?, TensorMap::new(op.x, [m, k], rows)?];
                 let scales = match op.scale {
@@ -242,6 +253,24 @@ impl Device {
                 let arguments = arguments![address, sizes[0], sizes[1], sizes[2], sizes[3], output, scales];
                 // SAFETY: signature of gemm_wide; lengths checked in `gemm`.
                 unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
+            }
+            Plan::Many(many) => {
+                let blocks = many.blocks(m, n, self.info().multiprocessors as usize);
+                let shape = Shape::new([blocks as u32, 1, 1], Many::THREADS);
+                let shape = shape.shared(many.ring_bytes() + SWIZZLE_ALIGNMENT);
+                let maps = [
+                    // each block of a pair copies one half
+                    TensorMap::new(op.w, [n, k], many.columns / 2)?,
+                    TensorMap::new(op.x, [m, k], Many::ROWS)?,
+                ];
+                let scales = match op.scale {
+                    RowScale::Given(scales) => Some(scales),
+                    _ => None,
+                };
+                let segments = many.segments(n) as i32;
+                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], segments, output, scales];
+                // SAFETY: signature of gemm_many; lengths checked in `gemm`.
+                unsafe { self.launch_mapped(many.name, shape, &maps, arguments) }
             }
         }
     }
@@ -254,11 +283,7 @@ impl Device {
             GemmOutput::Bf16(out) => BlasOutput::Bf16(out),
             GemmOutput::F32(out) => BlasOutput::F32(out),
             GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => BlasOutput::AddF32(out),
-            GemmOutput::Gate { out, spill } => {
-                check_len("spill", spill, op.m * op.n)?;
-                blas.product(self, BlasOutput::Bf16(spill), op.x, op.w, sizes)?;
-                return self.silu_mul(super::SiluMul { out, gate_up: spill, rows: op.m, width: op.n / 2 });
-            }
+            GemmOutput::Gate(_) => return Err(CudaError::Unsupported("a gate by the library".into())),
         };
         blas.product(self, output, op.x, op.w, sizes)
     }
@@ -276,9 +301,12 @@ mod tests {
         assert_eq!(Plan::new(17, 4096, 4096), Plan::Wide { rows: 32, cut: Cut::Split });
         assert_eq!(Plan::new(64, 24_576, 4096), Plan::Wide { rows: 64, cut: Cut::Split });
         assert_eq!(Plan::new(64, 151_936, 4096), Plan::Wide { rows: 64, cut: Cut::Whole });
-        assert_eq!(Plan::new(512, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(128, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(128, 24_576, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(256, 1024, 3072), Plan::Wide { rows: 128, cut: Cut::Split });
         assert_eq!(Plan::new(256, 4096, 1024), Plan::Wide { rows: 64, cut: Cut::Folded });
-        assert_eq!(Plan::new(4096, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(256, 151_936, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(1024, 1024, 3072), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert!(matches!(Plan::new(256, 4096, 4096), Plan::Many(_)));
+        assert!(matches!(Plan::new(256, 151_936, 4096), Plan::Many(_)));
     }
 }

@@ -211,6 +211,8 @@ fn shapes() -> Vec<Heads> {
         shape(8, 1, 64, 128, Some(300)),
         shape(12, 1, 64, 256, None),
         shape(11, 1, 128, 8, None),
+        shape(6, 2, 64, 8, None),
+        shape(6, 1, 128, 256, Some(200)),
     ]
 }
 

@@ -1,11 +1,10 @@
-use cuda::ops::{CopyPages, Embed, KvPages, NextNorm, QkvHead, RmsNorm, SiluMul};
+use cuda::ops::{CopyPages, Embed, KvPages, NextNorm, QkvHead, RmsNorm};
 use half::bf16;
 use models::PLACEHOLDER;
 
 use crate::{
     compare::{BF16_BOUND, F32_BOUND, bound, poisoned, relative_error, same_bits, wide},
     harness::{Case, Context, Outcome, ensure},
-    host,
     random::Random,
 };
 
@@ -13,7 +12,6 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case { name: "embed gathers rows and last tokens", run: embed },
         Case { name: "rms_norm gathers and normalises", run: rms_norm },
-        Case { name: "silu_mul gates interleaved rows", run: silu_mul },
         Case { name: "copy_pages copies pages of all layers", run: copy_pages },
         Case { name: "qkv_head rotates, normalises, fills pages", run: qkv_head },
     ]
@@ -99,19 +97,6 @@ fn rms_norm(context: &Context, random: &mut Random) -> Outcome {
         worst = worst.max(error);
     }
     Ok(format!("error {worst:.1e}"))
-}
-
-fn silu_mul(context: &Context, random: &mut Random) -> Outcome {
-    let device = &context.device;
-    let (rows, width) = (random.between(1, 30), 4 * random.between(1, 400));
-    let gate_up = random.halves(2 * rows * width, 8.0);
-    let out = poisoned::<bf16>(device, rows * width)?;
-    device.silu_mul(SiluMul { out: out.view(), gate_up: device.upload(&gate_up)?.view(), rows, width })?;
-    let pairs: Vec<f64> = wide(&gate_up).collect();
-    let expected: Vec<f64> = pairs.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
-    let error = relative_error(wide(&device.read(out.view())?), &expected);
-    bound("gate", error, BF16_BOUND)?;
-    Ok(format!("error {error:.1e}"))
 }
 
 fn copy_pages(context: &Context, random: &mut Random) -> Outcome {

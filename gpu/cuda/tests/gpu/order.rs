@@ -41,7 +41,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                 })?;
                 pause()?;
                 let mode = GemmMode::BatchInvariant;
-                let gate = GemmOutput::Gate { out: gated.view(), spill: gated.slice(..0) };
+                let gate = GemmOutput::Gate(gated.view());
                 device.gemm(Gemm {
                     output: gate,
                     x: normed.view(),

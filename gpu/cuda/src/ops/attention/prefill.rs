@@ -4,11 +4,15 @@ use super::{KvPages, TILE_KEYS, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
-    ops::check_len,
+    ops::{check, check_len},
+    tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Query positions of one block of the prefill kernel.
+/// Query positions of one work of the prefill kernel.
 pub const PREFILL_ROWS: usize = 128;
+/// Tiles of keys, and of values, that a block holds.
+const STAGES: usize = 2;
+const THREADS: u32 = 384;
 
 /// Attention of a run of query positions a sequence, the last ones of its context.
 #[derive(Debug, Clone, Copy)]
@@ -42,25 +46,32 @@ impl Device {
         };
         op.kv.check(op.heads)?;
         check_len("works", op.works, 2 * op.work_count)?;
-        let shared = (PREFILL_ROWS + 4 * TILE_KEYS) * head_dim * 2;
+        let width = op.heads * head_dim;
+        let kv_rows = op.kv.pages.len() / head_dim;
+        check(i32::try_from(kv_rows).is_ok(), || format!("{kv_rows} rows of keys and values"))?;
+        let maps = [
+            TensorMap::new(op.queries, [op.queries.len() / width, width], PREFILL_ROWS)?,
+            TensorMap::new(op.kv.pages, [kv_rows, head_dim], op.kv.page_size.min(TILE_KEYS))?,
+        ];
         let arguments = arguments![
             op.out,
-            op.queries,
-            op.kv.pages,
             op.tables,
             op.table_starts,
             op.contexts,
             op.query_starts,
             op.query_counts,
             op.works,
+            op.work_count as i32,
             op.heads as i32,
             kv_heads as i32,
             op.kv.page_shift()? as i32,
             window(op.window),
             log2_scale(op.scale),
         ];
-        let shape = Shape::new([op.work_count as u32, op.heads as u32, 1], 256).shared(shared);
+        let blocks = (op.work_count * op.heads).min(self.info().multiprocessors as usize);
+        let shared = (PREFILL_ROWS + STAGES * 2 * TILE_KEYS) * head_dim * 2 + SWIZZLE_ALIGNMENT;
+        let shape = Shape::new([blocks as u32, 1, 1], THREADS).shared(shared);
         // SAFETY: signature of attention_prefill; works, tables and lengths on the device are trusted.
-        unsafe { self.launch(kernel, shape, arguments) }
+        unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
     }
 }

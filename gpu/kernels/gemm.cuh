@@ -1,0 +1,28 @@
+// out[m, n] = sum over k of x[m, k] * w[n, k]: bf16 in, f32 accumulation, one order of additions for every m.
+//
+// Canonical order, a function of (n, k) alone, so that a row's bits depend on no other row: k falls into blocks of
+// 64, the blocks into `segments` equal runs. A run is summed by tensor-core steps of 16 elements, in ascending order
+// from zero; the runs are added in ascending order. Three kernels follow it: `stream` for up to 16 rows of x, `wide`
+// for more, `many` for hundreds.
+//
+// Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x
+// beyond n, m and elements beyond k count as zero.
+
+enum Output {
+    STORE_BF16 = 0,  // out: bf16 [m, n]
+    STORE_F32 = 1,   // out: f32 [m, n]
+    ADD_F32 = 2,     // out: f32 [m, n], the product is added to it
+    GATE_BF16 = 3,   // out: bf16 [m, n / 2]: silu(row 2i) * row 2i+1
+};
+
+DEVICE float silu_mul(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
+
+// What ADD_F32 does, as the memory's own additions do it: numbers too small to be normal count as zero.
+DEVICE float add_flushed(float old, float v) {
+    float sum;
+    asm("add.rn.ftz.f32 %0, %1, %2;" : "=f"(sum) : "f"(old), "f"(v));
+    return sum;
+}
+
+// First block of 64 of a segment.
+DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 64 * segment / segments; }
