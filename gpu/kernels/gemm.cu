@@ -1,4 +1,34 @@
 // Products of few rows of x: see gemm.cuh.
+// w is bf16 [n, k], or fp8 as in fp8.cu, which stands for the bf16 that its codes and scales give: the same bits come out.
+struct Bf16Weights {
+    static constexpr bool CODES = false;
+    static constexpr int RUN = 8;  // elements of 16 bytes
+    const u16* data;
+    __device__ __forceinline__ Bf16Weights(const void* data, const u32*) : data((const u16*)data) {}
+    __device__ __forceinline__ const void* at(int row, int column, int k) const { return data + (u64)row * k + column; }
+};
+
+struct Fp8Weights {
+    static constexpr bool CODES = true;
+    static constexpr int RUN = 16;
+    const u8* data;
+    const u32* scales;
+    __device__ __forceinline__ Fp8Weights(const void* data, const u32* scales)
+        : data((const u8*)data), scales(scales) {}
+    __device__ __forceinline__ const void* at(int row, int column, int k) const { return data + (u64)row * k + column; }
+    // Those of the even and the odd rows of 8, in a block of 128 columns.
+    __device__ __forceinline__ const u32* scale_pair(int rows, int block, int k) const {
+        return scales + ((u64)rows * ((k + 127) / 128) + block) * 2;
+    }
+    // Those of rows `row` and row + 8 in a block of 64 columns.
+    __device__ __forceinline__ void load_scales(u32 (&words)[2], int row, int block, int n, int k) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            bool valid = row + 8 * i < n && 64 * block < k;
+            words[i] = valid ? __ldg(scale_pair(row / 8 + i, block / 2, k) + row % 2) : 0;
+        }
+    }
+};
 
 // Two neighbouring columns of one row, n even; ADD_F32 is not for it.
 DEVICE void store_pair(int output, void* out, int row, int column, int n, float v0, float v1) {
@@ -20,8 +50,9 @@ DEVICE void add(Fragment& total, const Fragment& part) {
 // ---- stream: few rows of x, bound by reading w --------------------------------------------------------------------
 //
 // A warp owns 8 * R rows of w over one segment, and its own ring in shared memory: a deep queue of loads without any
-// barrier of the block. The ring fills with weights before the producer of x has ended. A slot holds 8 rows by 32
-// elements, four chunks of 16 bytes a row, swizzled so that one chunk of 8 rows meets 32 banks.
+// barrier of the block. The ring fills with weights before the producer of x has ended. A slot holds 8 rows by four
+// chunks of 16 bytes, swizzled so that one chunk of 8 rows meets 32 banks: 32 elements of bf16. A slot of fp8 holds 64 and
+// meets two of x; a warp's scales lie behind the rings.
 
 #define STREAM_WARPS 4
 #define STREAM_ROWS 16
@@ -37,51 +68,89 @@ struct NextNorm {
     float* squares;
 };
 
-// `squares` [m, k / 8], if given: rows are scaled by what a norm left, with `eps`.
-template <int R, int TOKEN_TILES>
-DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output, NextNorm next,
+// Bytes of a warp's scales: blocks of 128 columns that a segment of k may touch, 8 * R rows, even and odd ones.
+DEVICE int stream_scale_blocks(int k, int segments) { return ((k + 63) / 64 / segments + 1) / 2 + 2; }
+
+// An 8x8 tile of which lane 4g + t holds elements 2t, 2t + 1 of row g, turned.
+DEVICE void turn(float& v0, float& v1) {
+    int lane = threadIdx.x % 32, source = lane % 4 * 8 + lane / 8;
+    bool odd = lane / 4 % 2;
+    float a = __shfl_sync(FULL_WARP, v0, source), b = __shfl_sync(FULL_WARP, v1, source);
+    float c = __shfl_sync(FULL_WARP, v0, source + 4), d = __shfl_sync(FULL_WARP, v1, source + 4);
+    v0 = odd ? b : a;
+    v1 = odd ? d : c;
+}
+
+// `squares` [m, k / 8], if given: rows are scaled by what a norm left, with `eps`. w is the left operand of the tensor
+// cores, 16 rows at a time, so that 8 rows of x waste none of them.
+template <int R, int TOKEN_TILES, typename W>
+DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segments, int output, NextNorm next,
                    const float* squares, float eps) {
     extern __shared__ uint4 ring[];
     __shared__ float scales[STREAM_ROWS];
-    constexpr int SLOTS = R + TOKEN_TILES;
-    constexpr int STREAM_STAGES = R == 1 ? 16 : 8;
+    constexpr int PARTS = W::RUN / 8;  // slots of x that meet one of w
+    constexpr int SLOTS = R + TOKEN_TILES * PARTS, STAGE = 32 * PARTS, PAIRS = (R + 1) / 2;
+    constexpr int STREAM_STAGES = W::CODES ? 5 : R == 1 ? 16 : 8;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int g = lane / 4, t = lane % 4;
     int segment = warp % segments;
     int row0 = (blockIdx.x * (STREAM_WARPS / segments) + warp / segments) * 8 * R;
-    int begin = 2 * segment_begin(k, segment, segments);  // blocks of 32
-    int count = 2 * segment_begin(k, segment + 1, segments) - begin;
+    int begin = 64 / STAGE * segment_begin(k, segment, segments);  // stages
+    int count = 64 / STAGE * segment_begin(k, segment + 1, segments) - begin;
 
-    const u16* weight[R];
-    bool weight_valid[R];
+    // Up to which stage this lane's 16 bytes at `offset` elements of a stage are there.
+    auto limit = [&](bool valid, int offset) {
+        int left = (k - begin * STAGE - offset + STAGE - 1) / STAGE;
+        return valid && left > 0 ? (left < count ? left : count) : 0;
+    };
+    const u8* weight[R];
+    int weight_limit[R];
 #pragma unroll
     for (int r = 0; r < R; r++) {
         int row = row0 + 8 * r + g;
-        weight_valid[r] = row < n;
-        weight[r] = w + (u64)(row < n ? row : 0) * k;
+        weight[r] = (const u8*)w.at(row < n ? row : 0, begin * STAGE + W::RUN * t, k);
+        weight_limit[r] = limit(row < n, W::RUN * t);
     }
     const u16* token[TOKEN_TILES];
+    int token_limit[TOKEN_TILES][PARTS];
 #pragma unroll
-    for (int i = 0; i < TOKEN_TILES; i++) token[i] = x + (u64)(8 * i + g < m ? 8 * i + g : 0) * k;
+    for (int i = 0; i < TOKEN_TILES; i++) {
+        bool valid = 8 * i + g < m;
+        token[i] = x + (u64)(valid ? 8 * i + g : 0) * k + begin * STAGE + 8 * t;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) token_limit[i][part] = limit(valid, 32 * part + 8 * t);
+    }
     u32 mine = shared_address(ring) + warp * STREAM_STAGES * SLOTS * 512;
-    u32 copied = mine + (4 * g + (t ^ g / 2)) * 16, read = mine + (4 * (lane % 8) + (lane / 8 ^ lane % 8 / 2)) * 16;
+    u32 copied = mine + (4 * g + (t ^ g / 2)) * 16;
     auto slot = [](int stage, int i) { return ((stage % STREAM_STAGES) * SLOTS + i) * 512; };
-    auto load_weights = [&](int stage) {
-        int at = (begin + stage) * 32 + 8 * t;
-        bool valid = stage < count && at < k;
+    // Stage `stage` goes to the place of stage `place`, which it equals but for a multiple of the ring's length.
+    auto load_weights = [&](int stage, int place) {
 #pragma unroll
         for (int r = 0; r < R; r++)
-            copy_async(copied + slot(stage, r), weight[r] + (valid ? at : 0), valid && weight_valid[r]);
+            copy_async(copied + slot(place, r), weight[r] + stage * 64, stage < weight_limit[r]);
     };
-    auto load_tokens = [&](int stage) {
-        int at = (begin + stage) * 32 + 8 * t;
-        bool valid = stage < count && at < k;
+    auto load_tokens = [&](int stage, int place) {
 #pragma unroll
-        for (int i = 0; i < TOKEN_TILES; i++)
-            copy_async_cached(copied + slot(stage, R + i), token[i] + (valid ? at : 0), valid && 8 * i + g < m);
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int i = 0; i < TOKEN_TILES; i++)
+                copy_async_cached(copied + slot(place, R + part * TOKEN_TILES + i), token[i] + stage * STAGE + 32 * part,
+                                  stage < token_limit[i][part]);
     };
 
-    for (int stage = 0; stage < STREAM_STAGES - 1; stage++) load_weights(stage);
+#pragma unroll
+    for (int stage = 0; stage < STREAM_STAGES - 1; stage++) load_weights(stage, stage);
+    // codes: [block of 128 columns][r][even and odd rows] of this warp
+    int block0 = begin * STAGE / 128, blocks = stream_scale_blocks(k, segments);
+    u32 code_scales = shared_address(ring) + STREAM_WARPS * STREAM_STAGES * SLOTS * 512 + warp * blocks * R * 16;
+    if constexpr (W::CODES) {
+        for (int i = lane; i < 2 * R * blocks; i += 32) {
+            int r = i / 2 % R, block = block0 + i / 2 / R;
+            bool valid = row0 + 8 * r < n && block * 128 < k;
+            store_shared(code_scales + i * 8, CodeScale(valid ? __ldg(w.scale_pair(row0 / 8 + r, block, k) + i % 2) : 0));
+        }
+        __syncwarp();
+    }
     bool early = (u64)n * k >= LONG_PRODUCT;
     bool adds = output == ADD_F32 && segment == 0;
     float2 norm_weight[R] = {}, old[R][TOKEN_TILES] = {};
@@ -93,8 +162,9 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
     if (early) allow_consumer();
     wait_for_producer();
     if (!early) allow_consumer();
+#pragma unroll
     for (int stage = 0; stage < STREAM_STAGES - 1; stage++) {
-        load_tokens(stage);
+        load_tokens(stage, stage);
         copy_commit();
     }
 #pragma unroll
@@ -113,39 +183,94 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
             if (lane == 0) scales[row] = scale;
         }
     }
-    Fragment acc[R] = {};
-    for (int stage = 0; stage < count; stage++) {
-        copy_wait<STREAM_STAGES - 2>();
-        __syncwarp();
-        uint4 a = load_matrices(read + slot(stage, R));
-        uint4 a8 = TOKEN_TILES > 1 ? load_matrices(read + slot(stage, R + TOKEN_TILES - 1)) : make_uint4(0, 0, 0, 0);
+
+    // x: chunks 0 .. 3 of 8 rows. w: chunks 2h, 2h + 1 of two slots, or of the only one and of nothing.
+    u32 token_read = mine + (4 * (lane % 8) + (lane / 8 ^ lane % 8 / 2)) * 16;
+    u32 weight_read = R == 1 ? token_read
+                             : mine + lane / 8 % 2 * 512 + (4 * (lane % 8) + (lane / 16 ^ lane % 8 / 2)) * 16;
+    u32 scale_read = code_scales + g % 2 * 8;
+    Fragment acc[PAIRS][TOKEN_TILES] = {};
+    auto multiply_stage = [&](int stage, int place) {
+        uint4 b[PARTS][TOKEN_TILES];
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            uint4 b = load_matrices(read + slot(stage, r));
-            mma(acc[r], a.x, a8.x, a.y, a8.y, b.x, b.y);
-            mma(acc[r], a.z, a8.z, a.w, a8.w, b.z, b.w);
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int i = 0; i < TOKEN_TILES; i++)
+                b[part][i] = load_matrices(token_read + slot(place, R + part * TOKEN_TILES + i));
+        u32 block_scales = scale_read + ((begin + stage) / 2 - block0) * R * 16;
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            uint4 chunks[2];  // of both slots: low 2h, high 2h, low 2h + 1, high 2h + 1
+            if constexpr (R == 1) {
+                uint4 all = load_matrices(weight_read + slot(place, 0));
+                chunks[0] = make_uint4(all.x, 0, all.y, 0);
+                chunks[1] = make_uint4(all.z, 0, all.w, 0);
+            } else {
+                chunks[0] = load_matrices(weight_read + slot(place, 2 * p));
+                chunks[1] = load_matrices((weight_read ^ 32) + slot(place, 2 * p));
+            }
+            if constexpr (W::CODES) {
+                CodeScale low = load_code_scale(block_scales + 2 * p * 16);
+                CodeScale high = R == 1 ? low : load_code_scale(block_scales + (2 * p + 1) * 16);
+#pragma unroll
+                for (int step = 0; step < 4; step++) {
+                    const uint4& v = chunks[step / 2];
+                    u32 a[4] = {};
+                    unpack_codes(step % 2 ? v.z : v.x, low, a[0], a[2]);
+                    if (R > 1) unpack_codes(step % 2 ? v.w : v.y, high, a[1], a[3]);
+#pragma unroll
+                    for (int i = 0; i < TOKEN_TILES; i++) {
+                        const uint4& to = b[step / 2 * (PARTS - 1)][i];
+                        mma(acc[p][i], a[0], a[1], a[2], a[3], step % 2 ? to.z : to.x, step % 2 ? to.w : to.y);
+                    }
+                }
+            } else {
+#pragma unroll
+                for (int step = 0; step < 2; step++) {
+                    const uint4& v = chunks[step];
+#pragma unroll
+                    for (int i = 0; i < TOKEN_TILES; i++)
+                        mma(acc[p][i], v.x, v.y, v.z, v.w, step ? b[0][i].z : b[0][i].x, step ? b[0][i].w : b[0][i].y);
+                }
+            }
         }
-        load_weights(stage + STREAM_STAGES - 1);
-        load_tokens(stage + STREAM_STAGES - 1);
-        copy_commit();
+    };
+    for (int first = 0; first < count; first += STREAM_STAGES) {
+#pragma unroll
+        for (int place = 0; place < STREAM_STAGES; place++) {
+            int stage = first + place;
+            if (stage >= count) break;
+            copy_wait<STREAM_STAGES - 2>();
+            __syncwarp();
+            multiply_stage(stage, place);
+            load_weights(stage + STREAM_STAGES - 1, place + STREAM_STAGES - 1);
+            load_tokens(stage + STREAM_STAGES - 1, place + STREAM_STAGES - 1);
+            copy_commit();
+        }
     }
 
     copy_wait<0>();
     __syncthreads();
     if (segments > 1) {
-        float4* parts = (float4*)ring;
+        constexpr int PER_WARP = PAIRS * TOKEN_TILES * 32;
+        float4* parts = (float4*)ring + lane;
 #pragma unroll
-        for (int r = 0; r < R; r++)
-            parts[(warp * R + r) * 32 + lane] = make_float4(acc[r].c[0], acc[r].c[1], acc[r].c[2], acc[r].c[3]);
+        for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+            for (int i = 0; i < TOKEN_TILES; i++) {
+                const float* c = acc[p][i].c;
+                parts[warp * PER_WARP + (p * TOKEN_TILES + i) * 32] = make_float4(c[0], c[1], c[2], c[3]);
+            }
         __syncthreads();
         if (segment != 0) return;
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            for (int s = 1; s < segments; s++) {
-                float4 part = parts[((warp + s) * R + r) * 32 + lane];
-                add(acc[r], Fragment{{part.x, part.y, part.z, part.w}});
-            }
-        }
+        for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+            for (int i = 0; i < TOKEN_TILES; i++)
+                for (int s = 1; s < segments; s++) {
+                    float4 part = parts[(warp + s) * PER_WARP + (p * TOKEN_TILES + i) * 32];
+                    add(acc[p][i], Fragment{{part.x, part.y, part.z, part.w}});
+                }
     }
 #pragma unroll
     for (int i = 0; i < TOKEN_TILES; i++) {
@@ -155,7 +280,10 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
         for (int r = 0; r < R; r++) {
             int column = row0 + 8 * r + 2 * t;
             bool valid = row < m && column < n;
-            float v0 = acc[r].c[2 * i] * scale, v1 = acc[r].c[2 * i + 1] * scale;
+            float v0 = acc[r / 2][i].c[r % 2 * 2], v1 = acc[r / 2][i].c[r % 2 * 2 + 1];
+            turn(v0, v1);
+            v0 *= scale;
+            v1 *= scale;
             if (output != ADD_F32) {
                 if (valid) store_pair(output, out, row, column, n, v0, v1);
                 continue;
@@ -175,13 +303,16 @@ DEVICE void stream(void* out, const u16* x, const u16* w, int m, int n, int k, i
     }
 }
 
-#define STREAM(R, TILES)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(STREAM_WARPS * 32) gemm_stream_##R##_##TILES(              \
-        void* out, const u16* x, const u16* w, int m, int n, int k, int segments, int output,                \
-        const float* next_weight, u16* weighed, float* next_squares, const float* squares, float eps) {      \
-        stream<R, TILES>(out, x, w, m, n, k, segments, output, NextNorm{next_weight, weighed, next_squares}, \
-                         squares, eps);                                                                      \
+#define STREAM_OF(NAME, R, TILES, WEIGHTS)                                                                          \
+    extern "C" __global__ void __launch_bounds__(STREAM_WARPS * 32) gemm_stream_##NAME(                             \
+        void* out, const u16* x, const void* w, const u32* w_scales, int m, int n, int k, int segments, int output,  \
+        const float* next_weight, u16* weighed, float* next_squares, const float* squares, float eps) {              \
+        stream<R, TILES>(out, x, WEIGHTS(w, w_scales), m, n, k, segments, output,                                    \
+                         NextNorm{next_weight, weighed, next_squares}, squares, eps);                                \
     }
+#define STREAM(R, TILES)                            \
+    STREAM_OF(R##_##TILES, R, TILES, Bf16Weights)    \
+    STREAM_OF(R##_##TILES##_fp8, R, TILES, Fp8Weights)
 STREAM(1, 1)
 STREAM(2, 1)
 STREAM(4, 1)
@@ -197,7 +328,8 @@ STREAM(4, 2)
 // groups of ROW_GROUP row tiles so that blocks at work together share what the L2 cache holds. With SPLIT a cluster of
 // SPLIT_SEGMENTS blocks makes a tile, one segment each; each adds up all parts of its share of the rows. `scales` [m],
 // if given, are what a norm has left to do. With SHARED two blocks share a multiprocessor and keep its tensor cores
-// busy in turn; each frees a stage at once, since its ring is short. A block of its own multiplies two at a time.
+// busy in turn; each frees a stage at once, since its ring is short. A block of its own multiplies two at a time. Codes
+// pass through registers on their way to the tensor cores; one group unpacks while the other multiplies.
 
 #define WIDE_COLUMNS 128
 #define WIDE_WARPS 8  // that multiply
@@ -223,12 +355,28 @@ DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
 
 DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-template <int TOKENS, int STAGES, Segments HOW, bool SHARED>
-DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n, int k, int segments, int output,
-                 const float* scales) {
+// Unpacks the codes of 16 rows by 64 elements for the tensor cores: four steps of 16. Rows of 64 bytes, swizzled by the
+// copy engine; `scales` are those of this lane's rows g and g + 8.
+DEVICE void unpack_tile(u32 (&a)[16], u32 rows, const CodeScale (&scales)[2]) {
+    int lane = threadIdx.x % 32, row = lane % 16;
+#pragma unroll
+    for (int pair = 0; pair < 2; pair++) {
+        int chunk = 2 * pair + lane / 16;
+        uint4 raw = load_matrices(rows + row * 64 + (chunk ^ row / 2 % 4) * 16);
+        u32* first = a + 8 * pair;
+        unpack_codes(raw.x, scales[0], first[0], first[2]);
+        unpack_codes(raw.y, scales[1], first[1], first[3]);
+        unpack_codes(raw.z, scales[0], first[4], first[6]);
+        unpack_codes(raw.w, scales[1], first[5], first[7]);
+    }
+}
+
+template <int TOKENS, int STAGES, Segments HOW, bool SHARED, typename W>
+DEVICE void wide(const TensorMap& w, const TensorMap& x, W weights, void* out, int m, int n, int k, int segments,
+                 int output, const float* scales) {
     extern __shared__ u8 memory[];
     __shared__ u64 full[STAGES], empty[STAGES];
-    constexpr u32 W_BYTES = WIDE_COLUMNS * 128, STAGE_BYTES = W_BYTES + TOKENS * 128;
+    constexpr u32 W_BYTES = WIDE_COLUMNS * 64 * 16 / W::RUN, STAGE_BYTES = W_BYTES + TOKENS * 128;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int tile = HOW == SPLIT ? blockIdx.x / SPLIT_SEGMENTS : blockIdx.x;
     int columns = (n + WIDE_COLUMNS - 1) / WIDE_COLUMNS, rows = (m + TOKENS - 1) / TOKENS;
@@ -272,11 +420,15 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
         }
         __syncwarp();
     } else {
-        u32 offset = warp / 4 * 64 * 128;
+        u32 offset = W::CODES ? warp * 16 * 64 : warp / 4 * 64 * 128;
         int slot = 0;
+        // codes: scales of rows g and g + 8 of this warp's 16, in the present block of 128 elements and in the next
+        u32 scale_words[2], next_words[2];
+        int scale_row = column0 + 16 * warp + lane / 4;
         u32 phase = 0;
         for (int segment = first; segment < last; segment++) {
-            int count = segment_begin(k, segment + 1, segments) - segment_begin(k, segment, segments);
+            int begin = segment_begin(k, segment, segments), count = segment_begin(k, segment + 1, segments) - begin;
+            if constexpr (W::CODES) weights.load_scales(next_words, scale_row, begin, n, k);
             if (count == 0) {
 #pragma unroll
                 for (int i = 0; i < TOKENS / 2; i++) acc[i] = 0.0f;
@@ -285,15 +437,29 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
             for (int block = 0; block < count; block++) {
                 barrier_wait(full + slot, phase);
                 u32 stage = ring + slot * STAGE_BYTES;
-                matrices_fence();
+                if constexpr (W::CODES) {
+                    if (block == 0 || (begin + block) % 2 == 0) {
+                        scale_words[0] = next_words[0], scale_words[1] = next_words[1];
+                        weights.load_scales(next_words, scale_row, (begin + block) / 2 * 2 + 2, n, k);
+                    }
+                    u32 a[16];
+                    CodeScale code_scales[2] = {CodeScale(scale_words[0]), CodeScale(scale_words[1])};
+                    unpack_tile(a, stage + offset, code_scales);
+                    matrices_fence();
 #pragma unroll
-                for (int step = 0; step < 4; step++) {
-                    u64 a = matrix_descriptor(stage + offset + step * 32);
-                    u64 b = matrix_descriptor(stage + W_BYTES + step * 32);
-                    multiply(acc, a, b, block > 0 || step > 0);
+                    for (int step = 0; step < 4; step++)
+                        multiply(acc, a + 4 * step, matrix_descriptor(stage + W_BYTES + step * 32), block > 0 || step > 0);
+                } else {
+                    matrices_fence();
+#pragma unroll
+                    for (int step = 0; step < 4; step++) {
+                        u64 a = matrix_descriptor(stage + offset + step * 32);
+                        u64 b = matrix_descriptor(stage + W_BYTES + step * 32);
+                        multiply(acc, a, b, block > 0 || step > 0);
+                    }
                 }
                 matrices_commit();
-                if (!SHARED) {
+                if (!SHARED && !W::CODES) {
                     if (previous >= 0) {
                         matrices_wait<1>();
                         if (lane == 0) barrier_arrive(empty + previous);
@@ -369,16 +535,25 @@ DEVICE void wide(const TensorMap& w, const TensorMap& x, void* out, int m, int n
     if constexpr (HOW == SPLIT) cluster_sync();
 }
 
-#define WIDE(NAME, TOKENS, STAGES, HOW, BLOCKS, CLUSTER)                                                        \
-    extern "C" __global__ void CLUSTER __launch_bounds__(WIDE_THREADS, BLOCKS) gemm_wide_##NAME(                \
-        const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, void* out, int m, int n,      \
-        int k, int segments, int output, const float* scales) {                                                 \
-        wide<TOKENS, STAGES, HOW, (BLOCKS > 1)>(w, x, out, m, n, k, segments, output, scales);                                \
+#define WIDE(NAME, TOKENS, STAGES, HOW, BLOCKS, WEIGHTS, CLUSTER)                                                    \
+    extern "C" __global__ void CLUSTER __launch_bounds__(WIDE_THREADS, BLOCKS) gemm_wide_##NAME(                    \
+        const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, const u32* w_scales, void* out,    \
+        int m, int n, int k, int segments, int output, const float* scales) {                                        \
+        wide<TOKENS, STAGES, HOW, (BLOCKS > 1)>(w, x, WEIGHTS(nullptr, w_scales), out, m, n, k, segments, output,    \
+                                                scales);                                                             \
     }
-WIDE(32, 32, 5, WHOLE, 2, )
-WIDE(64, 64, 4, WHOLE, 2, )
-WIDE(64_fold, 64, 4, FOLDED, 2, )
-WIDE(128_fold, 128, 6, FOLDED, 1, )
-WIDE(32_split, 32, 5, SPLIT, 2, __cluster_dims__(SPLIT_SEGMENTS, 1, 1))
-WIDE(64_split, 64, 4, SPLIT, 2, __cluster_dims__(SPLIT_SEGMENTS, 1, 1))
-WIDE(128_split, 128, 3, SPLIT, 2, __cluster_dims__(SPLIT_SEGMENTS, 1, 1))
+#define CLUSTER_SPLIT __cluster_dims__(SPLIT_SEGMENTS, 1, 1)
+WIDE(32, 32, 5, WHOLE, 2, Bf16Weights, )
+WIDE(64, 64, 4, WHOLE, 2, Bf16Weights, )
+WIDE(64_fold, 64, 4, FOLDED, 2, Bf16Weights, )
+WIDE(128_fold, 128, 6, FOLDED, 1, Bf16Weights, )
+WIDE(32_split, 32, 5, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
+WIDE(64_split, 64, 4, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
+WIDE(128_split, 128, 3, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
+WIDE(32_fp8, 32, 8, WHOLE, 2, Fp8Weights, )
+WIDE(64_fp8, 64, 6, WHOLE, 2, Fp8Weights, )
+WIDE(64_fold_fp8, 64, 10, FOLDED, 1, Fp8Weights, )
+WIDE(128_fold_fp8, 128, 8, FOLDED, 1, Fp8Weights, )
+WIDE(32_split_fp8, 32, 8, SPLIT, 2, Fp8Weights, CLUSTER_SPLIT)
+WIDE(64_split_fp8, 64, 6, SPLIT, 2, Fp8Weights, CLUSTER_SPLIT)
+WIDE(128_split_fp8, 128, 8, SPLIT, 1, Fp8Weights, CLUSTER_SPLIT)

@@ -5,7 +5,7 @@ use std::sync::{
     mpsc,
 };
 
-use models::{DecoderSpec, LayerWeight, Model, WeightId};
+use models::{DType, DecoderSpec, LayerWeight, Model, WeightId};
 
 use crate::{ActsFormat, CpuError, Isa, Linear, Precision};
 
@@ -137,7 +137,8 @@ impl Layer {
 /// Bytes that the packed weights of a model take, about: packing pads rows to tiles.
 pub(crate) fn estimate(model: &Model, precision: Precision) -> u64 {
     match precision {
-        Precision::Packed => model.weights.bytes(),
+        // FP8 is packed as BF16
+        Precision::Packed => model.weights.bytes() + model.weights.bytes_of(DType::F8E4M3),
         Precision::F32 => parameters(&model.spec) * size_of::<f32>() as u64,
     }
 }
@@ -194,7 +195,8 @@ impl Source<'_> {
     }
 
     fn linear(&self, ids: &[WeightId]) -> Result<Linear, CpuError> {
-        let parts = ids.iter().map(|&id| self.model.weights.get(id)).collect::<Result<Vec<_>, _>>()?;
+        let part = |&id| Ok(self.model.weights.get(id)?.without_scales());
+        let parts = ids.iter().map(part).collect::<Result<Vec<_>, CpuError>>()?;
         Ok(Linear::pack(&parts, self.isa, self.precision)?)
     }
 

@@ -16,13 +16,14 @@ mod dimensions;
 mod flight;
 mod forward;
 mod head_layout;
+mod matrix;
 mod plan;
 mod slots;
 mod staging;
 mod stopwatch;
 mod weights;
 
-pub use config::{CudaConfig, KvBudget};
+pub use config::{CudaConfig, KvBudget, WeightFormat};
 
 use crate::{
     Buffer, CudaError, Device, Graph, memory,
@@ -77,7 +78,7 @@ impl CudaExecutor {
         let device = Device::open(&config.device)?;
         let dimensions = Dimensions::new(&model.spec)?;
         let context_length = config.context_length.unwrap_or(model.spec.context_length);
-        let weights = Weights::load(&device, model, &dimensions, context_length, progress)?;
+        let weights = Weights::load(&device, model, &dimensions, context_length, config.weights, progress)?;
         Self::with_weights(device, weights, dimensions, &model.spec, config)
     }
 
@@ -86,7 +87,7 @@ impl CudaExecutor {
         let device = Device::open(&config.device)?;
         let dimensions = Dimensions::new(spec)?;
         let context_length = config.context_length.unwrap_or(spec.context_length);
-        let weights = Weights::dummy(&device, spec, &dimensions, context_length)?;
+        let weights = Weights::dummy(&device, spec, &dimensions, context_length, config.weights)?;
         Self::with_weights(device, weights, dimensions, spec, config)
     }
 
@@ -103,7 +104,7 @@ impl CudaExecutor {
         let wanted = config.context_length.unwrap_or(model.context_length);
         let (tokens, slots) = (config.max_batch_tokens as usize, config.slots as usize);
         let weight_bytes = memory::allocated();
-        let buffers = Buffers::new(&device, &dimensions, tokens, slots)?;
+        let buffers = Buffers::new(&device, &dimensions, tokens, slots, weights.room())?;
         let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
         let page_elements = dimensions.layers * dimensions.page_elements(config.page_size as usize);
@@ -131,7 +132,7 @@ impl CudaExecutor {
                 layers: dimensions.layers as u32,
                 layer_bytes: 2 * (page_elements / dimensions.layers) as u32,
             },
-            numerics_class: numerics_class(&device, config.gemm),
+            numerics_class: numerics_class(&device, weights.name(), config.gemm),
         };
         let staging = Staging::new(&device, spec.kv.page_bytes())?;
         let mover = Mover::new(&device)?;
@@ -184,9 +185,7 @@ impl CudaExecutor {
 
     /// Bytes of weights that a decode step reads.
     pub fn weight_bytes_per_step(&self) -> u64 {
-        let d = &self.forward.dimensions;
-        let layer = d.qkv_width() * d.hidden + d.hidden * d.query_width() + 3 * d.intermediate * d.hidden;
-        2 * (d.layers * layer + d.vocab * d.hidden) as u64
+        self.forward.weights.bytes_per_step() as u64
     }
 
     /// Fills the KV pool with random numbers, as if the sequences that come had been computed: for timing.
@@ -408,12 +407,12 @@ fn pages(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, C
 }
 
 /// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do.
-fn numerics_class(device: &Device, mode: GemmMode) -> String {
+fn numerics_class(device: &Device, weights: &str, mode: GemmMode) -> String {
     let (major, minor) = device.info().capability;
     let kernels = crate::kernels::digest();
     let mode = match mode {
         GemmMode::BatchInvariant => "",
         GemmMode::BatchVariant => "-batch-variant",
     };
-    format!("cuda-sm{major}{minor}-bf16-kvbf16-{kernels}{mode}")
+    format!("cuda-sm{major}{minor}-{weights}-kvbf16-{kernels}{mode}")
 }

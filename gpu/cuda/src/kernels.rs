@@ -10,6 +10,7 @@ use crate::CudaError;
 pub enum KernelFile {
     DecodeAttention,
     Elementwise,
+    Fp8,
     Gemm,
     GemmMany,
     Pages,
@@ -20,9 +21,10 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DecodeAttention,
         Self::Elementwise,
+        Self::Fp8,
         Self::Gemm,
         Self::GemmMany,
         Self::Pages,
@@ -36,6 +38,7 @@ impl KernelFile {
         match self {
             Self::DecodeAttention => "decode_attention.cu",
             Self::Elementwise => "elementwise.cu",
+            Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
             Self::GemmMany => "gemm_many.cu",
             Self::PrefillAttention => "prefill_attention.cu",
@@ -56,6 +59,7 @@ impl KernelFile {
         let body = match self {
             Self::DecodeAttention => include_str!("../../kernels/decode_attention.cu"),
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
+            Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
             Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
@@ -72,10 +76,13 @@ impl KernelFile {
     fn headers(self) -> &'static [(&'static str, &'static str)] {
         const COMMON: (&str, &str) = ("common.cuh", include_str!("../../kernels/common.cuh"));
         const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
+        const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
         match self {
             Self::DecodeAttention | Self::PrefillAttention => &[COMMON, ATTENTION],
-            Self::Gemm | Self::GemmMany => &[COMMON, GEMM],
+            Self::Fp8 => &[COMMON, FP8],
+            Self::Gemm => &[COMMON, FP8, GEMM],
+            Self::GemmMany => &[COMMON, GEMM],
             _ => &[COMMON],
         }
     }
@@ -84,6 +91,7 @@ impl KernelFile {
         match self {
             Self::DecodeAttention => &["attention_decode_64", "attention_decode_128"],
             Self::Elementwise => &["embed", "rms_norm", "copy_pages"],
+            Self::Fp8 => &["fp8_pack", "fp8_quantise", "fp8_unpack"],
             Self::Gemm => &[
                 "gemm_stream_1_1",
                 "gemm_stream_2_1",
@@ -98,6 +106,19 @@ impl KernelFile {
                 "gemm_wide_32_split",
                 "gemm_wide_64_split",
                 "gemm_wide_128_split",
+                "gemm_stream_1_1_fp8",
+                "gemm_stream_2_1_fp8",
+                "gemm_stream_4_1_fp8",
+                "gemm_stream_1_2_fp8",
+                "gemm_stream_2_2_fp8",
+                "gemm_stream_4_2_fp8",
+                "gemm_wide_32_fp8",
+                "gemm_wide_64_fp8",
+                "gemm_wide_64_fold_fp8",
+                "gemm_wide_128_fold_fp8",
+                "gemm_wide_32_split_fp8",
+                "gemm_wide_64_split_fp8",
+                "gemm_wide_128_split_fp8",
             ],
             Self::GemmMany => &[
                 "gemm_many_64_fold",

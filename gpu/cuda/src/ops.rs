@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod fp8;
 mod gemm;
 mod probe;
 mod qkv;
@@ -15,6 +16,7 @@ pub use attention::{
     part_stats,
 };
 pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};
+pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;

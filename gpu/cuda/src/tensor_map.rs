@@ -3,16 +3,17 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 use half::bf16;
 
-use crate::{CudaError, View};
+use crate::{CudaError, Element, View};
 
-/// Columns of a box: 128 bytes, the width of the swizzle.
+/// Columns of a box: as many as the tensor cores take of a stage.
 const BOX_COLUMNS: u32 = 64;
 
 /// Tiles in shared memory begin at multiples of this, which the swizzle needs.
 pub(crate) const SWIZZLE_ALIGNMENT: usize = 1024;
 
-/// How the copy engine finds boxes of a matrix: `box_rows` rows by 64 columns of bf16, laid out in shared memory as the
-/// tensor cores want them (rows of 128 bytes, swizzled). Parts of a box outside of the matrix read as zeros.
+/// How the copy engine finds boxes of a matrix: `box_rows` rows by 64 columns, laid out in shared memory as the kernels
+/// want them (rows of 128 bytes of bf16 or 64 bytes of codes, swizzled over their width). Parts of a box outside of the
+/// matrix read as zeros.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
@@ -22,22 +23,38 @@ impl TensorMap {
     ///
     /// # Panics
     /// If the view is shorter.
-    pub fn new(
-        matrix: View<'_, bf16>,
+    pub fn new(matrix: View<'_, bf16>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
+        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        Self::encode(matrix, element, sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B, size, box_rows)
+    }
+
+    /// The same of FP8 codes; `columns` is a multiple of 16.
+    ///
+    /// # Panics
+    /// If the view is shorter.
+    pub fn of_codes(matrix: View<'_, u8>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
+        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+        Self::encode(matrix, element, sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B, size, box_rows)
+    }
+
+    fn encode<T: Element>(
+        matrix: View<'_, T>,
+        element: sys::CUtensorMapDataType,
+        swizzle: sys::CUtensorMapSwizzle,
         [rows, columns]: [usize; 2],
         box_rows: usize,
     ) -> Result<Self, CudaError> {
         assert!(matrix.len() >= rows * columns, "a matrix of {rows} x {columns}");
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [columns as u64, rows as u64];
-        let row_bytes = [(columns * size_of::<bf16>()) as u64];
+        let row_bytes = [(columns * size_of::<T>()) as u64];
         let (extent, steps) = ([BOX_COLUMNS, box_rows as u32], [1u32; 2]);
         // SAFETY: the driver is loaded, since there is a view; every pointer is valid for the call and the arrays have
         // one entry a dimension (strides one fewer).
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map.0,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                element,
                 sizes.len() as u32,
                 matrix.address() as *mut c_void,
                 sizes.as_ptr(),
@@ -45,7 +62,7 @@ impl TensorMap {
                 extent.as_ptr(),
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -4,6 +4,7 @@ mod decoder;
 mod fields;
 mod gguf;
 mod huggingface;
+mod quantisation;
 mod rope;
 
 pub use decoder::DecoderSpec;

@@ -6,7 +6,7 @@ mod blocks32;
 
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::{DType, fp8::e4m3_to_f32};
 
 /// Reads a row of `out.len()` elements from its stored bytes.
 ///
@@ -19,7 +19,7 @@ pub fn dequantise_row(dtype: DType, row: &[u8], out: &mut [f32]) {
         DType::F32 => blocks.for_each(|(b, o)| o[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         DType::F16 => blocks.for_each(|(b, o)| o[0] = half_at(b, 0)),
         DType::BF16 => blocks.for_each(|(b, o)| o[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-        DType::F8E4M3 => blocks.for_each(|(b, o)| o[0] = f8e4m3(b[0])),
+        DType::F8E4M3 => blocks.for_each(|(b, o)| o[0] = e4m3_to_f32(b[0])),
         DType::Q8_0 => blocks.for_each(|(b, o)| blocks32::q8_0(b, o)),
         DType::Q4_0 => blocks.for_each(|(b, o)| blocks32::q4_0(b, o)),
         DType::Q4_1 => blocks.for_each(|(b, o)| blocks32::q4_1(b, o)),
@@ -33,17 +33,6 @@ pub fn dequantise_row(dtype: DType, row: &[u8], out: &mut [f32]) {
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-/// OCP "E4M3FN": bias 7, subnormals, the all-ones pattern is NaN, no infinity.
-fn f8e4m3(bits: u8) -> f32 {
-    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
-    match (exponent, bits & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * mantissa * 2f32.powi(-9),
-        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub enum DType {
     F32,
     F16,
     BF16,
-    /// 8-bit float with 4 exponent bits, no infinity. Readable; no model that needs its scales is supported yet.
+    /// 8-bit float with 4 exponent bits, no infinity; checkpoints keep scales beside it ([`crate::fp8`]).
     F8E4M3,
     Q8_0,
     Q4_0,

@@ -8,6 +8,7 @@ mod config;
 mod dequant;
 mod dtype;
 mod error;
+pub mod fp8;
 mod generation;
 pub mod gguf;
 mod json;

@@ -22,7 +22,7 @@ pub use executor::{
     PageMove, PageSink, Sampled, Score, Scored, SequenceStep, SlotId, StepId, Ticket, TokenLogprob,
 };
 pub use formats::{DType, DecoderSpec, RopeScaling, RopeSpec};
-pub use matrix::Matrix;
+pub use matrix::{BlockScales, Matrix};
 pub use model::{Model, ModelError};
 pub use rope::{RopeTable, rope_frequencies};
 pub use sampling::{Logprobs, SamplingParams};

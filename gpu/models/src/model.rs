@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use formats::{Architecture, DType, DecoderConfig, Gguf};
 
-use crate::{DecoderSpec, WeightId, Weights};
+use crate::{DecoderSpec, WeightId, Weights, weights::MAX_SCALE};
 
 /// A decoder ready to be loaded onto a device: what it is made of, and its weights in their files.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub enum ModelError {
     Shape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("tensor {tensor} is stored as {dtype}, which no executor runs for it")]
     Dtype { tensor: String, dtype: DType },
+    #[error("tensor {tensor} holds the scale {value} at {at:?}; scales are at least 0 and below {MAX_SCALE}")]
+    Scale { tensor: String, at: [usize; 2], value: f32 },
+    #[error("the weight {0:?} holds values that are no numbers")]
+    NotANumber(WeightId),
     #[error("this model has no weight {0:?}")]
     NoSuchWeight(WeightId),
     #[error("cannot make up a checkpoint: {0}")]

@@ -1,6 +1,7 @@
 //! Random checkpoints, for tests, benchmarks and runs on machines that have no model.
 
 mod config;
+mod fp8;
 mod random;
 mod tokenizer;
 
@@ -14,7 +15,7 @@ use std::{
     thread,
 };
 
-use formats::DType;
+use formats::{DType, fp8::SCALE_BLOCK};
 use half::{bf16, f16};
 use serde_json::{Map, json};
 
@@ -28,10 +29,12 @@ const TOY_SEED: u64 = 1;
 /// Writes a Hugging Face folder of random weights: config.json, model.safetensors and, where the vocabulary has room
 /// for it, a byte-level tokenizer with a ChatML template. The same arguments give the same bytes.
 ///
+/// With F8E4M3, the matrices of layers are FP8 with scales for blocks of 128 x 128 elements, all else is BF16.
+///
 /// Weights are scaled so that attention is sharp and logits are spread out, as in a trained model.
 ///
 /// # Errors
-/// [`ModelError::Synthetic`] if no known architecture has this spec or `dtype` is not F32, F16 or BF16;
+/// [`ModelError::Synthetic`] if no known architecture has this spec or `dtype` is not F32, F16, BF16 or F8E4M3;
 /// [`ModelError::Write`] if writing fails.
 pub fn write_random_checkpoint(
     dir: &Path,
@@ -119,13 +122,21 @@ fn write_json(path: &Path, value: &serde_json::Value) -> io::Result<()> {
 fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io::Result<()> {
     let mut header = Map::new();
     let mut end = 0;
+    let mut entry = |name: String, dtype: DType, shape: &[usize]| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.block_bytes();
+        let dtype = if dtype == DType::F8E4M3 { "F8_E4M3" } else { dtype.name() };
+        header.insert(name, json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }));
+    };
     for id in WeightId::all(spec) {
         let (rows, cols) = id.shape(spec);
-        let start = end;
-        end += rows * cols * dtype.block_bytes();
-        let shape = if id.is_vector() { json!([cols]) } else { json!([rows, cols]) };
-        let entry = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
-        header.insert(weights::safetensors_name(id), entry);
+        let (name, dtype) = (weights::safetensors_name(id), stored(id, dtype));
+        let shape = if id.is_vector() { vec![cols] } else { vec![rows, cols] };
+        entry(name.clone(), dtype, &shape);
+        if dtype == DType::F8E4M3 {
+            let blocks = [rows.div_ceil(SCALE_BLOCK), cols.div_ceil(SCALE_BLOCK)];
+            entry(weights::scales_name(&name), fp8::SCALES, &blocks);
+        }
     }
     let mut header = serde_json::Value::from(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -137,9 +148,8 @@ fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io
     let tensors: Vec<(u64, usize, WeightId)> = WeightId::all(spec)
         .enumerate()
         .map(|(index, id)| {
-            let (rows, cols) = id.shape(spec);
             let begin = at;
-            at += (rows * cols * dtype.block_bytes()) as u64;
+            at += bytes_of(id, spec, dtype);
             (begin, index, id)
         })
         .collect();
@@ -147,7 +157,11 @@ fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io
     let work = || {
         while let Some(&(begin, index, id)) = tensors.get(next.fetch_add(1, Ordering::Relaxed)) {
             let (rows, cols) = id.shape(spec);
-            write_tensor(&file, begin, rows * cols, dtype, &law(id, spec), seed, index as u64)?;
+            let numbers = Numbers { law: law(id, spec), random: random::Uniform::new(seed, index as u64) };
+            match stored(id, dtype) {
+                DType::F8E4M3 => file.write_all_at(&fp8::encode(rows, cols, numbers), begin)?,
+                dtype => write_floats(&file, begin, rows * cols, dtype, numbers)?,
+            }
         }
         Ok(())
     };
@@ -158,24 +172,43 @@ fn write_weights(path: &Path, spec: &DecoderSpec, dtype: DType, seed: u64) -> io
     })
 }
 
+/// Bytes of a weight in its file, its scales included.
+fn bytes_of(id: WeightId, spec: &DecoderSpec, dtype: DType) -> u64 {
+    let (rows, cols) = id.shape(spec);
+    let bytes = match stored(id, dtype) {
+        DType::F8E4M3 => rows * cols + fp8::scale_bytes(rows, cols),
+        dtype => rows * cols * dtype.block_bytes(),
+    };
+    bytes as u64
+}
+
+/// The numbers of a weight, one after the other.
+struct Numbers {
+    law: Law,
+    random: random::Uniform,
+}
+
+impl Numbers {
+    fn next(&mut self) -> f32 {
+        self.law.mean + self.law.deviation * self.random.next()
+    }
+}
+
 /// Writes `count` numbers from offset `at` on.
-fn write_tensor(
+fn write_floats(
     file: &File,
     mut at: u64,
     count: usize,
     dtype: DType,
-    law: &Law,
-    seed: u64,
-    stream: u64,
+    mut numbers: Numbers,
 ) -> io::Result<()> {
     const AT_ONCE: usize = 1 << 20;
-    let mut random = random::Uniform::new(seed, stream);
     let mut bytes = Vec::with_capacity(AT_ONCE * dtype.block_bytes());
     let mut left = count;
     while left > 0 {
         bytes.clear();
         for _ in 0..left.min(AT_ONCE) {
-            let value = law.mean + law.deviation * random.next();
+            let value = numbers.next();
             match dtype {
                 DType::F16 => bytes.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
                 DType::BF16 => bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
@@ -187,6 +220,15 @@ fn write_tensor(
         left -= left.min(AT_ONCE);
     }
     Ok(())
+}
+
+/// How a weight is stored in a checkpoint of `dtype`: of an FP8 one only the matrices of layers are FP8.
+fn stored(id: WeightId, dtype: DType) -> DType {
+    match (dtype, id) {
+        (DType::F8E4M3, WeightId::Layer(..)) if !id.is_vector() => DType::F8E4M3,
+        (DType::F8E4M3, _) => DType::BF16,
+        _ => dtype,
+    }
 }
 
 struct Law {

@@ -10,9 +10,11 @@ use crate::{DecoderSpec, Matrix, ModelError};
 
 mod id;
 mod names;
+mod scales;
 
 pub use id::{LayerWeight, WeightId};
 pub(crate) use names::safetensors as safetensors_name;
+pub(crate) use scales::{MAX_SCALE, tensor_name as scales_name};
 
 /// The weights of one model, mapped from its files. Every weight that the spec calls for is there, in its shape and
 /// in a type that executors run; reading one copies nothing (but see [`Weights::get`]).
@@ -64,7 +66,11 @@ impl Weights {
         for id in WeightId::all(spec) {
             let tensor = name(id);
             let (rows, cols) = id.shape(spec);
-            check(&tensor, files.tensor(&tensor)?, rows, cols, id.is_vector())?;
+            let stored = files.tensor(&tensor)?;
+            check(&tensor, stored, rows, cols, id.is_vector())?;
+            if stored.dtype == DType::F8E4M3 {
+                scales::read(&files, &tensor, rows, cols)?;
+            }
             let paired_heads = id.rotated_heads(spec).filter(|_| paired);
             found.insert(id, Found { tensor, rows, cols, paired_heads });
         }
@@ -86,7 +92,11 @@ impl Weights {
             None => Cow::Borrowed(tensor.data),
             Some(heads) => Cow::Owned(unpair_rows(tensor.data, heads, found.features())),
         };
-        Ok(Matrix { dtype: tensor.dtype, rows: found.rows, cols: found.cols, data })
+        let scales = match tensor.dtype {
+            DType::F8E4M3 => Some(scales::read(&self.files, &found.tensor, found.rows, found.cols)?),
+            _ => None,
+        };
+        Ok(Matrix { dtype: tensor.dtype, rows: found.rows, cols: found.cols, data, scales })
     }
 
     /// Bytes of all weights as stored, a tied head counted once.
@@ -94,6 +104,12 @@ impl Weights {
         let bytes =
             |found: &Found| self.files.tensor(&found.tensor).map_or(0, |tensor| tensor.data.len() as u64);
         self.found.values().map(bytes).sum()
+    }
+
+    /// Bytes of the matrices that are stored in this type.
+    pub fn bytes_of(&self, dtype: DType) -> u64 {
+        let tensors = self.found.values().filter_map(|found| self.files.tensor(&found.tensor).ok());
+        tensors.filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.data.len() as u64).sum()
     }
 
     /// Types in which the matrices are stored, each once.
@@ -131,10 +147,8 @@ fn check(name: &str, tensor: Tensor<'_>, rows: usize, cols: usize, vector: bool)
             found: tensor.shape.into(),
         });
     }
-    let runs = match tensor.dtype {
-        DType::F8E4M3 => false,
-        dtype => !(vector && dtype.is_quantised()),
-    };
+    let float = matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16);
+    let runs = float || !vector;
     runs.then_some(()).ok_or_else(|| ModelError::Dtype { tensor: name.into(), dtype: tensor.dtype })
 }
 

@@ -20,6 +20,8 @@ actors::settings! {
         value page_size: u32 = 16;
         /// CPU: element type of the KV cache: f16, bf16 or f32. A GPU keeps bf16.
         value kv_cache_dtype: String = "f16".to_owned();
+        /// GPU: fp8 quantises the weights of layers on load, unless the checkpoint holds them in FP8; default: as stored.
+        optional quantization: String;
         /// Tokens of KV; default: what the memory budget holds.
         optional max_total_tokens: u32;
         /// CPU: memory for the KV cache in MiB, if max_total_tokens is not given.

@@ -104,7 +104,7 @@ fn product(bencher: Bencher<'_, '_>, case: Case) {
     let isa = Isa::detect();
     let bytes = rows * dtype.row_bytes(cols).expect("a whole number of blocks");
     let data: Vec<u8> = (0..bytes).map(|i| (i * 151 % 59) as u8).collect();
-    let matrix = Matrix { dtype, rows, cols, data: Cow::Owned(data) };
+    let matrix = Matrix { dtype, rows, cols, data: Cow::Owned(data), scales: None };
     let pack = || Linear::pack(std::slice::from_ref(&matrix), isa, Precision::Packed).expect("a good matrix");
     let layers: Vec<Linear> = (0..(WORKING_SET / bytes).max(1)).map(|_| pack()).collect();
     let acts = Acts::new(m, cols, layers[0].acts_format(), isa);

@@ -1,5 +1,6 @@
 mod contract;
 mod fixtures;
+mod fp8;
 mod invariance;
 mod mutations;
 mod rig;

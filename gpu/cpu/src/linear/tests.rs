@@ -65,7 +65,7 @@ fn matrix(dtype: DType, rows: usize, cols: usize, random: &mut Random) -> Matrix
             }
         }
     }
-    Matrix { dtype, rows, cols, data: Cow::Owned(data) }
+    Matrix { dtype, rows, cols, data: Cow::Owned(data), scales: None }
 }
 
 fn dequantise(matrix: &Matrix<'_>) -> Vec<Vec<f32>> {

@@ -14,8 +14,19 @@ pub struct CudaConfig {
     /// Longest sequence; the model's own if `None`. No longer than the KV pool.
     pub context_length: Option<u32>,
     pub gemm: GemmMode,
+    pub weights: WeightFormat,
     /// Replay decode steps as graphs.
     pub graphs: bool,
+}
+
+/// What the matrices of layers become on the device. Embedding and output head are always bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightFormat {
+    /// FP8 where the checkpoint holds FP8 (and heads have 64 or 128 elements), else bf16.
+    #[default]
+    AsStored,
+    /// FP8: what the checkpoint holds otherwise is quantised.
+    Fp8,
 }
 
 /// Size of the KV pool.

@@ -55,6 +55,11 @@ impl Dimensions {
         Ok(dimensions)
     }
 
+    /// Whether heads are wider in the kernels than in the model.
+    pub fn pads_heads(&self) -> bool {
+        self.model_head_dim != self.head_dim
+    }
+
     /// Heads of a row of the QKV product.
     pub fn all_heads(&self) -> usize {
         self.heads + 2 * self.kv_heads

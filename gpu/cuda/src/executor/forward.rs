@@ -10,7 +10,8 @@ use crate::{
     Buffer, CudaError, Device, View,
     ops::{
         CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, NextNorm,
-        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, decode_tickets, part_stats,
+        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, Weights as Matrix, decode_tickets,
+        part_stats,
     },
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Buffers {
     attended: Buffer<bf16>,
     /// [tokens, intermediate]
     gated: Buffer<bf16>,
+    /// Where weights in FP8 are unpacked for many rows.
+    unpacked: Option<Buffer<bf16>>,
     /// [LOGIT_ROWS, hidden]
     last: Buffer<bf16>,
     /// [LOGIT_ROWS, vocab]
@@ -60,6 +63,7 @@ impl Buffers {
         dimensions: &Dimensions,
         tokens: usize,
         slots: usize,
+        room: usize,
     ) -> Result<Self, CudaError> {
         let Dimensions { hidden, vocab, intermediate, heads, kv_heads, head_dim, .. } = *dimensions;
         let max_tiles = PART_BYTES / (heads * head_dim * 4);
@@ -72,6 +76,7 @@ impl Buffers {
             queries: device.allocate(tokens * dimensions.query_width())?,
             attended: device.allocate(tokens * dimensions.query_width())?,
             gated: device.allocate(tokens * intermediate)?,
+            unpacked: if room > 0 { Some(device.allocate(room)?) } else { None },
             last: device.allocate(LOGIT_ROWS * hidden)?,
             logits: device.allocate(LOGIT_ROWS * vocab)?,
             part_values: device.allocate(max_tiles * heads * head_dim)?,
@@ -158,7 +163,7 @@ impl Forward {
         let scale = self.norm(device, &layer.attention_norm, tokens)?;
         let qkv = GemmOutput::Bf16(buffers.qkv.view());
         let sizes = [tokens, dimensions.qkv_width(), hidden];
-        self.gemm(device, qkv, &buffers.weighed, scale, &layer.qkv, sizes)?;
+        self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
         let layer_len = self.kv.len() / dimensions.layers;
         let kv = KvPages {
             pages: self.kv.slice(number * layer_len..(number + 1) * layer_len),
@@ -222,7 +227,7 @@ impl Forward {
         }
         let sum = self.residual(Some(&layer.mlp_norm), tokens);
         let sizes = [tokens, hidden, dimensions.query_width()];
-        self.gemm(device, sum, &buffers.attended, RowScale::One, &layer.o, sizes)
+        self.gemm(device, sum, &buffers.attended, RowScale::One, layer.o.view(self.room()), sizes)
     }
 
     fn feed_forward(
@@ -237,9 +242,16 @@ impl Forward {
         let scale = self.norm(device, &layer.mlp_norm, tokens)?;
         let gate = GemmOutput::Gate(buffers.gated.view());
         let sizes = [tokens, 2 * intermediate, hidden];
-        self.gemm(device, gate, &buffers.weighed, scale, &layer.gate_up, sizes)?;
+        self.gemm(device, gate, &buffers.weighed, scale, layer.gate_up.view(self.room()), sizes)?;
         let sum = self.residual(following, tokens);
-        self.gemm(device, sum, &buffers.gated, RowScale::One, &layer.down, [tokens, hidden, intermediate])
+        self.gemm(
+            device,
+            sum,
+            &buffers.gated,
+            RowScale::One,
+            layer.down.view(self.room()),
+            [tokens, hidden, intermediate],
+        )
     }
 
     fn sample(
@@ -301,7 +313,7 @@ impl Forward {
             width: hidden,
             eps,
         })?;
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        let head = self.weights.head().view().into();
         let logits = GemmOutput::F32(self.buffers.logits.view());
         self.gemm(device, logits, &self.buffers.last, RowScale::One, head, [count, vocab, hidden])
     }
@@ -341,15 +353,19 @@ impl Forward {
         Ok(scales.map_or(RowScale::One, RowScale::Given))
     }
 
+    fn room(&self) -> Option<View<'_, bf16>> {
+        self.buffers.unpacked.as_ref().map(Buffer::view)
+    }
+
     fn gemm(
         &self,
         device: &Device,
         output: GemmOutput<'_>,
         x: &Buffer<bf16>,
         scale: RowScale<'_>,
-        w: &Buffer<bf16>,
+        w: Matrix<'_>,
         [m, n, k]: [usize; 3],
     ) -> Result<(), CudaError> {
-        device.gemm(Gemm { output, x: x.view(), w: w.view(), scale, m, n, k, mode: self.mode })
+        device.gemm(Gemm { output, x: x.view(), w, scale, m, n, k, mode: self.mode })
     }
 }

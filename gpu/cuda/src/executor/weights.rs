@@ -1,8 +1,12 @@
 use half::bf16;
 use models::{DType, DecoderSpec, LayerWeight, Matrix, Model, RopeSpec, WeightId, rope_frequencies};
 
-use super::{dimensions::Dimensions, head_layout::HeadLayout};
-use crate::{Buffer, CudaError, Device, ops::FillBf16};
+use super::{
+    dimensions::Dimensions,
+    head_layout::HeadLayout,
+    matrix::{LayerMatrix, Parts},
+};
+use crate::{Buffer, CudaError, Device, WeightFormat, ops::FillBf16};
 
 /// The weights of one layer, as the kernels want them.
 #[derive(Debug)]
@@ -10,19 +14,25 @@ pub(super) struct Layer {
     /// [hidden]
     pub attention_norm: Buffer<f32>,
     /// [heads + 2 * kv_heads, head_dim, hidden]: queries, keys, values
-    pub qkv: Buffer<bf16>,
+    pub qkv: LayerMatrix,
     /// [heads + 2 * kv_heads, head_dim]
     pub qkv_bias: Option<Buffer<bf16>>,
     /// Of queries and keys, [head_dim].
     pub head_norms: Option<[Buffer<f32>; 2]>,
     /// [hidden, heads, head_dim]
-    pub o: Buffer<bf16>,
+    pub o: LayerMatrix,
     /// [hidden]
     pub mlp_norm: Buffer<f32>,
     /// [intermediate, gate and up, hidden]
-    pub gate_up: Buffer<bf16>,
+    pub gate_up: LayerMatrix,
     /// [hidden, intermediate]
-    pub down: Buffer<bf16>,
+    pub down: LayerMatrix,
+}
+
+impl Layer {
+    pub fn matrices(&self) -> [&LayerMatrix; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
 }
 
 /// A decoder on the device.
@@ -41,15 +51,16 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Copies a model to the device. `progress` hears the number of layers done.
+    /// Copies a model to the device, matrices of layers in `format`. `progress` hears the number of layers done.
     pub fn load(
         device: &Device,
         model: &Model,
         dimensions: &Dimensions,
         context_length: u32,
+        format: WeightFormat,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, CudaError> {
-        let loader = Loader { device, model, dimensions };
+        let loader = Loader { device, model, dimensions, format };
         let mut layers = Vec::with_capacity(dimensions.layers);
         for layer in 0..model.spec.layers {
             layers.push(loader.layer(layer)?);
@@ -72,6 +83,7 @@ impl Weights {
         spec: &DecoderSpec,
         dimensions: &Dimensions,
         context_length: u32,
+        format: WeightFormat,
     ) -> Result<Self, CudaError> {
         let Dimensions { hidden, vocab, intermediate, head_dim, .. } = *dimensions;
         let matrix = |rows: usize, columns: usize| -> Result<_, CudaError> {
@@ -80,18 +92,19 @@ impl Weights {
             device.fill_bf16(FillBf16 { out: buffer.view(), seed: rows as u32, scale })?;
             Ok(buffer)
         };
+        let layer_matrix = |n: usize, k: usize| LayerMatrix::new(device, matrix(n, k)?, [n, k], format);
         let ones = |len: usize| device.upload(&vec![1.0f32; len]);
         let mut layers = Vec::with_capacity(dimensions.layers);
         for _ in 0..dimensions.layers {
             layers.push(Layer {
                 attention_norm: ones(hidden)?,
-                qkv: matrix(dimensions.qkv_width(), hidden)?,
+                qkv: layer_matrix(dimensions.qkv_width(), hidden)?,
                 qkv_bias: if spec.qkv_bias { Some(matrix(1, dimensions.qkv_width())?) } else { None },
                 head_norms: if spec.qk_norm { Some([ones(head_dim)?, ones(head_dim)?]) } else { None },
-                o: matrix(hidden, dimensions.query_width())?,
+                o: layer_matrix(hidden, dimensions.query_width())?,
                 mlp_norm: ones(hidden)?,
-                gate_up: matrix(2 * intermediate, hidden)?,
-                down: matrix(hidden, intermediate)?,
+                gate_up: layer_matrix(2 * intermediate, hidden)?,
+                down: layer_matrix(hidden, intermediate)?,
             });
         }
         let (cosines, sines) = rotary_tables(&spec.rope, head_dim, context_length);
@@ -106,26 +119,45 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// The matrix that makes the logits.
+    pub fn head(&self) -> &Buffer<bf16> {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Bytes of matrices that a step reads.
+    pub fn bytes_per_step(&self) -> usize {
+        let layers = self.layers.iter().flat_map(Layer::matrices);
+        layers.map(LayerMatrix::bytes).sum::<usize>() + self.head().view().bytes()
+    }
+
+    /// Elements of the largest matrix in FP8, unpacked.
+    pub fn room(&self) -> usize {
+        self.layers.iter().flat_map(Layer::matrices).map(LayerMatrix::room).max().unwrap_or(0)
+    }
+
+    /// Of the element type of the layers' matrices.
+    pub fn name(&self) -> &'static str {
+        let mut matrices = self.layers.iter().flat_map(Layer::matrices);
+        if matrices.any(|matrix| matches!(matrix, LayerMatrix::Fp8(_))) { "fp8" } else { "bf16" }
+    }
+}
+
 struct Loader<'a> {
     device: &'a Device,
     model: &'a Model,
     dimensions: &'a Dimensions,
+    format: WeightFormat,
 }
 
 impl Loader<'_> {
     fn layer(&self, layer: u32) -> Result<Layer, CudaError> {
-        use LayerWeight::{
-            AttentionNorm, Down, Gate, K, KBias, KNorm, MlpNorm, O, Q, QBias, QNorm, Up, V, VBias,
-        };
+        use LayerWeight::{AttentionNorm, KBias, KNorm, MlpNorm, QBias, QNorm, VBias};
         let id = |weight| WeightId::Layer(layer, weight);
-        let Dimensions { model_head_dim, head_dim, hidden, .. } = *self.dimensions;
+        let Dimensions { model_head_dim, head_dim, .. } = *self.dimensions;
         let rotated = HeadLayout::rotated(model_head_dim, head_dim, &self.model.spec.rope);
         let plain = HeadLayout::plain(model_head_dim, head_dim);
 
-        let mut qkv = Vec::new();
-        for (weight, layout) in [(Q, &rotated), (K, &rotated), (V, &plain)] {
-            qkv.extend(layout.spread(&self.halves(id(weight))?, hidden));
-        }
         let qkv_bias = if self.model.spec.qkv_bias {
             let mut bias = Vec::new();
             for (weight, layout) in [(QBias, &rotated), (KBias, &rotated), (VBias, &plain)] {
@@ -143,27 +175,89 @@ impl Loader<'_> {
         } else {
             None
         };
-        let o = if model_head_dim == head_dim {
-            self.matrix(id(O))?
-        } else {
-            self.device.upload(&plain.spread(&self.halves(id(O))?, 1))?
-        };
-        let (gate, up) = (self.halves(id(Gate))?, self.halves(id(Up))?);
-        let mut gate_up = Vec::with_capacity(2 * gate.len());
-        for (gate, up) in gate.chunks_exact(hidden).zip(up.chunks_exact(hidden)) {
-            gate_up.extend_from_slice(gate);
-            gate_up.extend_from_slice(up);
-        }
         Ok(Layer {
             attention_norm: self.vector(id(AttentionNorm))?,
-            qkv: self.device.upload(&qkv)?,
+            qkv: self.qkv(layer, &rotated, &plain)?,
             qkv_bias,
             head_norms,
-            o,
+            o: self.o(layer, &plain)?,
             mlp_norm: self.vector(id(MlpNorm))?,
-            gate_up: self.device.upload(&gate_up)?,
-            down: self.matrix(id(Down))?,
+            gate_up: self.gate_up(layer)?,
+            down: self.down(layer)?,
         })
+    }
+
+    fn qkv(&self, layer: u32, rotated: &HeadLayout, plain: &HeadLayout) -> Result<LayerMatrix, CudaError> {
+        use LayerWeight::{K, Q, V};
+        if !self.dimensions.pads_heads()
+            && let Some(matrix) = self.codes(layer, &[Q, K, V], Parts::Stacked)?
+        {
+            return Ok(matrix);
+        }
+        let mut rows = Vec::new();
+        for (weight, layout) in [(Q, rotated), (K, rotated), (V, plain)] {
+            let halves = self.halves(WeightId::Layer(layer, weight))?;
+            rows.extend(layout.spread(&halves, self.dimensions.hidden));
+        }
+        self.formatted(self.device.upload(&rows)?, [self.dimensions.qkv_width(), self.dimensions.hidden])
+    }
+
+    fn o(&self, layer: u32, plain: &HeadLayout) -> Result<LayerMatrix, CudaError> {
+        let id = WeightId::Layer(layer, LayerWeight::O);
+        let size = [self.dimensions.hidden, self.dimensions.query_width()];
+        if self.dimensions.pads_heads() {
+            return self.formatted(self.device.upload(&plain.spread(&self.halves(id)?, 1))?, size);
+        }
+        match self.codes(layer, &[LayerWeight::O], Parts::Stacked)? {
+            Some(matrix) => Ok(matrix),
+            None => self.formatted(self.matrix(id)?, size),
+        }
+    }
+
+    fn gate_up(&self, layer: u32) -> Result<LayerMatrix, CudaError> {
+        use LayerWeight::{Gate, Up};
+        if let Some(matrix) = self.codes(layer, &[Gate, Up], Parts::Interleaved)? {
+            return Ok(matrix);
+        }
+        let Dimensions { hidden, intermediate, .. } = *self.dimensions;
+        let [gate, up] = [Gate, Up].map(|weight| self.halves(WeightId::Layer(layer, weight)));
+        let (gate, up) = (gate?, up?);
+        let mut rows = Vec::with_capacity(2 * gate.len());
+        for (gate, up) in gate.chunks_exact(hidden).zip(up.chunks_exact(hidden)) {
+            rows.extend_from_slice(gate);
+            rows.extend_from_slice(up);
+        }
+        self.formatted(self.device.upload(&rows)?, [2 * intermediate, hidden])
+    }
+
+    fn down(&self, layer: u32) -> Result<LayerMatrix, CudaError> {
+        let Dimensions { hidden, intermediate, .. } = *self.dimensions;
+        match self.codes(layer, &[LayerWeight::Down], Parts::Stacked)? {
+            Some(matrix) => Ok(matrix),
+            None => {
+                let elements = self.matrix(WeightId::Layer(layer, LayerWeight::Down))?;
+                self.formatted(elements, [hidden, intermediate])
+            }
+        }
+    }
+
+    /// A matrix whose parts are all stored in FP8.
+    fn codes(
+        &self,
+        layer: u32,
+        weights: &[LayerWeight],
+        order: Parts,
+    ) -> Result<Option<LayerMatrix>, CudaError> {
+        let part = |&weight| {
+            let id = WeightId::Layer(layer, weight);
+            Ok((id, self.get(id)?))
+        };
+        let parts = weights.iter().map(part).collect::<Result<Vec<_>, CudaError>>()?;
+        LayerMatrix::of_codes(self.device, &parts, order)
+    }
+
+    fn formatted(&self, elements: Buffer<bf16>, size: [usize; 2]) -> Result<LayerMatrix, CudaError> {
+        LayerMatrix::new(self.device, elements, size, self.format)
     }
 
     fn get(&self, id: WeightId) -> Result<Matrix<'_>, CudaError> {

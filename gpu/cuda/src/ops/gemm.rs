@@ -4,7 +4,7 @@ use half::bf16;
 
 use self::many::Many;
 
-use super::{NextNorm, check, check_len};
+use super::{NextNorm, Weights, check, check_len};
 use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
@@ -53,7 +53,7 @@ pub enum RowScale<'a> {
 pub struct Gemm<'a> {
     pub output: GemmOutput<'a>,
     pub x: View<'a, bf16>,
-    pub w: View<'a, bf16>,
+    pub w: Weights<'a>,
     pub scale: RowScale<'a>,
     pub m: usize,
     /// A multiple of 8.
@@ -70,6 +70,8 @@ const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
 /// Columns of a block of the wide kernel.
 const WIDE_COLUMNS: usize = 128;
+/// From so many rows on FP8 weights are unpacked once, in place of by every block.
+const UNPACKED_ROWS: usize = 384;
 const WIDE_THREADS: u32 = 288;
 /// Blocks of 128 rows from which on they fill the GPU without being split.
 const ENOUGH_BLOCKS: usize = 132;
@@ -108,11 +110,13 @@ enum Cut {
 }
 
 impl Plan {
-    fn new(m: usize, n: usize, k: usize) -> Self {
+    fn new(m: usize, n: usize, k: usize, fp8: bool) -> Self {
         let segments = segments(n);
         if m <= FUSED_ROWS {
             let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
-            let blocks = if m > 4 && enough(8) {
+            // unpacking codes wants many warps, unless two tiles of x share what is unpacked
+            let four = if fp8 { m > 8 && enough(4) } else { m > 4 && enough(8) };
+            let blocks = if four {
                 4
             } else if enough(2) {
                 2
@@ -126,7 +130,7 @@ impl Plan {
             ..=32 => (32, if segments == 1 { Cut::Whole } else { Cut::Split }),
             33..=64 => (64, if segments == 1 { Cut::Whole } else { Cut::Split }),
             _ if segments > 1 && k <= SHORT_K && NARROW_BLOCKS.contains(&blocks(64)) => (64, Cut::Folded),
-            MANY_ROWS.. if segments == 1 || !many::too_few(m, n) => return Self::Many(Many::folded(m, n, k)),
+            MANY_ROWS.. if !fp8 && (segments == 1 || !many::too_few(m, n)) => return Self::Many(Many::folded(m, n, k)),
             _ if segments == 1 || blocks(128) > ENOUGH_BLOCKS => (128, Cut::Folded),
             _ => (128, Cut::Split),
         };
@@ -134,17 +138,48 @@ impl Plan {
     }
 }
 
+/// A kernel for bf16 and its like for FP8.
+macro_rules! kernels {
+    ($name:literal) => {
+        [$name, concat!($name, "_fp8")]
+    };
+}
+
+/// A streaming kernel and the bytes of its rings.
+fn stream_kernel(blocks: usize, token_tiles: usize, fp8: bool, scale_blocks: usize) -> (&'static str, usize) {
+    let kernels = match (blocks, token_tiles) {
+        (1, 1) => kernels!("gemm_stream_1_1"),
+        (2, 1) => kernels!("gemm_stream_2_1"),
+        (4, 1) => kernels!("gemm_stream_4_1"),
+        (1, _) => kernels!("gemm_stream_1_2"),
+        (2, _) => kernels!("gemm_stream_2_2"),
+        _ => kernels!("gemm_stream_4_2"),
+    };
+    // a slot of codes meets two of x; the scales of 8 rows are 16 bytes
+    let warp_bytes = match fp8 {
+        false => (if blocks == 1 { 16 } else { 8 }) * (blocks + token_tiles) * 512,
+        true => 5 * (blocks + 2 * token_tiles) * 512 + scale_blocks * blocks * 16,
+    };
+    (kernels[usize::from(fp8)], WARPS_PER_BLOCK * warp_bytes)
+}
+
+/// Blocks of 128 columns that a segment of k may touch.
+fn scale_blocks(k: usize, segments: usize) -> usize {
+    (k.div_ceil(64) / segments).div_ceil(2) + 2
+}
+
 /// A wide kernel and the stages of its ring.
-fn wide_kernel(rows: usize, cut: Cut) -> (&'static str, usize) {
-    match (rows, cut) {
-        (32, Cut::Split) => ("gemm_wide_32_split", 5),
-        (32, _) => ("gemm_wide_32", 5),
-        (64, Cut::Split) => ("gemm_wide_64_split", 4),
-        (64, Cut::Folded) => ("gemm_wide_64_fold", 4),
-        (64, Cut::Whole) => ("gemm_wide_64", 4),
-        (_, Cut::Split) => ("gemm_wide_128_split", 3),
-        (_, _) => ("gemm_wide_128_fold", 6),
-    }
+fn wide_kernel(rows: usize, cut: Cut, fp8: bool) -> (&'static str, usize) {
+    let (kernels, stages) = match (rows, cut) {
+        (32, Cut::Split) => (kernels!("gemm_wide_32_split"), [5, 8]),
+        (32, _) => (kernels!("gemm_wide_32"), [5, 8]),
+        (64, Cut::Split) => (kernels!("gemm_wide_64_split"), [4, 6]),
+        (64, Cut::Folded) => (kernels!("gemm_wide_64_fold"), [4, 10]),
+        (64, Cut::Whole) => (kernels!("gemm_wide_64"), [4, 6]),
+        (_, Cut::Split) => (kernels!("gemm_wide_128_split"), [3, 8]),
+        (_, _) => (kernels!("gemm_wide_128_fold"), [6, 8]),
+    };
+    (kernels[usize::from(fp8)], stages[usize::from(fp8)])
 }
 
 impl Device {
@@ -153,7 +188,10 @@ impl Device {
         check(n.is_multiple_of(8) && k.is_multiple_of(8), || format!("a product of n {n} and k {k}"))?;
         check(m > 0 && n > 0 && k > 0, || "an empty product".into())?;
         check_len("x", op.x, m * k)?;
-        check_len("w", op.w, n * k)?;
+        match op.w {
+            Weights::Bf16(w) => check_len("w", w, n * k)?,
+            Weights::Fp8(w) => w.check(n, k)?,
+        }
         match op.output {
             GemmOutput::Bf16(out) => check_len("out", out, m * n)?,
             GemmOutput::F32(out) | GemmOutput::AddF32(out) => check_len("out", out, m * n)?,
@@ -171,24 +209,38 @@ impl Device {
         };
         check(fits, || format!("a scale of {m} rows"))?;
         check(few || !matches!(op.output, GemmOutput::AddNorm { .. }), || format!("a norm after {m} rows"))?;
-        let plan = Plan::new(m, n, k);
-        if op.mode == GemmMode::BatchInvariant {
-            return self.gemm_plan(op, plan);
+        if let Weights::Fp8(w) = op.w
+            && let Some(room) = w.room.filter(|_| m >= UNPACKED_ROWS)
+        {
+            w.unpack(self, room, [n, k])?;
+            return self.gemm_checked(Gemm { w: room.into(), ..op }, true);
         }
-        match (plan, op.output) {
+        self.gemm_checked(op, false)
+    }
+
+    /// With `fresh` weights they are what the launch before writes.
+    fn gemm_checked(&self, op: Gemm<'_>, fresh: bool) -> Result<(), CudaError> {
+        let Gemm { m, n, k, .. } = op;
+        let plan = Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_)));
+        if op.mode == GemmMode::BatchInvariant {
+            return self.gemm_plan(op, plan, fresh);
+        }
+        match (plan, op.output, op.w) {
             // the library would leave the gate to a kernel of its own
-            (Plan::Many(_), GemmOutput::Gate(_)) => self.gemm_plan(op, Plan::Many(Many::WHOLE)),
-            (Plan::Wide { cut: Cut::Split | Cut::Folded, .. } | Plan::Many(_), _)
+            (Plan::Many(_), GemmOutput::Gate(_), _) => {
+                self.gemm_plan(op, Plan::Many(Many::WHOLE), fresh)
+            }
+            (Plan::Wide { cut: Cut::Split | Cut::Folded, .. } | Plan::Many(_), _, Weights::Bf16(w))
                 if !matches!(op.output, GemmOutput::Gate(_)) && self.blas().is_some() =>
             {
-                self.gemm_blas(op)
+                self.gemm_blas(op, w)
             }
             // of the wide kernels those that cut nothing read as fast as the library
-            _ => self.gemm_plan(op, plan),
+            _ => self.gemm_plan(op, plan, fresh),
         }
     }
 
-    fn gemm_plan(&self, op: Gemm<'_>, plan: Plan) -> Result<(), CudaError> {
+    fn gemm_plan(&self, op: Gemm<'_>, plan: Plan, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
         let (address, output) = match op.output {
             GemmOutput::Bf16(out) => (out.address(), 0),
@@ -198,19 +250,15 @@ impl Device {
         };
         let segments = segments(n);
         let sizes = [m, n, k, segments].map(|size| size as i32);
+        let (w, w_scales) = match op.w {
+            Weights::Bf16(w) => (w.address(), None),
+            Weights::Fp8(w) => (w.codes.address(), Some(w.scales)),
+        };
+        let fp8 = w_scales.is_some();
         match plan {
             Plan::Stream { blocks, token_tiles } => {
-                let kernel = match (blocks, token_tiles) {
-                    (1, 1) => "gemm_stream_1_1",
-                    (2, 1) => "gemm_stream_2_1",
-                    (4, 1) => "gemm_stream_4_1",
-                    (1, _) => "gemm_stream_1_2",
-                    (2, _) => "gemm_stream_2_2",
-                    _ => "gemm_stream_4_2",
-                };
+                let (kernel, ring) = stream_kernel(blocks, token_tiles, fp8, scale_blocks(k, segments));
                 let rows_per_block = 8 * blocks * WARPS_PER_BLOCK / segments;
-                let stages = if blocks == 1 { 16 } else { 8 };
-                let ring = WARPS_PER_BLOCK * stages * (blocks + token_tiles) * 512;
                 let shape =
                     Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
                 let next = match op.output {
@@ -224,7 +272,8 @@ impl Device {
                 let arguments = arguments![
                     address,
                     op.x,
-                    op.w,
+                    w,
+                    w_scales,
                     sizes[0],
                     sizes[1],
                     sizes[2],
@@ -240,17 +289,25 @@ impl Device {
                 unsafe { self.launch(kernel, shape.shared(ring), arguments) }
             }
             Plan::Wide { rows, cut } => {
-                let (kernel, stages) = wide_kernel(rows, cut);
+                let (kernel, stages) = wide_kernel(rows, cut, fp8);
                 let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
                 let blocks = if cut == Cut::Split { blocks * segments } else { blocks };
-                let ring = stages * (WIDE_COLUMNS + rows) * 128 + SWIZZLE_ALIGNMENT;
+                let columns = if fp8 { WIDE_COLUMNS / 2 } else { WIDE_COLUMNS };
+                let ring = stages * (columns + rows) * 128 + SWIZZLE_ALIGNMENT;
                 let shape = Shape::new([blocks as u32, 1, 1], WIDE_THREADS).shared(ring);
-                let maps = [TensorMap::new(op.w, [n, k], WIDE_COLUMNS)?, TensorMap::new(op.x, [m, k], rows)?];
+                // else it would read weights before the launch before has ended
+                let shape = if fresh { shape.alone() } else { shape };
+                let w_map = match op.w {
+                    Weights::Bf16(w) => TensorMap::new(w, [n, k], WIDE_COLUMNS)?,
+                    Weights::Fp8(w) => TensorMap::of_codes(w.codes, [n, k], WIDE_COLUMNS)?,
+                };
+                let maps = [w_map, TensorMap::new(op.x, [m, k], rows)?];
                 let scales = match op.scale {
                     RowScale::Given(scales) => Some(scales),
                     _ => None,
                 };
-                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], sizes[3], output, scales];
+                let arguments =
+                    arguments![w_scales, address, sizes[0], sizes[1], sizes[2], sizes[3], output, scales];
                 // SAFETY: signature of gemm_wide; lengths checked in `gemm`.
                 unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
             }
@@ -258,9 +315,13 @@ impl Device {
                 let blocks = many.blocks(m, n, self.info().multiprocessors as usize);
                 let shape = Shape::new([blocks as u32, 1, 1], Many::THREADS);
                 let shape = shape.shared(many.ring_bytes() + SWIZZLE_ALIGNMENT);
+                let shape = if fresh { shape.alone() } else { shape };
+                let Weights::Bf16(w) = op.w else {
+                    return Err(CudaError::Unsupported("pairs of blocks over FP8 weights".into()));
+                };
                 let maps = [
                     // each block of a pair copies one half
-                    TensorMap::new(op.w, [n, k], many.columns / 2)?,
+                    TensorMap::new(w, [n, k], many.columns / 2)?,
                     TensorMap::new(op.x, [m, k], Many::ROWS)?,
                 ];
                 let scales = match op.scale {
@@ -275,7 +336,7 @@ impl Device {
         }
     }
 
-    fn gemm_blas(&self, op: Gemm<'_>) -> Result<(), CudaError> {
+    fn gemm_blas(&self, op: Gemm<'_>, w: View<'_, bf16>) -> Result<(), CudaError> {
         let blas = self.blas().ok_or(CudaError::Missing(crate::Library::CublasLt))?;
         check(matches!(op.scale, RowScale::One), || "scaled rows for the library".into())?;
         let sizes = [op.m, op.n, op.k];
@@ -285,7 +346,7 @@ impl Device {
             GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => BlasOutput::AddF32(out),
             GemmOutput::Gate(_) => return Err(CudaError::Unsupported("a gate by the library".into())),
         };
-        blas.product(self, output, op.x, op.w, sizes)
+        blas.product(self, output, op.x, w, sizes)
     }
 }
 
@@ -295,18 +356,21 @@ mod tests {
 
     #[test]
     fn few_rows_stream_and_many_rows_multiply_tiles() {
-        assert_eq!(Plan::new(1, 4096, 4096), Plan::Stream { blocks: 2, token_tiles: 1 });
-        assert_eq!(Plan::new(1, 1024, 4096), Plan::Stream { blocks: 1, token_tiles: 1 });
-        assert_eq!(Plan::new(16, 24_576, 4096), Plan::Stream { blocks: 4, token_tiles: 2 });
-        assert_eq!(Plan::new(17, 4096, 4096), Plan::Wide { rows: 32, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 24_576, 4096), Plan::Wide { rows: 64, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 151_936, 4096), Plan::Wide { rows: 64, cut: Cut::Whole });
-        assert_eq!(Plan::new(128, 4096, 4096), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(128, 24_576, 4096), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(256, 1024, 3072), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(256, 4096, 1024), Plan::Wide { rows: 64, cut: Cut::Folded });
-        assert_eq!(Plan::new(1024, 1024, 3072), Plan::Wide { rows: 64, cut: Cut::Folded });
-        assert!(matches!(Plan::new(256, 4096, 4096), Plan::Many(_)));
-        assert!(matches!(Plan::new(256, 151_936, 4096), Plan::Many(_)));
+        assert_eq!(Plan::new(1, 4096, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(Plan::new(1, 1024, 4096, false), Plan::Stream { blocks: 1, token_tiles: 1 });
+        assert_eq!(Plan::new(16, 24_576, 4096, false), Plan::Stream { blocks: 4, token_tiles: 2 });
+        assert_eq!(Plan::new(8, 51_200, 5120, true), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(Plan::new(16, 5120, 8192, true), Plan::Stream { blocks: 4, token_tiles: 2 });
+        assert_eq!(Plan::new(256, 51_200, 5120, true), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(17, 4096, 4096, false), Plan::Wide { rows: 32, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 24_576, 4096, false), Plan::Wide { rows: 64, cut: Cut::Split });
+        assert_eq!(Plan::new(64, 151_936, 4096, false), Plan::Wide { rows: 64, cut: Cut::Whole });
+        assert_eq!(Plan::new(128, 4096, 4096, false), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(128, 24_576, 4096, false), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(Plan::new(256, 1024, 3072, false), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(Plan::new(256, 4096, 1024, false), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert_eq!(Plan::new(1024, 1024, 3072, false), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert!(matches!(Plan::new(256, 4096, 4096, false), Plan::Many(_)));
+        assert!(matches!(Plan::new(256, 151_936, 4096, false), Plan::Many(_)));
     }
 }

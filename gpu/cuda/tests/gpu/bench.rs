@@ -137,7 +137,7 @@ impl Bench<'_> {
                     };
                     let launches = if n == VOCAB || m == 1024 { 6 } else { LAUNCHES };
                     let seconds = self.time(launches, |i| {
-                        let w = w.slice(i % copies * n * k..);
+                        let w = w.slice(i % copies * n * k..).into();
                         self.device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode })
                     })?;
                     let label = if mode == GemmMode::BatchVariant {

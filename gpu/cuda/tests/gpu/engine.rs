@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, path::PathBuf, time::Instant};
 
-use cuda::{CudaConfig, CudaError, CudaExecutor, KvBudget, ops::GemmMode};
+use cuda::{CudaConfig, CudaError, CudaExecutor, KvBudget, WeightFormat, ops::GemmMode};
 use models::{
     Batch, DType, DecoderSpec, Executor, Model, OpenSlot, PLACEHOLDER, SamplingParams, SequenceStep, SlotId,
     StepId, synthetic,
@@ -18,30 +18,62 @@ use crate::{
 const STEPS: usize = 24;
 const WARM_UP: usize = 4;
 
-/// Decode and prefill steps of two models with random weights, in both modes.
-pub fn run(context: Context) -> Result<(), CudaError> {
+fn qwen3_32b_spec() -> DecoderSpec {
+    DecoderSpec { hidden_size: 5120, layers: 64, heads: 64, intermediate_size: 25_600, ..synthetic::qwen3_8b_spec() }
+}
+
+/// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens.
+struct Timed {
+    name: &'static str,
+    spec: DecoderSpec,
+    weights: WeightFormat,
+    decodes: &'static [(usize, usize)],
+    prefills: &'static [usize],
+}
+
+fn models() -> [Timed; 3] {
+    let decodes = &[(1024, 1), (1024, 8), (1024, 64), (1024, 256), (8192, 1), (8192, 8)];
+    let prefills = &[1024, 8192];
+    let weights = WeightFormat::AsStored;
+    [
+        Timed { name: "Qwen3-0.6B", spec: synthetic::qwen3_0_6b_spec(), weights, decodes, prefills },
+        Timed { name: "Qwen3-8B", spec: synthetic::qwen3_8b_spec(), weights, decodes, prefills },
+        Timed {
+            name: "Qwen3-32B-FP8",
+            spec: qwen3_32b_spec(),
+            weights: WeightFormat::Fp8,
+            decodes: &[(1024, 1), (1024, 8), (1024, 64)],
+            prefills,
+        },
+    ]
+}
+
+/// Decode and prefill steps of the models whose names contain `filter`, in both modes.
+pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
     let read_rate = bench::read_rate(&context.device)?;
     drop(context);
     println!("read rate {:.3} TB/s", read_rate * 1e-12);
     println!(
-        "\n{:<12}{:<16}{:<24}{:>6}{:>10}{:>10}{:>9}{:>9}",
+        "\n{:<14}{:<16}{:<24}{:>6}{:>10}{:>10}{:>9}{:>9}",
         "model", "kernels", "step", "batch", "device ms", "wall ms", "floor ms", "% floor"
     );
-    for (name, spec) in
-        [("Qwen3-0.6B", synthetic::qwen3_0_6b_spec()), ("Qwen3-8B", synthetic::qwen3_8b_spec())]
-    {
+    for Timed { name, spec, weights, decodes, prefills } in models() {
+        if !name.contains(filter) {
+            continue;
+        }
         for mode in [GemmMode::BatchInvariant, GemmMode::BatchVariant] {
             let begin = Instant::now();
-            let config = CudaConfig { gemm: mode, ..config(256, 8192, KvBudget::MemoryFraction(0.9)) };
+            let config =
+                CudaConfig { gemm: mode, weights, ..config(256, 8192, KvBudget::MemoryFraction(0.9)) };
             let mut executor = CudaExecutor::dummy(&spec, &config)?;
             executor.fill_kv()?;
             let seconds = begin.elapsed().as_secs_f64();
             let launches = executor.launches_per_decode_step();
             println!("# {name} {mode:?}: ready in {seconds:.2} s, {launches} launches a decode step");
-            for (nominal, batch) in [(1024, 1), (1024, 8), (1024, 64), (1024, 256), (8192, 1), (8192, 8)] {
+            for &(nominal, batch) in decodes {
                 decode(&mut executor, name, mode, nominal, batch, read_rate)?;
             }
-            for tokens in [1024, 8192] {
+            for &tokens in prefills {
                 prefill(&mut executor, name, mode, tokens)?;
             }
         }
@@ -132,7 +164,7 @@ fn decode(
     let floor = (executor.weight_bytes_per_step() as f64 + kv as f64) / read_rate;
     let (device, wall) = (median(&mut device[WARM_UP..]), median(&mut wall[WARM_UP..]));
     println!(
-        "{name:<12}{:<16}{:<24}{batch:>6}{:>10.3}{:>10.3}{:>9.3}{:>9.1}",
+        "{name:<14}{:<16}{:<24}{batch:>6}{:>10.3}{:>10.3}{:>9.3}{:>9.1}",
         format!("{mode:?}"),
         format!("decode, context {nominal}"),
         device * 1e3,
@@ -178,7 +210,7 @@ fn prefill(executor: &mut CudaExecutor, name: &str, mode: GemmMode, tokens: usiz
     let ticket = executor.submit(&close).map_err(lost)?;
     executor.collect(ticket).map_err(lost)?;
     println!(
-        "{name:<12}{:<16}{:<24}{:>6}{:>10.3}{:>10.3}",
+        "{name:<14}{:<16}{:<24}{:>6}{:>10.3}{:>10.3}",
         format!("{mode:?}"),
         format!("prefill, {tokens} tokens"),
         1,
@@ -196,8 +228,8 @@ fn text(number: usize, vocab: u32) -> Vec<u32> {
     (0..TEXTS[number]).map(|_| random.below(vocab as usize) as u32).collect()
 }
 
-/// With GPU_COMPARE naming an empty folder: writes a random checkpoint of Qwen3-0.6B and the texts there. With a
-/// reference in it: compares log probabilities, position by position.
+/// With GPU_COMPARE naming an empty folder: writes a random checkpoint of Qwen3-0.6B and the texts there, in FP8 if
+/// GPU_COMPARE_FP8 is set. With a reference in it: compares log probabilities, position by position.
 pub fn compare(context: Context) -> Result<(), String> {
     drop(context);
     let folder = PathBuf::from(std::env::var_os("GPU_COMPARE").ok_or("GPU_COMPARE names no folder")?);
@@ -205,8 +237,9 @@ pub fn compare(context: Context) -> Result<(), String> {
     let reference = folder.join("reference.txt");
     let text_error = |error: std::io::Error| error.to_string();
     if !reference.exists() {
-        synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, 3)
-            .map_err(|error| error.to_string())?;
+        let fp8 = std::env::var_os("GPU_COMPARE_FP8").is_some();
+        let dtype = if fp8 { DType::F8E4M3 } else { DType::BF16 };
+        synthetic::write_random_checkpoint(&folder, &spec, dtype, 3).map_err(|error| error.to_string())?;
         let mut lines = String::new();
         for number in 0..TEXTS.len() {
             let ids: Vec<String> = text(number, spec.vocab_size).iter().map(u32::to_string).collect();

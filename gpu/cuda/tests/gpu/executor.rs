@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cuda::{CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, ops::GemmMode};
+use cuda::{CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, WeightFormat, ops::GemmMode};
 use models::{
     Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, RopeScaling, RopeSpec,
     SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, fixtures, synthetic,
@@ -38,6 +38,7 @@ pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
         max_batch_tokens,
         context_length: None,
         gemm: GemmMode::BatchInvariant,
+        weights: WeightFormat::AsStored,
         graphs: true,
     }
 }
@@ -124,7 +125,7 @@ struct Request {
 /// What came out of a request: tokens and their log probabilities.
 type Text = Vec<(u32, Option<f32>)>;
 
-fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>) -> DecoderSpec {
+pub fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>) -> DecoderSpec {
     DecoderSpec {
         vocab_size: 1000,
         hidden_size: 192,

@@ -30,7 +30,8 @@ fn run(
     mode: GemmMode,
 ) -> Result<Vec<bf16>, Failure> {
     let out = poisoned::<bf16>(device, m * n)?;
-    device.gemm(Gemm { output: GemmOutput::Bf16(out.view()), x, w, scale: RowScale::One, m, n, k, mode })?;
+    let output = GemmOutput::Bf16(out.view());
+    device.gemm(Gemm { output, x, w: w.into(), scale: RowScale::One, m, n, k, mode })?;
     Ok(device.read(out.view())?)
 }
 
@@ -66,7 +67,7 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);
-        let (x, w, mode) = (dx.view(), dw.view(), GemmMode::BatchInvariant);
+        let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchInvariant);
         let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
 
         let out = poisoned::<f32>(device, m * n)?;
@@ -170,7 +171,7 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
         device.gemm(Gemm {
             output: GemmOutput::AddNorm { sum: sum.view(), next },
             x: dx.view(),
-            w: dup.view(),
+            w: dup.view().into(),
             scale: RowScale::One,
             m,
             n: width,
@@ -179,7 +180,7 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
         })?;
         let product = |x: View<'_, bf16>, scale: RowScale<'_>, m: usize| -> Result<Vec<f32>, Failure> {
             let out = poisoned::<f32>(device, m * n)?;
-            let (output, w) = (GemmOutput::F32(out.view()), down_weights.view());
+            let (output, w) = (GemmOutput::F32(out.view()), down_weights.view().into());
             device.gemm(Gemm { output, x, w, scale, m, n, k: width, mode })?;
             Ok(device.read(out.view())?)
         };
@@ -238,7 +239,7 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
         let error = relative_error(wide(&out), &product);
         bound("bf16", error, BF16_BOUND)?;
         worst = worst.max(error);
-        let (x, w, mode) = (dx.view(), dw.view(), GemmMode::BatchVariant);
+        let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchVariant);
         let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
         let base = random.floats(m * n, 1.0);
         let sum = device.upload(&base)?;

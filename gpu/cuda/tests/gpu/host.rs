@@ -5,7 +5,11 @@ use half::bf16;
 /// x[m, k] w[n, k]^T.
 pub fn product(x: &[bf16], w: &[bf16], m: usize, n: usize, k: usize) -> Vec<f64> {
     let widen = |values: &[bf16]| values.iter().map(|v| f64::from(v.to_f32())).collect::<Vec<f64>>();
-    let (x, w) = (widen(x), widen(w));
+    product_f64(&widen(x), &widen(w), m, n, k)
+}
+
+/// The same of numbers that no bf16 holds.
+pub fn product_f64(x: &[f64], w: &[f64], m: usize, n: usize, k: usize) -> Vec<f64> {
     let mut out = Vec::with_capacity(m * n);
     for row in x.chunks_exact(k).take(m) {
         for weights in w.chunks_exact(k).take(n) {

@@ -1,9 +1,10 @@
 //! Tests and timings of the kernels on a real GPU; without one it says so and ends well.
 //!
-//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine` whole
-//! steps, `gpu compare` checks a model against what `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's
-//! file against its f32 reference. GPU_TEST_SEED repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the
-//! large cases (for sanitizers), GPU_TEST_OPERATIONS=1 the executor.
+//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine [MODEL]`
+//! whole steps (of the models whose names contain MODEL), `gpu compare` checks a model against what
+//! `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's file against its f32 reference. GPU_TEST_SEED
+//! repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
+//! GPU_TEST_OPERATIONS=1 the executor.
 
 mod attention;
 mod bench;
@@ -12,6 +13,8 @@ mod elementwise;
 mod engine;
 mod executor;
 mod fault;
+mod fp8;
+mod fp8_models;
 mod gemm;
 mod harness;
 mod host;
@@ -26,11 +29,18 @@ use std::process::ExitCode;
 use harness::{Case, Context};
 
 fn cases() -> Vec<Case> {
-    let operations =
-        [elementwise::cases(), gemm::cases(), attention::cases(), sampling::cases(), order::cases()].concat();
+    let operations = [
+        elementwise::cases(),
+        gemm::cases(),
+        fp8::cases(),
+        attention::cases(),
+        sampling::cases(),
+        order::cases(),
+    ]
+    .concat();
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
-        None => [operations, executor::cases(), fault::cases(), transfer::cases()].concat(),
+        None => [operations, executor::cases(), fp8_models::cases(), fault::cases(), transfer::cases()].concat(),
     }
 }
 
@@ -59,7 +69,10 @@ fn main() -> ExitCode {
     };
     let done = match filter.as_deref() {
         Some("bench") => bench::run(&context).map_err(|error| error.to_string()),
-        Some("engine") => engine::run(context).map_err(|error| error.to_string()),
+        Some("engine") => {
+            let model = std::env::args().nth(2).unwrap_or_default();
+            engine::run(context, &model).map_err(|error| error.to_string())
+        }
         Some("compare") => engine::compare(context),
         Some("smollm2") => smollm2::run(context),
         Some(transfer::WRITER) => transfer::write_as_child(&context),

@@ -45,7 +45,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                 device.gemm(Gemm {
                     output: gate,
                     x: normed.view(),
-                    w: up.view(),
+                    w: up.view().into(),
                     scale: RowScale::One,
                     m,
                     n: 2 * inner,
@@ -57,7 +57,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                 device.gemm(Gemm {
                     output: add,
                     x: gated.view(),
-                    w: down.view(),
+                    w: down.view().into(),
                     scale: RowScale::One,
                     m,
                     n: hidden,

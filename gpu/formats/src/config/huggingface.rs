@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Architecture, DecoderConfig, DecoderSpec, RopeSpec, fields::Fields};
+use super::{Architecture, DecoderConfig, DecoderSpec, RopeSpec, fields::Fields, quantisation};
 use crate::{
     error::{Error, ErrorKind, InFile},
     json::parse_object,
@@ -130,9 +130,8 @@ fn refuse_unbuilt(fields: Fields<'_>, architecture: Architecture) -> Result<(), 
         None | Some("silu") => {}
         Some(other) => return Err(fields.unsupported("hidden_act", format!("activation {other:?}"))),
     }
-    if fields.get("quantization_config").is_some() {
-        let reason = "a quantised checkpoint (use one in f32, f16 or bf16, or a GGUF file)";
-        return Err(fields.unsupported("quantization_config", reason));
+    if let Some(quantisation) = fields.object("quantization_config")? {
+        quantisation::check(quantisation)?;
     }
     let biases: &[&str] = match architecture {
         Architecture::Llama => &["attention_bias", "mlp_bias"],

@@ -88,6 +88,19 @@ fn both_layouts_of_rope_fields_are_read() {
     assert_eq!((older.theta, older.scaling), (500_000.0, RopeScaling::Linear { factor: 2.0 }));
 }
 
+/// What Qwen3's FP8 checkpoints say of themselves, `changes` made to it.
+fn fp8(changes: Value) -> Value {
+    let config = json!({
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+    });
+    json!({ "quantization_config": with(config, changes) })
+}
+
+#[test]
+fn checkpoints_in_fp8_blocks_are_those_of_the_same_decoder() {
+    assert_eq!(read(&with(mistral(), fp8(json!({})))), read(&mistral()));
+}
+
 #[test]
 fn errors_name_the_field() {
     let scaling = |value: Value| json!({ "rope_scaling": value });
@@ -116,8 +129,15 @@ fn errors_name_the_field() {
         (json!({ "hidden_act": "gelu" }), "hidden_act: activation \"gelu\" is not supported"),
         (
             json!({ "quantization_config": { "quant_method": "gptq" } }),
-            "quantization_config: a quantised checkpoint",
+            "quantization_config.quant_method: quantisation by \"gptq\"",
         ),
+        (json!({ "quantization_config": {} }), "quantization_config.quant_method: missing"),
+        (json!({ "quantization_config": "fp8" }), "quantization_config: expected an object"),
+        (fp8(json!({ "fmt": "e5m2" })), "quantization_config.fmt: the FP8 format \"e5m2\""),
+        (fp8(json!({ "activation_scheme": "static" })), "quantization_config.activation_scheme: \"static\""),
+        (fp8(json!({ "weight_block_size": [64, 128] })), "weight_block_size: [64,128], other than [128,128]"),
+        (fp8(json!({ "weight_block_size": null })), "weight_block_size: [], other than"),
+        (fp8(json!({ "weight_block_size": 128 })), "weight_block_size: expected a list, found 128"),
         (json!({ "model_type": "llama", "attention_bias": true }), "attention_bias: a bias"),
         (json!({ "eos_token_id": 100 }), "eos_token_id: 100 is not in the vocabulary of 100"),
         (json!({ "rope_theta": 0 }), "rope_theta: 0 is not above 1"),

@@ -1,4 +1,4 @@
-use formats::{Architecture, DType};
+use formats::{Architecture, DType, fp8::SCALE_BLOCK};
 use serde_json::{Value, json};
 
 use super::tokenizer;
@@ -7,11 +7,12 @@ use crate::{DecoderSpec, ModelError, RopeScaling};
 /// A config.json that reads back as `spec`.
 pub(super) fn config_json(spec: &DecoderSpec, dtype: DType) -> Result<Value, ModelError> {
     let refuse = |reason: &str| Err(ModelError::Synthetic(reason.into()));
+    let quantised = dtype == DType::F8E4M3;
     let dtype = match dtype {
         DType::F32 => "float32",
         DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        _ => return refuse("random weights are written as F32, F16 or BF16 only"),
+        DType::BF16 | DType::F8E4M3 => "bfloat16",
+        _ => return refuse("random weights are written as F32, F16, BF16 or F8E4M3 only"),
     };
     let architecture = match (spec.qkv_bias, spec.qk_norm, spec.sliding_window) {
         (false, false, None) => Architecture::Llama,
@@ -27,7 +28,7 @@ pub(super) fn config_json(spec: &DecoderSpec, dtype: DType) -> Result<Value, Mod
         Architecture::Qwen3 => "Qwen3ForCausalLM",
     };
     let has_tokenizer = spec.vocab_size >= tokenizer::VOCAB_SIZE;
-    Ok(json!({
+    let mut config = json!({
         "architectures": [class],
         "model_type": architecture.name(),
         "dtype": dtype,
@@ -48,7 +49,16 @@ pub(super) fn config_json(spec: &DecoderSpec, dtype: DType) -> Result<Value, Mod
         "bos_token_id": null,
         "eos_token_id": has_tokenizer.then_some(tokenizer::END_OF_TURN),
         "rope_parameters": rope_parameters(spec)?,
-    }))
+    });
+    if quantised {
+        config["quantization_config"] = json!({
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [SCALE_BLOCK, SCALE_BLOCK],
+        });
+    }
+    Ok(config)
 }
 
 fn rope_parameters(spec: &DecoderSpec) -> Result<Value, ModelError> {

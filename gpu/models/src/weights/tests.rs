@@ -169,3 +169,100 @@ fn a_quantised_norm_is_refused() {
     let error = Model::open(&path).unwrap_err().to_string();
     assert_eq!(error, "tensor blk.0.attn_norm.weight is stored as Q8_0, which no executor runs for it");
 }
+
+/// A folder of FP8 weights of which `change` may spoil the tables of contents: names to entries.
+fn fp8_folder(change: impl FnOnce(&mut serde_json::Value, &mut Vec<u8>)) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = DecoderSpec { hidden_size: 192, intermediate_size: 320, ..synthetic::toy_spec() };
+    synthetic::write_random_checkpoint(folder.path(), &spec, DType::F8E4M3, 5).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let file = fs::read(&path).unwrap();
+    let (length, rest) = file.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+    change(&mut header, &mut data);
+    let header = header.to_string().into_bytes();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    fs::write(path, file).unwrap();
+    folder
+}
+
+const GATE: &str = "model.layers.1.mlp.gate_proj.weight";
+const GATE_SCALES: &str = "model.layers.1.mlp.gate_proj.weight_scale_inv";
+
+#[test]
+fn fp8_weights_are_their_codes_times_the_scales_of_their_blocks() {
+    let folder = fp8_folder(|_, _| ());
+    let model = Model::open(folder.path()).unwrap();
+    assert_eq!(model.weights.matrix_dtypes().into_iter().collect::<Vec<_>>(), [DType::BF16, DType::F8E4M3]);
+    let gate = model.weights.get(WeightId::Layer(1, LayerWeight::Gate)).unwrap();
+    let scales = gate.scales.clone().unwrap();
+    assert_eq!((scales.cols, scales.values.len()), (2, 6), "320 x 192 elements are 3 x 2 blocks");
+    let values = gate.to_f32();
+    for (row, column) in [(0, 0), (127, 127), (127, 128), (128, 127), (319, 191)] {
+        let code = formats::fp8::e4m3_to_f32(gate.row(row)[column]);
+        let expected = code * scales.values[row / 128 * 2 + column / 128];
+        assert_eq!(values[row * 192 + column], expected, "({row}, {column})");
+    }
+    let plain = gate.without_scales();
+    assert_eq!((plain.dtype, plain.data.len(), plain.scales.is_none()), (DType::BF16, 2 * 320 * 192, true));
+    let rounded: Vec<f32> = values.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect();
+    assert_eq!(plain.to_f32(), rounded);
+}
+
+#[test]
+fn fp8_weights_are_close_to_what_they_were_made_from() {
+    let folder = fp8_folder(|_, _| ());
+    let model = Model::open(folder.path()).unwrap();
+    let exact = tempfile::tempdir().unwrap();
+    synthetic::write_random_checkpoint(exact.path(), &model.spec, DType::F32, 5).unwrap();
+    let exact = Model::open(exact.path()).unwrap();
+    for id in WeightId::all(&model.spec) {
+        let [ours, theirs] = [&model, &exact].map(|model| model.weights.get(id).unwrap().to_f32());
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+        let error = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));
+        assert!(error < 0.04 * norm(&mut theirs.iter().copied()), "{id:?}: {error}");
+    }
+}
+
+#[test]
+fn malformed_scales_are_refused_by_name() {
+    let error = |change: fn(&mut serde_json::Value, &mut Vec<u8>)| {
+        Model::open(fp8_folder(change).path()).unwrap_err().to_string()
+    };
+    let poke = |header: &serde_json::Value, data: &mut Vec<u8>, value: f32| {
+        let start = header[GATE_SCALES]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[start + 6..start + 8].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+    };
+    let missing = error(|header, _| {
+        let entry = header.as_object_mut().unwrap().remove(GATE_SCALES).unwrap();
+        header["another"] = entry;
+    });
+    assert!(missing.contains(&format!("tensor {GATE_SCALES} is missing")), "{missing}");
+    let turned = error(|header, _| header[GATE_SCALES]["shape"] = serde_json::json!([2, 3]));
+    assert_eq!(turned, format!("tensor {GATE_SCALES} has shape [2, 3], the configuration calls for [3, 2]"));
+    let integers = error(|header, _| header[GATE_SCALES]["dtype"] = "I16".into());
+    assert!(integers.contains(&format!("{GATE_SCALES}: element type I16 is not supported")), "{integers}");
+    let weights = error(|header, _| header[GATE]["dtype"] = "I8".into());
+    assert!(weights.contains(&format!("{GATE}: element type I8 is not supported")), "{weights}");
+    for value in [f32::NAN, -1.0, f32::INFINITY, 256.0] {
+        let folder = fp8_folder(|header, data| poke(header, data, value));
+        let error = Model::open(folder.path()).unwrap_err().to_string();
+        let expected = format!("tensor {GATE_SCALES} holds the scale {value} at [1, 1]");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn an_fp8_norm_is_refused() {
+    let folder = fp8_folder(|header, _| {
+        let norm = &mut header["model.norm.weight"];
+        norm["dtype"] = "F8_E4M3".into();
+        let end = norm["data_offsets"][1].as_u64().unwrap();
+        norm["data_offsets"][1] = (end - 192).into();
+        header["rest"] =
+            serde_json::json!({ "dtype": "F8_E4M3", "shape": [192], "data_offsets": [end - 192, end] });
+    });
+    let error = Model::open(folder.path()).unwrap_err().to_string();
+    assert_eq!(error, "tensor model.norm.weight is stored as F8E4M3, which no executor runs for it");
+}

@@ -10,6 +10,11 @@ pub(super) fn build(
     limits: StepLimits,
     card: &ModelCard,
 ) -> anyhow::Result<CpuExecutor> {
+    if let Some(quantization) = &settings.quantization {
+        anyhow::bail!(
+            "--quantization {quantization} needs a GPU; on the CPU use a GGUF file of a quantised type"
+        );
+    }
     let model = open_model(settings)?;
     let kv = match settings.max_total_tokens {
         Some(tokens) => KvBudget::Pages(tokens / settings.page_size),

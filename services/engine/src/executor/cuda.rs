@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use cuda::{
-    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, Library, ops::GemmMode,
+    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, Library, WeightFormat, ops::GemmMode,
 };
 use messages::lease::ModelCard;
 
@@ -47,11 +47,20 @@ pub(super) fn build(
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
         gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
+        weights: weight_format(settings.quantization.as_deref())?,
         graphs: true,
     };
     let total = model.spec.layers as usize;
     let mut progress = |done| tracing::info!(target: "progress", done, total, "loading weights");
     CudaExecutor::new(&model, &config, &mut progress).context("cuda executor")
+}
+
+fn weight_format(quantization: Option<&str>) -> anyhow::Result<WeightFormat> {
+    match quantization {
+        None => Ok(WeightFormat::AsStored),
+        Some("fp8") => Ok(WeightFormat::Fp8),
+        Some(other) => anyhow::bail!("--quantization {other} is not built; a GPU quantises to fp8"),
+    }
 }
 
 fn default_cache() -> anyhow::Result<PathBuf> {

@@ -1,0 +1,174 @@
+//! FP8 checkpoints as whole models: against the checkpoints that hold what their codes and scales stand for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cuda::{CudaConfig, CudaExecutor, KvBudget, WeightFormat};
+use formats::Safetensors;
+use models::{DType, DecoderSpec, Executor, LayerWeight, Model, WeightId, synthetic};
+
+use crate::{
+    compare::same_bits,
+    executor::{config, random_spec, score},
+    harness::{Case, Context, Failure, Outcome, ensure},
+    random::Random,
+};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case { name: "fp8 models: checkpoints give the bits of bf16", run: checkpoints },
+        Case { name: "fp8 models: bf16 checkpoints are quantised on load", run: on_load },
+        Case { name: "fp8 models: weights that are no numbers are refused", run: not_a_number },
+    ]
+}
+
+fn failure(error: impl ToString) -> Failure {
+    Failure(error.to_string())
+}
+
+/// A folder that is removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("stator-gpu-fp8-{name}-{}", std::process::id())))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            println!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Writes the FP8 checkpoint `from` with its matrices in bf16, as their codes and scales say.
+pub fn write_plain(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(to).map_err(failure)?;
+    let config = fs::read(from.join("config.json")).map_err(failure)?;
+    let mut config: serde_json::Value = serde_json::from_slice(&config).map_err(failure)?;
+    config["quantization_config"] = serde_json::Value::Null;
+    fs::write(to.join("config.json"), config.to_string()).map_err(failure)?;
+    let (model, files) = (Model::open(from).map_err(failure)?, Safetensors::open(from).map_err(failure)?);
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut add = |name: &str, shape: &[usize], bytes: &[u8]| {
+        let start = data.len();
+        data.extend_from_slice(bytes);
+        let entry =
+            serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()] });
+        header.insert(name.to_owned(), entry);
+    };
+    for name in files.names() {
+        let tensor = files.tensor(name).map_err(failure)?;
+        if tensor.dtype == DType::BF16 && !name.ends_with("_scale_inv") {
+            add(name, tensor.shape, tensor.data);
+        }
+    }
+    for (layer, name, weight) in (0..model.spec.layers).flat_map(|layer| {
+        [
+            ("self_attn.q_proj", LayerWeight::Q),
+            ("self_attn.k_proj", LayerWeight::K),
+            ("self_attn.v_proj", LayerWeight::V),
+            ("self_attn.o_proj", LayerWeight::O),
+            ("mlp.gate_proj", LayerWeight::Gate),
+            ("mlp.up_proj", LayerWeight::Up),
+            ("mlp.down_proj", LayerWeight::Down),
+        ]
+        .map(|(name, weight)| (layer, name, weight))
+    }) {
+        let matrix = model.weights.get(WeightId::Layer(layer, weight)).map_err(failure)?;
+        ensure(matrix.dtype == DType::F8E4M3, || format!("{name} is not stored in fp8"))?;
+        let (shape, plain) = ([matrix.rows, matrix.cols], matrix.without_scales());
+        add(&format!("model.layers.{layer}.{name}.weight"), &shape, &plain.data);
+    }
+    let header = serde_json::Value::from(header).to_string().into_bytes();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    fs::write(to.join("model.safetensors"), file).map_err(failure)
+}
+
+fn engine(folder: &Path, weights: WeightFormat) -> Result<CudaExecutor, Failure> {
+    let model = Model::open(folder).map_err(failure)?;
+    let config = CudaConfig { weights, ..config(4, 256, KvBudget::Pages(64)) };
+    CudaExecutor::new(&model, &config, &mut |_| ()).map_err(failure)
+}
+
+/// Log probabilities of texts of many and of few tokens.
+fn texts(executor: &mut CudaExecutor, spec: &DecoderSpec, random: &mut Random) -> Result<Vec<f32>, Failure> {
+    let mut logprobs = Vec::new();
+    for length in [2, 9, 17, 40, 100, 250] {
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(spec.vocab_size as usize) as u32).collect();
+        logprobs.extend(score(executor, &tokens)?.into_iter().map(|(logprob, _)| logprob));
+    }
+    Ok(logprobs)
+}
+
+fn checkpoints(_: &Context, random: &mut Random) -> Outcome {
+    let mut positions = 0;
+    // the last has heads that the kernels widen, whose rows are not packed as they come
+    for (head_dim, heads, kv_heads) in [(128, 4, 1), (64, 6, 2), (48, 4, 2)] {
+        let spec = random_spec(head_dim, heads, kv_heads, None);
+        let (fp8, plain) = (Folder::new("codes"), Folder::new("plain"));
+        synthetic::write_random_checkpoint(&fp8.0, &spec, DType::F8E4M3, random.word()).map_err(failure)?;
+        write_plain(&fp8.0, &plain.0)?;
+        let (seed, mut found) = (random.word(), Vec::new());
+        for folder in [&fp8.0, &plain.0] {
+            let mut executor = engine(folder, WeightFormat::AsStored)?;
+            let class = executor.spec().numerics_class.clone();
+            let expected = if folder == &fp8.0 { "-fp8-" } else { "-bf16-" };
+            ensure(class.contains(expected), || format!("{class} does not say {expected}"))?;
+            found.push(texts(&mut executor, &spec, &mut Random::new(seed))?);
+        }
+        same_bits(&format!("heads of {head_dim}"), &found[0], &found[1])?;
+        positions += found[0].len();
+    }
+    Ok(format!("{positions} positions bit-equal"))
+}
+
+/// Weights are off by a sixteenth at most, which three random layers blow up: the texts stay recognisable.
+fn on_load(_: &Context, random: &mut Random) -> Outcome {
+    const SHARE: f32 = 0.5;
+    let spec = random_spec(128, 4, 1, None);
+    let folder = Folder::new("quantised");
+    synthetic::write_random_checkpoint(&folder.0, &spec, DType::BF16, random.word()).map_err(failure)?;
+    let seed = random.word();
+    let mut stored = engine(&folder.0, WeightFormat::AsStored)?;
+    let expected = texts(&mut stored, &spec, &mut Random::new(seed))?;
+    let mut quantised = engine(&folder.0, WeightFormat::Fp8)?;
+    let found = texts(&mut quantised, &spec, &mut Random::new(seed))?;
+    let rms = |values: &mut dyn Iterator<Item = f32>| {
+        (values.map(|v| v * v).sum::<f32>() / expected.len() as f32).sqrt()
+    };
+    let mean = expected.iter().sum::<f32>() / expected.len() as f32;
+    let spread = rms(&mut expected.iter().map(|logprob| logprob - mean));
+    let off = rms(&mut expected.iter().zip(&found).map(|(a, b)| a - b));
+    ensure(off > 0.0 && off < SHARE * spread, || {
+        format!("log probabilities, which spread by {spread}, differ by {off}")
+    })?;
+    let bytes = [&stored, &quantised].map(|executor| executor.weight_bytes_per_step());
+    let head = 2 * u64::from(spec.vocab_size * spec.hidden_size);
+    let ratio = (bytes[1] - head) as f64 / (bytes[0] - head) as f64;
+    ensure((0.5..0.53).contains(&ratio), || format!("{ratio} of the bytes"))?;
+    Ok(format!("log probabilities, which spread by {spread:.1}, differ by {off:.2}; {ratio:.3} of the bytes"))
+}
+
+fn not_a_number(_: &Context, random: &mut Random) -> Outcome {
+    let folder = Folder::new("nan");
+    let spec = random_spec(64, 6, 2, None);
+    synthetic::write_random_checkpoint(&folder.0, &spec, DType::F8E4M3, random.word()).map_err(failure)?;
+    let path = folder.0.join("model.safetensors");
+    let mut file = fs::read(&path).map_err(failure)?;
+    let at = {
+        let map = Safetensors::open(&path).map_err(failure)?;
+        let up = map.tensor("model.layers.1.mlp.up_proj.weight").map_err(failure)?.data.to_vec();
+        file.windows(up.len()).position(|window| window == up).ok_or_else(|| failure("no such bytes"))?
+    };
+    file[at + 1234] = 0xff;
+    fs::write(&path, file).map_err(failure)?;
+    let error = engine(&folder.0, WeightFormat::AsStored).err().map(|Failure(text)| text);
+    let expected = "the weight Layer(1, Up) holds values that are no numbers";
+    ensure(error.as_deref() == Some(expected), || format!("{error:?}"))?;
+    Ok(expected.into())
+}
