@@ -10,6 +10,8 @@
 // folded as it goes. Tiles of later runs leave their parts in `part_values` and `part_stats`, and the last run to arrive
 // folds them; with `whole_runs` a run leaves one part, which is another order of additions.
 //
+// Keys and values are bf16, or fp8 as `qkv_head` packs it, made bf16 on the way to the tensor cores.
+//
 // Lists and page tables belong to the step, and so do all keys and values but those of its own tokens: they are read
 // before the producer of the queries has ended.
 
@@ -17,6 +19,7 @@
 #define DECODE_THREADS (32 * DECODE_WARPS + 32)
 #define QUERY_ROWS 8
 #define RING_BYTES (192 << 10)
+#define MOST_STAGES 6
 
 struct Work {
     u16* out;
@@ -42,17 +45,24 @@ struct Tile {
 // First tile of a run.
 DEVICE int run_begin(int tiles, int runs, int run) { return tiles * run / runs; }
 
-template <int D>
+template <int D, bool CODES>
 struct TileRing {
-    static constexpr int HALVES = D / 64;  // a row lies in columns of 128 bytes
-    static constexpr u32 HALF_BYTES = TILE_KEYS * 128, TILE_BYTES = HALVES * HALF_BYTES;
-    static constexpr int STAGES = RING_BYTES / (2 * TILE_BYTES);
+    // a row lies in columns of 128 bytes, or 64 if it has no more
+    static constexpr int ROW_BYTES = CODES ? D : 2 * D, WIDTH = ROW_BYTES < 128 ? 64 : 128, HALVES = ROW_BYTES / WIDTH;
+    static constexpr u32 HALF_BYTES = TILE_KEYS * WIDTH, TILE_BYTES = HALVES * HALF_BYTES;
+    static constexpr int FIT = RING_BYTES / (2 * TILE_BYTES), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
     static constexpr int QUERY_PITCH = D * 2 + 16;  // rows of a column meet all banks
 
     u64 keys_full[STAGES], values_full[STAGES], keys_empty[STAGES], values_empty[STAGES];
     Tile tiles[STAGES];
     alignas(16) u8 queries[STAGES][QUERY_ROWS * QUERY_PITCH];
 
+    // Where 16 bytes of a row are, swizzled by the copy engine.
+    static __device__ __forceinline__ u32 chunk(u32 tile, int row, int chunk) {
+        constexpr int CHUNKS = WIDTH / 16;
+        u32 within = (chunk % CHUNKS ^ (WIDTH == 128 ? row % 8 : row / 2 % 4)) * 16;
+        return tile + chunk / CHUNKS * HALF_BYTES + row * WIDTH + within;
+    }
     static __device__ __forceinline__ u32 keys(u32 ring, int slot) { return ring + slot * 2 * TILE_BYTES; }
     static __device__ __forceinline__ u32 values(u32 ring, int slot) { return keys(ring, slot) + TILE_BYTES; }
 };
@@ -77,9 +87,9 @@ struct Load {
     bool valid, settled;  // holds positions of the sequence; none of them of this step
 };
 
-template <int D>
+template <int D, bool CODES>
 struct Producer {
-    using Ring = TileRing<D>;
+    using Ring = TileRing<D, CODES>;
     const Work& work;
     const TensorMap& pages;
     Ring& ring;
@@ -88,6 +98,7 @@ struct Producer {
     int box_shift = work.page_shift < 7 ? work.page_shift : 7;  // rows of a box: a page, at most a tile
     int box_row = lane / Ring::HALVES << box_shift;             // of the tile
     int groups = (work.heads / work.kv_heads + QUERY_ROWS - 1) / QUERY_ROWS;
+    static constexpr int BOX_COLUMNS = CODES ? Ring::WIDTH : Ring::WIDTH / 2;
 
     __device__ __forceinline__ Producer(const Work& work, const TensorMap& pages, Ring& ring, u32 memory)
         : work(work), pages(pages), ring(ring), memory(memory) {}
@@ -143,7 +154,7 @@ struct Producer {
 
     // What a box of the whole tile counts for.
     __device__ __forceinline__ u32 box_bytes(const Load& load) const {
-        return (__popc(__ballot_sync(FULL_WARP, load.valid)) << box_shift) * 128;
+        return (__popc(__ballot_sync(FULL_WARP, load.valid)) << box_shift) * Ring::WIDTH;
     }
 
     // Announce a tile to those who wait for it.
@@ -162,17 +173,17 @@ struct Producer {
         __syncwarp();
     }
 
-    __device__ __forceinline__ u32 offset() const { return lane % Ring::HALVES * Ring::HALF_BYTES + box_row * 128; }
+    __device__ __forceinline__ u32 offset() const { return lane % Ring::HALVES * Ring::HALF_BYTES + box_row * Ring::WIDTH; }
 
     __device__ __forceinline__ void copy_keys(const Load& load, int slot) const {
         u32 target = Ring::keys(memory, slot) + offset();
-        copy_box(target, pages, lane % Ring::HALVES * 64, load.row, ring.keys_full + slot);
+        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, load.row, ring.keys_full + slot);
     }
 
     __device__ __forceinline__ void copy_values(const Load& load, int slot) const {
         u32 target = Ring::values(memory, slot) + offset();
         int row = load.row + (work.kv_heads << work.page_shift);
-        copy_box(target, pages, lane % Ring::HALVES * 64, row, ring.values_full + slot);
+        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, row, ring.values_full + slot);
     }
 
     __device__ __forceinline__ void copy_queries(const Load& load, int slot) const {
@@ -268,11 +279,15 @@ DEVICE bool arrive(u32* ticket, u32 expected) {
     return __shfl_sync(FULL_WARP, before, 0) == expected - 1;
 }
 
+// Codes are split into bf16 times 2^-120. Queries and probabilities times 2^80 bring the products back to where f32 holds
+// them, 2^-40 of what they are.
+#define CODE_PRODUCT 1.099511627776e12f  // 2^40
+
 // Keys (or dimensions of values) are rows of the tensor cores' products, queries are columns: lane 4g + t holds rows g
 // and g + 8 of queries 2t and 2t + 1.
-template <int D>
+template <int D, bool CODES>
 struct Consumer {
-    using Ring = TileRing<D>;
+    using Ring = TileRing<D, CODES>;
     static constexpr int COLUMNS = D / DECODE_WARPS, BLOCKS = COLUMNS / 16;  // of the values
     static constexpr int STEPS = D / 16, KEY_STEPS = TILE_KEYS / 16;
 
@@ -294,6 +309,11 @@ struct Consumer {
             uint4 v = load_matrices(row + step * 32);
             query[step][0] = v.x, query[step][1] = v.y, query[step + 1][0] = v.z, query[step + 1][1] = v.w;
         }
+        if constexpr (CODES) {
+#pragma unroll
+            for (int step = 0; step < STEPS; step++)
+                query[step][0] = shift_pair<80>(query[step][0]), query[step][1] = shift_pair<80>(query[step][1]);
+        }
 #pragma unroll
         for (int q = 0; q < 2; q++) maximum[q] = NEGATIVE_INFINITY, sum[q] = 0.0f;
 #pragma unroll
@@ -303,14 +323,30 @@ struct Consumer {
     __device__ __forceinline__ void score(Fragment (&s)[KEY_STEPS], u32 keys) const {
 #pragma unroll
         for (int i = 0; i < KEY_STEPS; i++) s[i] = Fragment{};
-        u32 row = keys + lane % 16 * 128;
+        if constexpr (CODES) {
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            u32 at = row + step / 4 * Ring::HALF_BYTES + ((step % 4 * 2 + lane / 16) ^ lane % 8) * 16;
+            for (int step = 0; step < STEPS; step += 2) {
+                u32 at = Ring::chunk(keys, lane % 16, step + lane / 16);
 #pragma unroll
-            for (int i = 0; i < KEY_STEPS; i++) {
-                uint4 a = load_matrices(at + i * 16 * 128);
-                mma(s[i], a.x, a.y, a.z, a.w, query[step][0], query[step][1]);
+                for (int i = 0; i < KEY_STEPS; i++) {
+                    uint4 raw = load_matrices(at + i * 16 * Ring::WIDTH), a, b;
+                    split_codes(raw.x, a.x, a.z);
+                    split_codes(raw.y, a.y, a.w);
+                    split_codes(raw.z, b.x, b.z);
+                    split_codes(raw.w, b.y, b.w);
+                    mma(s[i], a.x, a.y, a.z, a.w, query[step][0], query[step][1]);
+                    mma(s[i], b.x, b.y, b.z, b.w, query[step + 1][0], query[step + 1][1]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) {
+                u32 at = Ring::chunk(keys, lane % 16, 2 * step + lane / 16);
+#pragma unroll
+                for (int i = 0; i < KEY_STEPS; i++) {
+                    uint4 a = load_matrices(at + i * 16 * Ring::WIDTH);
+                    mma(s[i], a.x, a.y, a.z, a.w, query[step][0], query[step][1]);
+                }
             }
         }
     }
@@ -331,21 +367,40 @@ struct Consumer {
     __device__ __forceinline__ void weigh(Fragment (&o)[BLOCKS], const uint2 (&p)[KEY_STEPS], u32 values, int valid) const {
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++) o[i] = Fragment{};
-        int chunk = warp * BLOCKS * 2 + lane / 8 % 2;
-        u32 row = values + chunk / 8 * Ring::HALF_BYTES + (lane % 8 + lane / 16 * 8) * 128;
+        auto weigh_step = [&](int step, int i, uint4 a) {
+            if (!WHOLE) {
+                auto kept = [&](int key) { return (key < valid ? 0xffffu : 0u) | (key + 1 < valid ? 0xffff0000u : 0u); };
+                u32 low = kept(step * 16 + 2 * t), high = kept(step * 16 + 2 * t + 8);
+                a.x &= low, a.y &= low, a.z &= high, a.w &= high;
+            }
+            mma(o[i], a.x, a.y, a.z, a.w, p[step].x, p[step].y);
+        };
+        if constexpr (CODES) {
 #pragma unroll
-        for (int step = 0; step < KEY_STEPS; step++) {
+            for (int step = 0; step < KEY_STEPS; step += 2) {
+#pragma unroll
+                for (int i = 0; i < BLOCKS; i++) {
+                    uint4 raw = load_matrices_transposed(Ring::chunk(values, step * 16 + lane, warp * BLOCKS + i)), a, b;
+                    split_codes(raw.x, a.x, a.y);
+                    split_codes(raw.y, a.z, a.w);
+                    split_codes(raw.z, b.x, b.y);
+                    split_codes(raw.w, b.z, b.w);
+                    weigh_step(step, i, a);
+                    weigh_step(step + 1, i, b);
+                }
+            }
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
-                uint4 a = load_matrices_transposed(row + step * 16 * 128 + ((chunk % 8 + 2 * i) ^ lane % 8) * 16);
-                if (!WHOLE) {
-                    auto kept = [&](int key) {
-                        return (key < valid ? 0xffffu : 0u) | (key + 1 < valid ? 0xffff0000u : 0u);
-                    };
-                    u32 low = kept(step * 16 + 2 * t), high = kept(step * 16 + 2 * t + 8);
-                    a.x &= low, a.y &= low, a.z &= high, a.w &= high;
-                }
-                mma(o[i], a.x, a.y, a.z, a.w, p[step].x, p[step].y);
+#pragma unroll
+                for (int j = 0; j < 4; j++) o[i].c[j] *= CODE_PRODUCT;
+            }
+        } else {
+            int row = lane % 8 + lane / 16 * 8, chunk = warp * BLOCKS * 2 + lane / 8 % 2;
+#pragma unroll
+            for (int step = 0; step < KEY_STEPS; step++) {
+#pragma unroll
+                for (int i = 0; i < BLOCKS; i++)
+                    weigh_step(step, i, load_matrices_transposed(Ring::chunk(values, step * 16 + row, chunk + 2 * i)));
             }
         }
     }
@@ -466,6 +521,10 @@ struct Consumer {
                 mma(sums, ONES, ONES, ONES, ONES, p[i].x, p[i].y);
             }
             barrier_wait(ring.values_full + slot, cursor.phase);
+            if constexpr (CODES) {
+#pragma unroll
+                for (int i = 0; i < KEY_STEPS; i++) p[i] = make_uint2(shift_pair<80>(p[i].x), shift_pair<80>(p[i].y));
+            }
             if (valid >= TILE_KEYS) weigh<true>(o, p, Ring::values(memory, slot), valid);
             else weigh<false>(o, p, Ring::values(memory, slot), valid);
             __syncwarp();
@@ -493,14 +552,14 @@ struct Consumer {
     }
 };
 
-template <int D>
+template <int D, bool CODES>
 DEVICE void decode(const TensorMap& pages, const Work& work) {
     extern __shared__ u8 bytes[];
     u32 memory = shared_address(bytes) + 1023 & ~1023u;
-    auto& ring = *(TileRing<D>*)(bytes + (memory - shared_address(bytes)) + RING_BYTES);
+    auto& ring = *(TileRing<D, CODES>*)(bytes + (memory - shared_address(bytes)) + RING_BYTES);
     allow_consumer();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < TileRing<D>::STAGES; i++) {
+        for (int i = 0; i < TileRing<D, CODES>::STAGES; i++) {
             barrier_init(ring.keys_full + i, 1);
             barrier_init(ring.values_full + i, 1);
             barrier_init(ring.keys_empty + i, DECODE_WARPS);
@@ -510,22 +569,24 @@ DEVICE void decode(const TensorMap& pages, const Work& work) {
     }
     __syncthreads();
     if (threadIdx.x / 32 < DECODE_WARPS) {
-        Consumer<D>(work, ring, memory).run();
+        Consumer<D, CODES>(work, ring, memory).run();
     } else {
-        Producer<D>(work, pages, ring, memory).run();
+        Producer<D, CODES>(work, pages, ring, memory).run();
         if (arrive(work.queue + 1, gridDim.x) && threadIdx.x % 32 == 0) work.queue[0] = 0;
     }
 }
 
-#define DECODE(D)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1) attention_decode_##D(                                 \
+#define DECODE(NAME, D, CODES)                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1) attention_decode_##NAME(                                 \
         const __grid_constant__ TensorMap pages, u16* out, const u16* queries, const u32* tables,                         \
         const u32* table_starts, const u32* contexts, const u32* tile_starts, const u32* run_starts, float* part_values,  \
         float2* part_stats, u32* tickets, u32* queue, int sequences, int heads, int kv_heads, int page_shift, int window, \
         int whole_runs, float scale) {                                                                                    \
-        decode<D>(pages, Work{out, queries, tables, table_starts, contexts, tile_starts, run_starts, part_values,         \
+        decode<D, CODES>(pages, Work{out, queries, tables, table_starts, contexts, tile_starts, run_starts, part_values,         \
                               part_stats, tickets, queue, sequences, heads, kv_heads, page_shift, window,                 \
-                              whole_runs != 0, scale});                                                                   \
+                              whole_runs != 0, CODES ? scale * CODE_PRODUCT : scale});                                                                   \
     }
-DECODE(64)
-DECODE(128)
+DECODE(64, 64, false)
+DECODE(128, 128, false)
+DECODE(64_fp8, 64, true)
+DECODE(128_fp8, 128, true)

@@ -4,6 +4,8 @@
 // values copied into shared memory, page by page, ahead of those who compute: two groups of four warps, 64 query positions
 // each, of which one makes probabilities while the other has the tensor cores.
 //
+// Keys and values in fp8, as `qkv_head` packs them, are made bf16 by all four warps of the group that copies.
+//
 // `works[i]` names the sequence and its first query: x = sequence, y = offset of the first query in the sequence's share
 // of the step; those with the most keys come first. A sequence's queries are rows `query_starts[s] ..` of the queries, its
 // first query has position contexts[s] - its query count.
@@ -29,7 +31,7 @@ struct Work {
 };
 
 struct PrefillBarriers {
-    u64 query_full, query_empty, ragged;
+    u64 query_full, query_empty, ragged, codes_full[2];
     u64 key_full[PREFILL_STAGES], key_empty[PREFILL_STAGES], value_full[PREFILL_STAGES], value_empty[PREFILL_STAGES];
 
     __device__ __forceinline__ void init() {
@@ -37,6 +39,8 @@ struct PrefillBarriers {
         barrier_init(&query_full, 1);
         barrier_init(&query_empty, WARPS);
         barrier_init(&ragged, 1);
+        barrier_init(codes_full, 1);
+        barrier_init(codes_full + 1, 1);
         for (int i = 0; i < PREFILL_STAGES; i++) {
             barrier_init(key_full + i, 1);
             barrier_init(key_empty + i, WARPS);
@@ -52,6 +56,31 @@ DEVICE int nth_item(int round) {
     return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
 }
 
+DEVICE Work work_of(const PrefillLists& lists, int item, int heads, int window) {
+    uint2 named = lists.works[item / heads];
+    int sequence = named.x, queries = lists.query_counts[sequence];
+    Work work;
+    work.head = item % heads;
+    work.row0 = (u64)lists.query_starts[sequence] + named.y;
+    work.count = queries - named.y < PREFILL_ROWS ? queries - named.y : PREFILL_ROWS;
+    work.position0 = lists.contexts[sequence] - queries + named.y;
+    work.first_tile = (work.position0 + 1 > window ? work.position0 + 1 - window : 0) / TILE_KEYS;
+    work.last_tile = (work.position0 + work.count - 1) / TILE_KEYS;
+    return work;
+}
+
+// Announces a work and starts copying its queries; a warp calls it.
+template <int D>
+DEVICE void copy_queries(PrefillBarriers& barriers, Work& shared_work, u32 query_tile, const TensorMap& query_map,
+                         const Work& work) {
+    if (threadIdx.x % 32) return;
+    shared_work = work;
+    barrier_expect(&barriers.query_full, PREFILL_ROWS * D * 2);
+    for (int part = 0; part < D / 64; part++)
+        copy_box(query_tile + part * PREFILL_ROWS * 128, query_map, work.head * D + part * 64, work.row0,
+                 &barriers.query_full);
+}
+
 // One warp: copies what the works of this block need.
 template <int D>
 DEVICE void prefill_load(PrefillBarriers& barriers, Work& shared_work, u32 query_tile, u32 keys, u32 values, const TensorMap& query_map,
@@ -64,24 +93,11 @@ DEVICE void prefill_load(PrefillBarriers& barriers, Work& shared_work, u32 query
     u32 phase = 1, query_phase = 1, ragged_phase = 0;
     wait_for_producer();
     for (int round = 0; nth_item(round) < lists.items; round++) {
-        uint2 named = lists.works[nth_item(round) / heads];
-        int sequence = named.x, queries = lists.query_counts[sequence], context = lists.contexts[sequence];
-        Work work;
-        work.head = nth_item(round) % heads;
-        work.row0 = (u64)lists.query_starts[sequence] + named.y;
-        work.count = queries - named.y < PREFILL_ROWS ? queries - named.y : PREFILL_ROWS;
-        work.position0 = context - queries + named.y;
-        work.first_tile = (work.position0 + 1 > window ? work.position0 + 1 - window : 0) / TILE_KEYS;
-        work.last_tile = (work.position0 + work.count - 1) / TILE_KEYS;
+        int sequence = lists.works[nth_item(round) / heads].x, context = lists.contexts[sequence];
+        Work work = work_of(lists, nth_item(round), heads, window);
         barrier_wait(&barriers.query_empty, query_phase);
         query_phase ^= 1;
-        if (lane == 0) {
-            shared_work = work;
-            barrier_expect(&barriers.query_full, PREFILL_ROWS * D * 2);
-            for (int part = 0; part < D / 64; part++)
-                copy_box(query_tile + part * PREFILL_ROWS * 128, query_map, work.head * D + part * 64, work.row0,
-                         &barriers.query_full);
-        }
+        copy_queries<D>(barriers, shared_work, query_tile, query_map, work);
         const u32* table = lists.tables + lists.table_starts[sequence];
         int kv_head = work.head / (heads / kv_heads);
         for (int tile = work.first_tile; tile <= work.last_tile; tile++) {
@@ -114,6 +130,74 @@ DEVICE void prefill_load(PrefillBarriers& barriers, Work& shared_work, u32 query
                 __syncwarp();
                 if (lane == 0) barrier_arrive(barriers.value_full + slot);
             }
+            if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
+        }
+    }
+}
+
+// Four warps: what the copy engine brings of codes, keys to `codes` and values behind them, becomes tiles of bf16.
+template <int D>
+DEVICE void prefill_load_codes(PrefillBarriers& barriers, Work& shared_work, u32 query_tile, u32 keys, u32 values, u32 codes,
+                               const TensorMap& query_map, const TensorMap& kv_map, const PrefillLists& lists, int heads,
+                               int kv_heads, int page_shift, int window) {
+    constexpr u32 TILE_BYTES = TILE_KEYS * D * 2, CODE_BYTES = TILE_KEYS * D;
+    constexpr int RUNS = D / 16, ROWS = 128 / RUNS;  // 16 bytes of codes a thread, so many rows at once
+    int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+    bool copies = thread < 32;
+    int row0 = thread / RUNS, run = thread % RUNS;
+    u32 from = row0 * D + (run ^ (D == 128 ? row0 % 8 : row0 / 2 % 4)) * 16;
+    u32 to = (run / 4 * TILE_KEYS + row0) * 128 + (run % 4 * 2 ^ row0 % 8) * 16;
+    int page_size = 1 << page_shift, box_rows = page_size < TILE_KEYS ? page_size : TILE_KEYS;
+    int slot = 0;
+    u32 phase = 1, query_phase = 1, codes_phase = 0;
+    wait_for_producer();
+    for (int round = 0; nth_item(round) < lists.items; round++) {
+        int sequence = lists.works[nth_item(round) / heads].x, context = lists.contexts[sequence];
+        Work work = work_of(lists, nth_item(round), heads, window);
+        const u32* table = lists.tables + lists.table_starts[sequence];
+        int kv_head = work.head / (heads / kv_heads);
+        auto request = [&](int part, int tile) {
+            int first = tile * TILE_KEYS, held = context - first < TILE_KEYS ? context - first : TILE_KEYS;
+            int boxes = (held + box_rows - 1) / box_rows;
+            u32 page = lane < boxes ? table[(first >> page_shift) + lane] : 0;
+            int row = ((page * 2 * kv_heads + part * kv_heads + kv_head) << page_shift) + (first & page_size - 1);
+            if (lane == 0) barrier_expect(barriers.codes_full + part, boxes * box_rows * D);
+            __syncwarp();
+            if (lane < boxes)
+                copy_box(codes + part * CODE_BYTES + lane * box_rows * D, kv_map, 0, row, barriers.codes_full + part);
+        };
+        if (copies) {
+            request(0, work.first_tile);
+            request(1, work.first_tile);
+            barrier_wait(&barriers.query_empty, query_phase);
+            copy_queries<D>(barriers, shared_work, query_tile, query_map, work);
+        }
+        query_phase ^= 1;
+        for (int tile = work.first_tile; tile <= work.last_tile; tile++) {
+            int held = context - tile * TILE_KEYS;
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                u32 target = (part ? values : keys) + slot * TILE_BYTES, source = codes + part * CODE_BYTES;
+                barrier_wait((part ? barriers.value_empty : barriers.key_empty) + slot, phase);
+                barrier_wait(barriers.codes_full + part, codes_phase);
+#pragma unroll 2
+                for (int i = 0; i < TILE_KEYS / ROWS; i++) {
+                    uint4 v = load_shared(source + from + i * ROWS * D), low, high;
+                    unpack_values(v.x, low.x, high.x);
+                    unpack_values(v.y, low.y, high.y);
+                    unpack_values(v.z, low.z, high.z);
+                    unpack_values(v.w, low.w, high.w);
+                    // values that weigh nothing must be numbers
+                    if (row0 + i * ROWS >= held) low = high = make_uint4(0, 0, 0, 0);
+                    store_shared(target + to + i * ROWS * 128, low);
+                    store_shared(target + (to ^ 16) + i * ROWS * 128, high);
+                }
+                shared_fence();
+                asm volatile("bar.sync 3, 128;" ::: "memory");
+                if (thread == 0) barrier_arrive((part ? barriers.value_full : barriers.key_full) + slot);
+                if (copies && tile < work.last_tile) request(part, tile + 1);
+            }
+            codes_phase ^= 1;
             if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
         }
     }
@@ -272,7 +356,7 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
 }
 
 // `query_map`: rows of all heads, boxes of PREFILL_ROWS; `kv_map`: rows of D, boxes of a page or a tile.
-template <int D>
+template <int D, bool CODES>
 DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* out, const PrefillLists& lists, int heads,
                     int kv_heads, int page_shift, int window, float scale) {
     extern __shared__ u8 memory[];
@@ -284,24 +368,35 @@ DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* ou
     if (threadIdx.x == 0) barriers.init();
     __syncthreads();
     if (threadIdx.x >= 128 * PREFILL_GROUPS) {
-        GIVE_REGISTERS(24);
-        if (threadIdx.x < 128 * PREFILL_GROUPS + 32)
-            prefill_load<D>(barriers, work, query_tile, keys, values, query_map, kv_map, lists, heads, kv_heads, page_shift, window);
+        if constexpr (CODES) {
+            GIVE_REGISTERS(40);
+            u32 codes = values + PREFILL_STAGES * TILE_KEYS * D * 2;
+            prefill_load_codes<D>(barriers, work, query_tile, keys, values, codes, query_map, kv_map, lists, heads, kv_heads,
+                                  page_shift, window);
+        } else {
+            GIVE_REGISTERS(24);
+            if (threadIdx.x < 128 * PREFILL_GROUPS + 32)
+                prefill_load<D>(barriers, work, query_tile, keys, values, query_map, kv_map, lists, heads, kv_heads,
+                                page_shift, window);
+        }
     } else {
-        TAKE_REGISTERS(240);
+        if constexpr (CODES) TAKE_REGISTERS(232);
+        else TAKE_REGISTERS(240);
         wait_for_producer();
         prefill_compute<D>(barriers, work, out, query_tile, keys, values, lists.items, heads, window, scale);
     }
 }
 
-#define PREFILL(D)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1) attention_prefill_##D(                        \
+#define PREFILL(NAME, D, CODES)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1) attention_prefill_##NAME(                        \
         const __grid_constant__ TensorMap query_map, const __grid_constant__ TensorMap kv_map, u16* out,            \
         const u32* tables, const u32* table_starts, const u32* contexts, const u32* query_starts,                   \
         const u32* query_counts, const uint2* works, int work_count, int heads, int kv_heads, int page_shift,       \
         int window, float scale) {                                                                                  \
         PrefillLists lists{tables, table_starts, contexts, query_starts, query_counts, works, work_count * heads};  \
-        prefill<D>(query_map, kv_map, out, lists, heads, kv_heads, page_shift, window, scale);                      \
+        prefill<D, CODES>(query_map, kv_map, out, lists, heads, kv_heads, page_shift, window, scale);                      \
     }
-PREFILL(64)
-PREFILL(128)
+PREFILL(64, 64, false)
+PREFILL(128, 128, false)
+PREFILL(64_fp8, 64, true)
+PREFILL(128_fp8, 128, true)

@@ -4,7 +4,8 @@
 // token. Pages are [page][key, value][kv head][page_size][D]; `places[token]` is page * page_size + offset, or
 // NO_SLOT for a padding token. Rotation is half-split: element i turns with element i + D/2 by angle
 // (position, i), given as tables cos, sin [position][D/2] in f32. Heads narrower than D are padded with zeros:
-// `norm_width` is what they are.
+// `norm_width` is what they are. Keys and values are bf16, or fp8 e4m3 without a scale, larger ones cut to the largest:
+// then word u of 16 bits of a run of 16 elements packs elements u and u + 8 (fp8.cuh).
 
 // Neighbouring elements, as many as a lane holds of each half of a head.
 DEVICE void load_run(float (&v)[1], const u16* at) { v[0] = from_bf16(*at); }
@@ -22,7 +23,20 @@ DEVICE void load_run(float (&v)[2], const float* at) {
 DEVICE void store_run(u16* at, const float (&v)[1]) { *at = to_bf16(v[0]); }
 DEVICE void store_run(u16* at, const float (&v)[2]) { *(u32*)at = pack_bf16(v[0], v[1]); }
 
-template <int D>
+// Stores a half of a head's elements in fp8: this lane's, and those 8 further of a run, which another lane holds.
+template <int PER>
+DEVICE void store_codes(u16* half, const float (&mine)[PER]) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+        float other = __shfl_xor_sync(FULL_WARP, mine[j], 8 / PER);
+        int at = lane * PER + j;
+        u32 codes = pack_e4m3(mine[j], other);
+        if (at % 16 < 8) half[at / 16 * 8 + at % 16] = pack_codes(codes & 0xff, 0, codes >> 8, 0);
+    }
+}
+
+template <int D, bool CODES>
 DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm,
                      const float* k_norm, const float* cosines, const float* sines, const u32* positions,
                      const u32* places, int tokens, int heads, int kv_heads, int page_shift, int norm_width, float eps) {
@@ -80,6 +94,7 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
         }
     }
     u16* out;
+    bool codes = CODES && !is_query;
     if (is_query) {
         out = queries + ((u64)token * heads + head) * D;
     } else {
@@ -88,19 +103,26 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
         int kv_head = head - heads - (is_value ? kv_heads : 0);
         u32 page_size = 1u << page_shift;
         u64 block = ((u64)(place >> page_shift) * 2 + is_value) * kv_heads + kv_head;
-        out = pages + (block * page_size + (place & (page_size - 1))) * D;
+        out = pages + (block * page_size + (place & (page_size - 1))) * (codes ? D / 2 : D);
+    }
+    if (codes) {
+        store_codes(out, low);
+        store_codes(out + D / 4, high);
+        return;
     }
     store_run(out + lane * PER, low);
     store_run(out + lane * PER + D / 2, high);
 }
 
-#define QKV_HEAD(D)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(256) qkv_head_##D(                                               \
-        u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm, const float* k_norm,      \
-        const float* cosines, const float* sines, const u32* positions, const u32* places, int tokens, int heads, \
-        int kv_heads, int page_shift, int norm_width, float eps) {                                                                \
-        qkv_head<D>(queries, pages, qkv, bias, q_norm, k_norm, cosines, sines, positions, places, tokens, heads,  \
-                    kv_heads, page_shift, norm_width, eps);                                                                   \
+#define QKV_HEAD(NAME, D, CODES)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) qkv_head_##NAME(                                              \
+        u16* queries, u16* pages, const u16* qkv, const u16* bias, const float* q_norm, const float* k_norm,         \
+        const float* cosines, const float* sines, const u32* positions, const u32* places, int tokens, int heads,    \
+        int kv_heads, int page_shift, int norm_width, float eps) {                                                   \
+        qkv_head<D, CODES>(queries, pages, qkv, bias, q_norm, k_norm, cosines, sines, positions, places, tokens,     \
+                           heads, kv_heads, page_shift, norm_width, eps);                                            \
     }
-QKV_HEAD(64)
-QKV_HEAD(128)
+QKV_HEAD(64, 64, false)
+QKV_HEAD(128, 128, false)
+QKV_HEAD(64_fp8, 64, true)
+QKV_HEAD(128_fp8, 128, true)

@@ -23,7 +23,7 @@ mod staging;
 mod stopwatch;
 mod weights;
 
-pub use config::{CudaConfig, KvBudget, WeightFormat};
+pub use config::{CudaConfig, KvBudget, KvFormat, WeightFormat};
 
 use crate::{
     Buffer, CudaError, Device, Graph, memory,
@@ -107,14 +107,15 @@ impl CudaExecutor {
         let buffers = Buffers::new(&device, &dimensions, tokens, slots, weights.room())?;
         let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
-        let page_elements = dimensions.layers * dimensions.page_elements(config.page_size as usize);
+        let layer_bytes = dimensions.page_elements(config.page_size as usize) * config.kv_format.bytes();
+        let page_bytes = dimensions.layers * layer_bytes;
         let words = block_words(config, tokens, slots, wanted);
         let block = device.allocate(words)?;
         let flights =
             [Flight::new(&device, words, slots, tokens)?, Flight::new(&device, words, slots, tokens)?];
-        let pages = pages(&device, config, 2 * page_elements as u64)?;
+        let pages = pages(&device, config, page_bytes as u64)?;
         let buffer_bytes = memory::allocated() - weight_bytes;
-        let kv = device.allocate(pages as usize * page_elements)?;
+        let kv = device.allocate(pages as usize * page_bytes)?;
         device.fill_bytes(kv.view(), 0)?;
         let positions = u64::from(pages) * u64::from(config.page_size);
         let context_length = wanted.min(u32::try_from(positions).unwrap_or(u32::MAX));
@@ -128,11 +129,16 @@ impl CudaExecutor {
             vocab_size: model.vocab_size,
             context_length,
             kv: KvLayout {
-                name: format!("cuda bf16 {}x{}", dimensions.kv_heads, dimensions.head_dim),
+                name: format!(
+                    "cuda {} {}x{}",
+                    config.kv_format.name(),
+                    dimensions.kv_heads,
+                    dimensions.head_dim
+                ),
                 layers: dimensions.layers as u32,
-                layer_bytes: 2 * (page_elements / dimensions.layers) as u32,
+                layer_bytes: layer_bytes as u32,
             },
-            numerics_class: numerics_class(&device, weights.name(), config.gemm),
+            numerics_class: numerics_class(&device, weights.name(), config),
         };
         let staging = Staging::new(&device, spec.kv.page_bytes())?;
         let mover = Mover::new(&device)?;
@@ -141,6 +147,7 @@ impl CudaExecutor {
             weights,
             buffers,
             kv,
+            kv_format: config.kv_format,
             page_size: config.page_size as usize,
             mode: config.gemm,
         };
@@ -168,7 +175,8 @@ impl CudaExecutor {
             weight_bytes,
             buffer_bytes,
             pages,
-            kv_bytes = u64::from(pages) * 2 * page_elements as u64,
+            kv_bytes = u64::from(pages) * page_bytes as u64,
+            kv_tokens = positions,
             free,
             total,
             launches_per_decode_step = executor.launches,
@@ -190,7 +198,7 @@ impl CudaExecutor {
 
     /// Fills the KV pool with random numbers, as if the sequences that come had been computed: for timing.
     pub fn fill_kv(&self) -> Result<(), CudaError> {
-        self.device.fill_bf16(FillBf16 { out: self.forward.kv.view(), seed: 7, scale: 1.0 })
+        self.device.fill_bf16(FillBf16 { out: self.forward.kv.view().cast(), seed: 7, scale: 1.0 })
     }
 
     pub fn device(&self) -> &Device {
@@ -407,12 +415,13 @@ fn pages(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, C
 }
 
 /// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do.
-fn numerics_class(device: &Device, weights: &str, mode: GemmMode) -> String {
+fn numerics_class(device: &Device, weights: &str, config: &CudaConfig) -> String {
     let (major, minor) = device.info().capability;
     let kernels = crate::kernels::digest();
-    let mode = match mode {
+    let kv = config.kv_format.name();
+    let mode = match config.gemm {
         GemmMode::BatchInvariant => "",
         GemmMode::BatchVariant => "-batch-variant",
     };
-    format!("cuda-sm{major}{minor}-{weights}-kvbf16-{kernels}{mode}")
+    format!("cuda-sm{major}{minor}-{weights}-kv{kv}-{kernels}{mode}")
 }

@@ -79,8 +79,8 @@ impl KernelFile {
         const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
         match self {
-            Self::DecodeAttention | Self::PrefillAttention => &[COMMON, ATTENTION],
-            Self::Fp8 => &[COMMON, FP8],
+            Self::DecodeAttention | Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
+            Self::Fp8 | Self::Qkv => &[COMMON, FP8],
             Self::Gemm => &[COMMON, FP8, GEMM],
             Self::GemmMany => &[COMMON, GEMM],
             _ => &[COMMON],
@@ -89,7 +89,12 @@ impl KernelFile {
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
-            Self::DecodeAttention => &["attention_decode_64", "attention_decode_128"],
+            Self::DecodeAttention => &[
+                "attention_decode_64",
+                "attention_decode_128",
+                "attention_decode_64_fp8",
+                "attention_decode_128_fp8",
+            ],
             Self::Elementwise => &["embed", "rms_norm", "copy_pages"],
             Self::Fp8 => &["fp8_pack", "fp8_quantise", "fp8_unpack"],
             Self::Gemm => &[
@@ -127,10 +132,15 @@ impl KernelFile {
                 "gemm_many_192_fold",
                 "gemm_many_192",
             ],
-            Self::PrefillAttention => &["attention_prefill_64", "attention_prefill_128"],
+            Self::PrefillAttention => &[
+                "attention_prefill_64",
+                "attention_prefill_128",
+                "attention_prefill_64_fp8",
+                "attention_prefill_128_fp8",
+            ],
             Self::Pages => &["pages_out", "pages_in", "pages_sum"],
             Self::Probe => &["read_all", "fill_bf16"],
-            Self::Qkv => &["qkv_head_64", "qkv_head_128"],
+            Self::Qkv => &["qkv_head_64", "qkv_head_128", "qkv_head_64_fp8", "qkv_head_128_fp8"],
             Self::Sample => &["sample", "score"],
         }
     }

@@ -24,7 +24,7 @@ mod transfer;
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
 pub use device::{Device, DeviceConfig, DeviceInfo, require_gpu};
 pub use error::CudaError;
-pub use executor::{CudaConfig, CudaExecutor, KvBudget, WeightFormat};
+pub use executor::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
 pub use graph::Graph;
 pub use kernels::KernelFile;
 pub use library::Library;

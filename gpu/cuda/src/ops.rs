@@ -12,7 +12,7 @@ mod qkv;
 mod sample;
 
 pub use attention::{
-    DecodeAttention, DecodeShare, KvPages, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
+    DecodeAttention, DecodeShare, KvPages, KvView, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
     part_stats,
 };
 pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};

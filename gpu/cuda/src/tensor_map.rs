@@ -25,7 +25,13 @@ impl TensorMap {
     /// If the view is shorter.
     pub fn new(matrix: View<'_, bf16>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
         let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-        Self::encode(matrix, element, sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B, size, box_rows)
+        Self::encode(
+            matrix,
+            element,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            size,
+            [BOX_COLUMNS, box_rows as u32],
+        )
     }
 
     /// The same of FP8 codes; `columns` is a multiple of 16.
@@ -34,7 +40,26 @@ impl TensorMap {
     /// If the view is shorter.
     pub fn of_codes(matrix: View<'_, u8>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
         let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
-        Self::encode(matrix, element, sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B, size, box_rows)
+        Self::encode(
+            matrix,
+            element,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            size,
+            [BOX_COLUMNS, box_rows as u32],
+        )
+    }
+
+    /// Of rows of 64 or 128 codes, whose boxes are whole rows, swizzled over their width.
+    ///
+    /// # Panics
+    /// If the view is shorter.
+    pub fn of_rows(matrix: View<'_, u8>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
+        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+        let swizzle = match size[1] {
+            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        Self::encode(matrix, element, swizzle, size, [size[1] as u32, box_rows as u32])
     }
 
     fn encode<T: Element>(
@@ -42,13 +67,13 @@ impl TensorMap {
         element: sys::CUtensorMapDataType,
         swizzle: sys::CUtensorMapSwizzle,
         [rows, columns]: [usize; 2],
-        box_rows: usize,
+        extent: [u32; 2],
     ) -> Result<Self, CudaError> {
         assert!(matrix.len() >= rows * columns, "a matrix of {rows} x {columns}");
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [columns as u64, rows as u64];
         let row_bytes = [(columns * size_of::<T>()) as u64];
-        let (extent, steps) = ([BOX_COLUMNS, box_rows as u32], [1u32; 2]);
+        let steps = [1u32; 2];
         // SAFETY: the driver is loaded, since there is a view; every pointer is valid for the call and the arrays have
         // one entry a dimension (strides one fewer).
         unsafe {

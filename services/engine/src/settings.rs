@@ -18,8 +18,8 @@ actors::settings! {
         value threads: usize = 0;
         /// Tokens per KV block.
         value page_size: u32 = 16;
-        /// CPU: element type of the KV cache: f16, bf16 or f32. A GPU keeps bf16.
-        value kv_cache_dtype: String = "f16".to_owned();
+        /// Element type of the KV cache: f16 (what auto means), bf16 or f32 on the CPU, bf16 (auto) or fp8_e4m3 on a GPU.
+        value kv_cache_dtype: String = "auto".to_owned();
         /// GPU: fp8 quantises the weights of layers on load, unless the checkpoint holds them in FP8; default: as stored.
         optional quantization: String;
         /// Tokens of KV; default: what the memory budget holds.

@@ -7,6 +7,7 @@ pub struct CudaConfig {
     /// Tokens per KV page, a power of two.
     pub page_size: u32,
     pub kv: KvBudget,
+    pub kv_format: KvFormat,
     /// Sequences that may be open at once.
     pub slots: u32,
     /// Input tokens that one step may carry.
@@ -27,6 +28,35 @@ pub enum WeightFormat {
     AsStored,
     /// FP8: what the checkpoint holds otherwise is quantised.
     Fp8,
+}
+
+/// Element type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvFormat {
+    #[default]
+    Bf16,
+    /// FP8 E4M3 without a scale: what is beyond 448 becomes that.
+    Fp8E4m3,
+}
+
+impl KvFormat {
+    pub const ALL: [Self; 2] = [Self::Bf16, Self::Fp8E4m3];
+
+    /// As SGLang calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8E4m3 => "fp8_e4m3",
+        }
+    }
+
+    /// Of an element.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::Fp8E4m3 => 1,
+        }
+    }
 }
 
 /// Size of the KV pool.

@@ -1,6 +1,7 @@
 use half::bf16;
 
 use super::{
+    config::KvFormat,
     dimensions::Dimensions,
     plan::{Counts, Lists},
     slots::{MAX_BIAS, MAX_STOPS, Slots},
@@ -9,9 +10,9 @@ use super::{
 use crate::{
     Buffer, CudaError, Device, View,
     ops::{
-        CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, NextNorm,
-        PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, Weights as Matrix, decode_tickets,
-        part_stats,
+        CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, KvView,
+        NextNorm, PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, Weights as Matrix,
+        decode_tickets, part_stats,
     },
 };
 
@@ -102,7 +103,8 @@ pub(super) struct Forward {
     pub weights: Weights,
     pub buffers: Buffers,
     /// [layers, pages, keys and values, kv_heads, page_size, head_dim]
-    pub kv: Buffer<bf16>,
+    pub kv: Buffer<u8>,
+    pub kv_format: KvFormat,
     pub page_size: usize,
     pub mode: GemmMode,
 }
@@ -123,7 +125,7 @@ impl Forward {
                 pairs: lists.copies,
                 count: counts.copies,
                 layers,
-                page_elements: self.dimensions.page_elements(self.page_size),
+                page_bytes: self.dimensions.page_elements(self.page_size) * self.kv_format.bytes(),
             })?;
         }
         if counts.tokens == 0 {
@@ -165,8 +167,12 @@ impl Forward {
         let sizes = [tokens, dimensions.qkv_width(), hidden];
         self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
         let layer_len = self.kv.len() / dimensions.layers;
+        let pages = self.kv.slice(number * layer_len..(number + 1) * layer_len);
         let kv = KvPages {
-            pages: self.kv.slice(number * layer_len..(number + 1) * layer_len),
+            pages: match self.kv_format {
+                KvFormat::Bf16 => KvView::Bf16(pages.cast()),
+                KvFormat::Fp8E4m3 => KvView::Fp8(pages),
+            },
             kv_heads,
             head_dim,
             page_size: self.page_size,

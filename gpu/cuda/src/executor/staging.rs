@@ -1,7 +1,6 @@
 //! Whole pages between the KV pool and the host.
 
 use cudarc::driver::{CudaEvent, sys::CUevent_flags};
-use half::bf16;
 
 use crate::{Buffer, CudaError, Device, PinnedBuffer, transfer::PagePool};
 
@@ -12,7 +11,7 @@ const STAGED_PAGES: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pool<'a> {
     /// [layers, pages, layer_bytes]
-    pub kv: &'a Buffer<bf16>,
+    pub kv: &'a Buffer<u8>,
     pub layers: usize,
     pub layer_bytes: usize,
 }
@@ -24,7 +23,7 @@ impl<'a> Pool<'a> {
 
     /// Where the parts of a page lie in the pool, in bytes, layer after layer.
     fn parts(&self, page: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let (layer_bytes, stride) = (self.layer_bytes, self.kv.len() * size_of::<bf16>() / self.layers);
+        let (layer_bytes, stride) = (self.layer_bytes, self.kv.len() / self.layers);
         (0..self.layers).map(move |layer| {
             let start = layer * stride + page * layer_bytes;
             start..start + layer_bytes
@@ -74,7 +73,7 @@ impl Staging {
         to: &mut [u8],
     ) -> Result<(), CudaError> {
         let place = self.place()?;
-        let kv = pool.kv.view().cast::<u8>();
+        let kv = pool.kv.view();
         for (part, bytes) in
             pool.parts(page).zip(place.bytes.as_mut_slice().chunks_exact_mut(pool.layer_bytes))
         {
@@ -95,7 +94,7 @@ impl Staging {
     ) -> Result<(), CudaError> {
         let place = self.place()?;
         place.bytes.as_mut_slice().copy_from_slice(from);
-        let kv = pool.kv.view().cast::<u8>();
+        let kv = pool.kv.view();
         for (part, bytes) in pool.parts(page).zip(place.bytes.as_slice().chunks_exact(pool.layer_bytes)) {
             device.write_async(kv.slice(part), bytes)?;
         }

@@ -7,18 +7,65 @@ pub use decode::{DecodeAttention, DecodeShare, decode_tickets, part_stats};
 pub use prefill::{PREFILL_ROWS, PrefillAttention};
 
 use super::check;
-use crate::{CudaError, View};
+use crate::{CudaError, View, tensor_map::TensorMap};
 
 /// Keys of one attention tile, at absolute positions: part of the canonical order.
 pub const TILE_KEYS: usize = 128;
 /// A tile has at most half as many pages as a warp has lanes: a page's row may be two of the copy engine's.
 const MIN_PAGE_SIZE: usize = TILE_KEYS / 16;
 
+/// The pages of a layer, by the type of their elements.
+#[derive(Debug, Clone, Copy)]
+pub enum KvView<'a> {
+    Bf16(View<'a, bf16>),
+    /// FP8 E4M3, packed in runs of 16 elements of a head.
+    Fp8(View<'a, u8>),
+}
+
+impl<'a> From<View<'a, bf16>> for KvView<'a> {
+    fn from(view: View<'a, bf16>) -> Self {
+        Self::Bf16(view)
+    }
+}
+
+impl KvView<'_> {
+    /// Elements.
+    fn len(&self) -> usize {
+        match self {
+            Self::Bf16(pages) => pages.len(),
+            Self::Fp8(pages) => pages.len(),
+        }
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        match self {
+            Self::Bf16(pages) => pages.address(),
+            Self::Fp8(pages) => pages.address(),
+        }
+    }
+
+    /// Which of the kernels for bf16 and for FP8 takes them.
+    pub(super) fn kernel(&self, kernels: [&'static str; 2]) -> &'static str {
+        match self {
+            Self::Bf16(_) => kernels[0],
+            Self::Fp8(_) => kernels[1],
+        }
+    }
+
+    /// Boxes of rows, which are the elements of a head at one position.
+    pub(super) fn map(&self, head_dim: usize, box_rows: usize) -> Result<TensorMap, CudaError> {
+        match self {
+            Self::Bf16(pages) => TensorMap::new(*pages, [pages.len() / head_dim, head_dim], box_rows),
+            Self::Fp8(pages) => TensorMap::of_rows(*pages, [pages.len() / head_dim, head_dim], box_rows),
+        }
+    }
+}
+
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Copy)]
 pub struct KvPages<'a> {
     /// [pages, keys and values, kv_heads, page_size, head_dim]
-    pub pages: View<'a, bf16>,
+    pub pages: KvView<'a>,
     pub kv_heads: usize,
     pub head_dim: usize,
     /// A power of two, at least 8.

@@ -64,13 +64,14 @@ pub struct RmsNorm<'a> {
 /// Copies pages in all layers.
 #[derive(Debug, Clone, Copy)]
 pub struct CopyPages<'a> {
-    /// [layers, pages, elements of a page]
-    pub kv: View<'a, bf16>,
+    /// [layers, pages, page_bytes]
+    pub kv: View<'a, u8>,
     /// From, to, from, to, …; no page is both.
     pub pairs: View<'a, u32>,
     pub count: usize,
     pub layers: usize,
-    pub page_elements: usize,
+    /// A multiple of 16.
+    pub page_bytes: usize,
 }
 
 const COPY_BLOCKS: u32 = 8;
@@ -122,11 +123,11 @@ impl Device {
     }
 
     pub fn copy_pages(&self, op: CopyPages<'_>) -> Result<(), CudaError> {
-        check(op.page_elements.is_multiple_of(8), || format!("pages of {} elements", op.page_elements))?;
+        check(op.page_bytes.is_multiple_of(16), || format!("pages of {} bytes", op.page_bytes))?;
         check_len("pairs", op.pairs, 2 * op.count)?;
         check(op.layers > 0 && op.kv.len().is_multiple_of(op.layers), || "whole layers".into())?;
-        let layer_words = op.kv.len() / op.layers / 8;
-        let arguments = arguments![op.kv, op.pairs, (op.page_elements / 8) as u64, layer_words as u64];
+        let layer_words = op.kv.len() / op.layers / 16;
+        let arguments = arguments![op.kv, op.pairs, (op.page_bytes / 16) as u64, layer_words as u64];
         let grid = [COPY_BLOCKS, op.count as u32, op.layers as u32];
         // SAFETY: signature of copy_pages; page numbers are trusted.
         unsafe { self.launch("copy_pages", Shape::new(grid, 256), arguments) }

@@ -130,7 +130,9 @@ impl Plan {
             ..=32 => (32, if segments == 1 { Cut::Whole } else { Cut::Split }),
             33..=64 => (64, if segments == 1 { Cut::Whole } else { Cut::Split }),
             _ if segments > 1 && k <= SHORT_K && NARROW_BLOCKS.contains(&blocks(64)) => (64, Cut::Folded),
-            MANY_ROWS.. if !fp8 && (segments == 1 || !many::too_few(m, n)) => return Self::Many(Many::folded(m, n, k)),
+            MANY_ROWS.. if !fp8 && (segments == 1 || !many::too_few(m, n)) => {
+                return Self::Many(Many::folded(m, n, k));
+            }
             _ if segments == 1 || blocks(128) > ENOUGH_BLOCKS => (128, Cut::Folded),
             _ => (128, Cut::Split),
         };
@@ -227,9 +229,7 @@ impl Device {
         }
         match (plan, op.output, op.w) {
             // the library would leave the gate to a kernel of its own
-            (Plan::Many(_), GemmOutput::Gate(_), _) => {
-                self.gemm_plan(op, Plan::Many(Many::WHOLE), fresh)
-            }
+            (Plan::Many(_), GemmOutput::Gate(_), _) => self.gemm_plan(op, Plan::Many(Many::WHOLE), fresh),
             (Plan::Wide { cut: Cut::Split | Cut::Folded, .. } | Plan::Many(_), _, Weights::Bf16(w))
                 if !matches!(op.output, GemmOutput::Gate(_)) && self.blas().is_some() =>
             {

@@ -39,8 +39,8 @@ impl Device {
     pub fn qkv_head(&self, op: QkvHead<'_>) -> Result<(), CudaError> {
         let KvPages { kv_heads, head_dim, .. } = op.kv;
         let kernel = match head_dim {
-            64 => "qkv_head_64",
-            128 => "qkv_head_128",
+            64 => op.kv.pages.kernel(["qkv_head_64", "qkv_head_64_fp8"]),
+            128 => op.kv.pages.kernel(["qkv_head_128", "qkv_head_128_fp8"]),
             other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
         };
         let heads = op.heads + 2 * kv_heads;
@@ -54,7 +54,7 @@ impl Device {
         })?;
         let arguments = arguments![
             op.queries,
-            op.kv.pages,
+            op.kv.pages.address(),
             op.qkv,
             op.bias,
             op.norms.map(|norms| norms[0]),

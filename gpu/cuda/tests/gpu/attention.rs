@@ -1,6 +1,9 @@
 use cuda::{
     Buffer, Device,
-    ops::{DecodeAttention, GemmMode, KvPages, PREFILL_ROWS, PrefillAttention, decode_tickets, part_stats},
+    ops::{
+        DecodeAttention, GemmMode, KvPages, KvView, PREFILL_ROWS, PrefillAttention, decode_tickets,
+        part_stats,
+    },
 };
 use half::bf16;
 
@@ -19,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "decode attention agrees with f64", run: decode_agrees },
         Case { name: "prefill attention agrees with f64", run: prefill_agrees },
         Case { name: "attention rows do not depend on batch or chunk", run: invariant },
+        Case { name: "attention over fp8 gives the bits of bf16", run: fp8 },
         Case { name: "a crowd is decoded as each alone", run: crowd },
     ]
 }
@@ -40,6 +44,8 @@ pub struct Cache {
     keys: Vec<Vec<bf16>>,
     values: Vec<Vec<bf16>>,
     slab: Buffer<bf16>,
+    /// The same in FP8, where the cache is `fp8`.
+    codes: Option<Buffer<u8>>,
     tables: Buffer<u32>,
     table_starts: Vec<u32>,
 }
@@ -50,6 +56,7 @@ impl Cache {
         random: &mut Random,
         heads: Heads,
         contexts: &[usize],
+        fp8: bool,
     ) -> Result<Self, Failure> {
         let Heads { kv_heads, head_dim, page_size, .. } = heads;
         let width = kv_heads * head_dim;
@@ -60,7 +67,12 @@ impl Cache {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for (&context, &count) in contexts.iter().zip(&pages) {
             // sharp attention: some keys matter far more than others
-            let rows = [random.halves(context * width, 2.0), random.halves(context * width, 1.0)];
+            let mut rows = [random.halves(context * width, 2.0), random.halves(context * width, 1.0)];
+            if fp8 {
+                rows.iter_mut()
+                    .flatten()
+                    .for_each(|value| *value = bf16::from_f32(host::through_fp8(*value)));
+            }
             for (which, rows) in rows.iter().enumerate() {
                 for position in 0..context {
                     let page = order[start + position / page_size] as usize;
@@ -78,13 +90,15 @@ impl Cache {
             table_starts.push(start as u32);
             start += count;
         }
+        let codes = if fp8 { Some(device.upload(&host::pack_codes(&slab))?) } else { None };
         let (slab, tables) = (device.upload(&slab)?, device.upload(&order)?);
-        Ok(Self { heads, contexts: contexts.to_vec(), keys, values, slab, tables, table_starts })
+        Ok(Self { heads, contexts: contexts.to_vec(), keys, values, slab, codes, tables, table_starts })
     }
 
     fn kv(&self) -> KvPages<'_> {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        KvPages { pages: self.slab.view(), kv_heads, head_dim, page_size }
+        let pages = self.codes.as_ref().map_or(self.slab.view().into(), |codes| KvView::Fp8(codes.view()));
+        KvPages { pages, kv_heads, head_dim, page_size }
     }
 
     fn scale(&self) -> f32 {
@@ -216,14 +230,19 @@ fn shapes() -> Vec<Heads> {
     ]
 }
 
+/// Every shape in bf16 and in FP8.
+fn formats() -> impl Iterator<Item = (Heads, bool)> {
+    shapes().into_iter().flat_map(|shape| [(shape, false), (shape, true)])
+}
+
 fn decode_agrees(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let mut worst: f64 = 0.0;
-    for shape in shapes() {
+    for (shape, fp8) in formats() {
         let mut contexts = vec![1, 2, 127, 128, 129, 256];
         contexts.push(random.between(3, 700));
         contexts.push(random.between(300, 1100));
-        let cache = Cache::new(device, random, shape, &contexts)?;
+        let cache = Cache::new(device, random, shape, &contexts, fp8)?;
         let width = shape.heads * shape.head_dim;
         let queries = random.halves(contexts.len() * width, 2.0);
         let sequences: Vec<usize> = (0..contexts.len()).collect();
@@ -246,9 +265,9 @@ fn decode_agrees(context: &Context, random: &mut Random) -> Outcome {
 fn prefill_agrees(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let mut worst: f64 = 0.0;
-    for shape in shapes() {
+    for (shape, fp8) in formats() {
         let contexts = vec![5, 130, random.between(129, 500)];
-        let cache = Cache::new(device, random, shape, &contexts)?;
+        let cache = Cache::new(device, random, shape, &contexts, fp8)?;
         let width = shape.heads * shape.head_dim;
         let shares: Vec<(usize, std::ops::Range<usize>)> =
             contexts.iter().enumerate().map(|(i, &context)| (i, random.below(context)..context)).collect();
@@ -278,10 +297,10 @@ fn prefill_agrees(context: &Context, random: &mut Random) -> Outcome {
 fn invariant(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let mut compared = 0;
-    for shape in shapes() {
+    for (shape, fp8) in formats() {
         let long = if context.light { 200 } else { 777 };
         let contexts = vec![long, 130, 64, random.between(1, 400)];
-        let cache = Cache::new(device, random, shape, &contexts)?;
+        let cache = Cache::new(device, random, shape, &contexts, fp8)?;
         let width = shape.heads * shape.head_dim;
         let all: Vec<(usize, std::ops::Range<usize>)> =
             contexts.iter().enumerate().map(|(i, &context)| (i, 0..context)).collect();
@@ -316,6 +335,32 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
     Ok(format!("{compared} comparisons bit-equal"))
 }
 
+/// Codes give what the bf16 that they stand for gives, subnormals and the largest included.
+fn fp8(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let mut compared = 0;
+    for shape in shapes() {
+        let contexts = vec![1, 200, random.between(129, 600)];
+        let mut cache = Cache::new(device, random, shape, &contexts, true)?;
+        let width = shape.heads * shape.head_dim;
+        let shares: Vec<(usize, std::ops::Range<usize>)> =
+            contexts.iter().enumerate().map(|(i, &context)| (i, 0..context)).collect();
+        let queries = random.halves(contexts.iter().sum::<usize>() * width, 2.0);
+        let last = &queries[..contexts.len() * width];
+        let run = |cache: &Cache| -> Result<_, Failure> {
+            let decoded = cache.decode(device, &[0, 1, 2], last, GemmMode::BatchInvariant)?;
+            Ok((decoded, cache.prefill(device, &shares, &queries)?))
+        };
+        let codes = run(&cache)?;
+        cache.codes = None;
+        let halves = run(&cache)?;
+        same_bits("decode", &codes.0, &halves.0)?;
+        same_bits("prefill", &codes.1, &halves.1)?;
+        compared += 2;
+    }
+    Ok(format!("{compared} comparisons bit-equal"))
+}
+
 /// More sequences than the GPU has blocks, long ones among short ones: every block draws work several times.
 fn crowd(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
@@ -323,7 +368,7 @@ fn crowd(context: &Context, random: &mut Random) -> Outcome {
     let (crowd, long) = if context.light { (90, 400) } else { (250, 3000) };
     let contexts: Vec<usize> =
         (0..crowd).map(|i| if i % 50 == 7 { long } else { random.between(1, 300) }).collect();
-    let cache = Cache::new(device, random, heads, &contexts)?;
+    let cache = Cache::new(device, random, heads, &contexts, false)?;
     let width = heads.heads * heads.head_dim;
     let queries = random.halves(crowd * width, 2.0);
     let all: Vec<usize> = (0..crowd).collect();

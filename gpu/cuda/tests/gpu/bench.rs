@@ -192,7 +192,12 @@ impl Bench<'_> {
                 self.device.decode_attention(DecodeAttention {
                     out: out.view(),
                     queries: queries.view(),
-                    kv: KvPages { pages, kv_heads: KV_HEADS, head_dim: HEAD_DIM, page_size: PAGE_SIZE },
+                    kv: KvPages {
+                        pages: pages.into(),
+                        kv_heads: KV_HEADS,
+                        head_dim: HEAD_DIM,
+                        page_size: PAGE_SIZE,
+                    },
                     tables: tables.view(),
                     table_starts: table_starts.view(),
                     contexts: lengths.view(),
@@ -237,7 +242,7 @@ impl Bench<'_> {
                     out: out.view(),
                     queries: queries.view(),
                     kv: KvPages {
-                        pages: kv.view(),
+                        pages: kv.view().into(),
                         kv_heads: KV_HEADS,
                         head_dim: HEAD_DIM,
                         page_size: PAGE_SIZE,
@@ -293,7 +298,7 @@ impl Bench<'_> {
                 self.device.qkv_head(QkvHead {
                     queries: queries.view(),
                     kv: KvPages {
-                        pages: pages.view(),
+                        pages: pages.view().into(),
                         kv_heads: KV_HEADS,
                         head_dim: HEAD_DIM,
                         page_size: PAGE_SIZE,

@@ -1,10 +1,11 @@
-use cuda::ops::{CopyPages, Embed, KvPages, NextNorm, QkvHead, RmsNorm};
+use cuda::ops::{CopyPages, Embed, KvPages, KvView, NextNorm, QkvHead, RmsNorm};
 use half::bf16;
 use models::PLACEHOLDER;
 
 use crate::{
     compare::{BF16_BOUND, F32_BOUND, bound, poisoned, relative_error, same_bits, wide},
     harness::{Case, Context, Outcome, ensure},
+    host,
     random::Random,
 };
 
@@ -107,11 +108,11 @@ fn copy_pages(context: &Context, random: &mut Random) -> Outcome {
     let pairs = &order[..6];
     let slab = device.upload(&kv)?;
     device.copy_pages(CopyPages {
-        kv: slab.view(),
+        kv: slab.view().cast(),
         pairs: device.upload(pairs)?.view(),
         count: 3,
         layers,
-        page_elements,
+        page_bytes: 2 * page_elements,
     })?;
     let mut expected = kv.clone();
     for layer in 0..layers {
@@ -153,21 +154,34 @@ fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
             Some([q, k]) => Some([device.upload(q)?, device.upload(k)?]),
             None => None,
         };
-        device.qkv_head(QkvHead {
-            queries: queries.view(),
-            kv: KvPages { pages: slab.view(), kv_heads, head_dim, page_size },
-            qkv: device.upload(&qkv)?.view(),
+        let codes = poisoned::<u8>(device, slab.len())?;
+        let narrow = poisoned::<bf16>(device, queries.len())?;
+        let inputs = (
+            device.upload(&qkv)?,
+            device.upload(&cosines)?,
+            device.upload(&sines)?,
+            device.upload(&position)?,
+            device.upload(&places)?,
+        );
+        let op = |queries, pages| QkvHead {
+            queries,
+            kv: KvPages { pages, kv_heads, head_dim, page_size },
+            qkv: inputs.0.view(),
             bias: bias_buffer.as_ref().map(|bias| bias.view()),
             norms: norm_buffers.as_ref().map(|[q, k]| [q.view(), k.view()]),
-            cosines: device.upload(&cosines)?.view(),
-            sines: device.upload(&sines)?.view(),
-            positions: device.upload(&position)?.view(),
-            places: device.upload(&places)?.view(),
+            cosines: inputs.1.view(),
+            sines: inputs.2.view(),
+            positions: inputs.3.view(),
+            places: inputs.4.view(),
             tokens,
             heads,
             norm_width: head_dim,
             eps,
-        })?;
+        };
+        device.qkv_head(op(queries.view(), slab.view().into()))?;
+        device.qkv_head(op(narrow.view(), KvView::Fp8(codes.view())))?;
+        same_bits("queries beside fp8", &device.read(queries.view())?, &device.read(narrow.view())?)?;
+        let kept_codes = device.read(codes.view().cast::<u16>())?;
         let out = device.read(queries.view())?;
         let kept = device.read(slab.view())?;
         let (mut found, mut expected) = (Vec::new(), Vec::new());
@@ -211,6 +225,17 @@ fn qkv_head(context: &Context, random: &mut Random) -> Outcome {
         let error = relative_error(found, &expected);
         bound("heads", error, BF16_BOUND)?;
         worst = worst.max(error);
+        for (run, kept) in kept_codes.chunks_exact(8).zip(kept.chunks_exact(16)) {
+            for (value, kept) in host::unpack_codes(run).into_iter().zip(kept) {
+                let kept = kept.to_f32();
+                // half a step of FP8, and the rounding of bf16
+                let off = (value - kept).abs();
+                ensure(
+                    kept.is_nan() && value.is_nan() || off <= kept.abs().max(2f32.powi(-6)) / 15.5,
+                    || format!("fp8 keeps {value} for {kept}"),
+                )?;
+            }
+        }
         let poison = kept.iter().filter(|v| v.to_bits() == 0xffff).count();
         ensure(poison == kept.len() - written, || "a place was written that no token has".into())?;
     }

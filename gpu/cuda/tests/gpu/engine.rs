@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, path::PathBuf, time::Instant};
 
-use cuda::{CudaConfig, CudaError, CudaExecutor, KvBudget, WeightFormat, ops::GemmMode};
+use cuda::{CudaConfig, CudaError, CudaExecutor, KvBudget, KvFormat, WeightFormat, ops::GemmMode};
 use models::{
     Batch, DType, DecoderSpec, Executor, Model, OpenSlot, PLACEHOLDER, SamplingParams, SequenceStep, SlotId,
     StepId, synthetic,
@@ -19,7 +19,13 @@ const STEPS: usize = 24;
 const WARM_UP: usize = 4;
 
 fn qwen3_32b_spec() -> DecoderSpec {
-    DecoderSpec { hidden_size: 5120, layers: 64, heads: 64, intermediate_size: 25_600, ..synthetic::qwen3_8b_spec() }
+    DecoderSpec {
+        hidden_size: 5120,
+        layers: 64,
+        heads: 64,
+        intermediate_size: 25_600,
+        ..synthetic::qwen3_8b_spec()
+    }
 }
 
 /// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens.
@@ -27,22 +33,39 @@ struct Timed {
     name: &'static str,
     spec: DecoderSpec,
     weights: WeightFormat,
+    kv_format: KvFormat,
     decodes: &'static [(usize, usize)],
     prefills: &'static [usize],
 }
 
-fn models() -> [Timed; 3] {
+fn models() -> [Timed; 4] {
     let decodes = &[(1024, 1), (1024, 8), (1024, 64), (1024, 256), (8192, 1), (8192, 8)];
     let prefills = &[1024, 8192];
-    let weights = WeightFormat::AsStored;
+    let (weights, kv_format) = (WeightFormat::AsStored, KvFormat::Bf16);
     [
-        Timed { name: "Qwen3-0.6B", spec: synthetic::qwen3_0_6b_spec(), weights, decodes, prefills },
-        Timed { name: "Qwen3-8B", spec: synthetic::qwen3_8b_spec(), weights, decodes, prefills },
+        Timed {
+            name: "Qwen3-0.6B",
+            spec: synthetic::qwen3_0_6b_spec(),
+            weights,
+            kv_format,
+            decodes,
+            prefills,
+        },
+        Timed { name: "Qwen3-8B", spec: synthetic::qwen3_8b_spec(), weights, kv_format, decodes, prefills },
         Timed {
             name: "Qwen3-32B-FP8",
             spec: qwen3_32b_spec(),
             weights: WeightFormat::Fp8,
+            kv_format,
             decodes: &[(1024, 1), (1024, 8), (1024, 64)],
+            prefills,
+        },
+        Timed {
+            name: "Qwen3-8B-KV8",
+            spec: synthetic::qwen3_8b_spec(),
+            weights,
+            kv_format: KvFormat::Fp8E4m3,
+            decodes: &[(1024, 64), (1024, 256), (8192, 8)],
             prefills,
         },
     ]
@@ -57,14 +80,18 @@ pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
         "\n{:<14}{:<16}{:<24}{:>6}{:>10}{:>10}{:>9}{:>9}",
         "model", "kernels", "step", "batch", "device ms", "wall ms", "floor ms", "% floor"
     );
-    for Timed { name, spec, weights, decodes, prefills } in models() {
+    for Timed { name, spec, weights, kv_format, decodes, prefills } in models() {
         if !name.contains(filter) {
             continue;
         }
         for mode in [GemmMode::BatchInvariant, GemmMode::BatchVariant] {
             let begin = Instant::now();
-            let config =
-                CudaConfig { gemm: mode, weights, ..config(256, 8192, KvBudget::MemoryFraction(0.9)) };
+            let config = CudaConfig {
+                gemm: mode,
+                weights,
+                kv_format,
+                ..config(256, 8192, KvBudget::MemoryFraction(0.9))
+            };
             let mut executor = CudaExecutor::dummy(&spec, &config)?;
             executor.fill_kv()?;
             let seconds = begin.elapsed().as_secs_f64();

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use cuda::{CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, WeightFormat, ops::GemmMode};
+use cuda::{
+    CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, KvFormat, WeightFormat, ops::GemmMode,
+};
 use models::{
     Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, RopeScaling, RopeSpec,
     SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, fixtures, synthetic,
@@ -34,6 +36,7 @@ pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
         },
         page_size: PAGE_SIZE,
         kv,
+        kv_format: KvFormat::Bf16,
         slots,
         max_batch_tokens,
         context_length: None,
@@ -163,12 +166,18 @@ fn random_request(random: &mut Random) -> Request {
 fn mixed(context: &Context, random: &mut Random) -> Outcome {
     let folder = std::env::temp_dir().join(format!("stator-gpu-test-{}", std::process::id()));
     let (mut steps, mut requests) = (0, 0);
-    for (head_dim, heads, kv_heads, window) in [(64, 6, 2, None), (128, 4, 1, None), (64, 3, 3, Some(50))] {
+    for (head_dim, heads, kv_heads, window, kv_format) in [
+        (64, 6, 2, None, KvFormat::Bf16),
+        (128, 4, 1, None, KvFormat::Bf16),
+        (64, 3, 3, Some(50), KvFormat::Bf16),
+        (128, 4, 2, None, KvFormat::Fp8E4m3),
+        (64, 6, 3, Some(70), KvFormat::Fp8E4m3),
+    ] {
         let spec = random_spec(head_dim, heads, kv_heads, window);
         synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
         let model = Model::open(&folder).map_err(failure)?;
-        let mut executor =
-            CudaExecutor::new(&model, &config(24, 256, KvBudget::Pages(24 * 24)), &mut |_| ())?;
+        let config = CudaConfig { kv_format, ..config(24, 256, KvBudget::Pages(24 * 24)) };
+        let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
         let count = if context.light { 4 } else { 60 };
         let all: Vec<Request> = (0..count).map(|_| random_request(random)).collect();
         let mut together = Run::new(&mut executor);
@@ -388,10 +397,16 @@ fn refusals(_: &Context, _: &mut Random) -> Outcome {
 
 /// A prompt computed on one engine and continued on another, its pages carried over under other numbers.
 fn pages(_: &Context, random: &mut Random) -> Outcome {
+    let positions = KvFormat::ALL.map(|kv_format| pages_in(kv_format, random));
+    let positions = positions.into_iter().sum::<Result<usize, Failure>>()?;
+    Ok(format!("{positions} positions bit-equal"))
+}
+
+fn pages_in(kv_format: KvFormat, random: &mut Random) -> Result<usize, Failure> {
     let checkpoint = fixtures::checkpoint("qwen3");
     let model = Model::open(Path::new(&checkpoint.path)).map_err(failure)?;
-    let engine =
-        || CudaExecutor::new(&model, &config(2, 64, KvBudget::Pages(16)), &mut |_| ()).map_err(failure);
+    let config = CudaConfig { kv_format, ..config(2, 64, KvBudget::Pages(16)) };
+    let engine = || CudaExecutor::new(&model, &config, &mut |_| ()).map_err(failure);
     let (mut here, mut there) = (engine()?, engine()?);
     let vocab = model.spec.vocab_size as usize;
     let prompt: Vec<u32> = (0..50).map(|_| random.below(vocab) as u32).collect();
@@ -436,9 +451,14 @@ fn pages(_: &Context, random: &mut Random) -> Outcome {
         there.write_page(to, &bytes).map_err(failure)?;
     }
     let continued = decode(&mut there, &carried, 40)?;
+    let elements = 2 * model.spec.layers * model.spec.kv_heads * PAGE_SIZE * 64;
+    let bytes_each = bytes.len() / elements as usize;
+    ensure(bytes_each == if kv_format == KvFormat::Bf16 { 2 } else { 1 }, || {
+        format!("{bytes_each} bytes an element")
+    })?;
     same_bits("continued elsewhere", &continued, &expected[40..])?;
     let refused = |outcome| matches!(outcome, Err(models::ExecutorError::Batch(_)));
     ensure(refused(here.read_page(16, &mut bytes)), || "a page that is not there was read".into())?;
     ensure(refused(here.write_page(0, &bytes[1..])), || "a part of a page was written".into())?;
-    Ok(format!("{} positions bit-equal", continued.len()))
+    Ok(continued.len())
 }

@@ -35,7 +35,7 @@ pub fn fail(context: &Context) -> Result<(), String> {
     let device = &context.device;
     let kv = device.upload(&[bf16::ZERO; 64]).map_err(text)?;
     let pairs = device.upload(&[u32::MAX, 0]).map_err(text)?;
-    let copy = CopyPages { kv: kv.view(), pairs: pairs.view(), count: 1, layers: 1, page_elements: 64 };
+    let copy = CopyPages { kv: kv.view().cast(), pairs: pairs.view(), count: 1, layers: 1, page_bytes: 128 };
     device.copy_pages(copy).map_err(text)?;
     let first = device.synchronize();
     let then = device.read(kv.view());

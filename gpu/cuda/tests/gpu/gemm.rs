@@ -134,7 +134,7 @@ fn sums(context: &Context, random: &mut Random) -> Outcome {
         device.gemm(Gemm {
             output: GemmOutput::AddF32(sum.view()),
             x: x.slice(first * k..),
-            w: w.view(),
+            w: w.view().into(),
             scale: RowScale::One,
             m,
             n,

@@ -1,5 +1,6 @@
 //! References in f64 on the host.
 
+use formats::fp8::{e4m3_from_f32, e4m3_to_f32};
 use half::bf16;
 
 /// x[m, k] w[n, k]^T.
@@ -45,4 +46,28 @@ pub fn attend(query: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], first: usiz
         }
     }
     out
+}
+
+/// What FP8 keeps of a value.
+pub fn through_fp8(value: bf16) -> f32 {
+    e4m3_to_f32(e4m3_from_f32(value.to_f32()))
+}
+
+/// Heads of keys and values as the kernels keep them in FP8: word u of 16 bits of a run of 16 elements packs elements u
+/// and u + 8.
+pub fn pack_codes(values: &[bf16]) -> Vec<u8> {
+    let code = |value: &bf16| u16::from(e4m3_from_f32(value.to_f32()));
+    let word = |(first, second): (&bf16, &bf16)| {
+        let (a, b) = (code(first), code(second));
+        let word = (a & 0x80) << 8 | (a & 0x7f) << 4 | (b & 0x80) << 4 | (b & 0x70) << 8 | (b & 0x0f);
+        word.to_le_bytes()
+    };
+    values.chunks_exact(16).flat_map(|run| run[..8].iter().zip(&run[8..]).flat_map(word)).collect()
+}
+
+/// The run of 16 elements that eight such words pack.
+pub fn unpack_codes(words: &[u16]) -> Vec<f32> {
+    let first = |&w: &u16| e4m3_to_f32((w >> 8 & 0x80 | w >> 4 & 0x7f) as u8);
+    let second = |&w: &u16| e4m3_to_f32((w >> 4 & 0x80 | w >> 8 & 0x70 | w & 0x0f) as u8);
+    words.iter().map(first).chain(words.iter().map(second)).collect()
 }

@@ -40,7 +40,9 @@ fn cases() -> Vec<Case> {
     .concat();
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
-        None => [operations, executor::cases(), fp8_models::cases(), fault::cases(), transfer::cases()].concat(),
+        None => {
+            [operations, executor::cases(), fp8_models::cases(), fault::cases(), transfer::cases()].concat()
+        }
     }
 }
 

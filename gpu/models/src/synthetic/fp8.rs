@@ -26,7 +26,8 @@ pub(super) fn encode(rows: usize, cols: usize, mut numbers: Numbers) -> Vec<u8> 
             *block = block.max(value.abs());
         }
         let of_blocks: Vec<bf16> = largest.iter().map(|largest| bf16::from_f32(largest / E4M3_MAX)).collect();
-        let code = |(i, value): (usize, &f32)| e4m3_from_f32(value / of_blocks[i % cols / SCALE_BLOCK].to_f32());
+        let code =
+            |(i, value): (usize, &f32)| e4m3_from_f32(value / of_blocks[i % cols / SCALE_BLOCK].to_f32());
         bytes.extend(values.iter().enumerate().map(code));
         scales.extend(of_blocks.iter().flat_map(|scale| scale.to_le_bytes()));
     }

@@ -42,7 +42,10 @@ pub(super) fn build(
 }
 
 fn kv_dtype(name: &str) -> anyhow::Result<KvDtype> {
+    if name == "auto" {
+        return Ok(KvDtype::F16);
+    }
     let known = [KvDtype::F16, KvDtype::Bf16, KvDtype::F32];
     let found = known.into_iter().find(|dtype| dtype.name() == name);
-    found.with_context(|| format!("--kv-cache-dtype {name} is none of f16, bf16, f32"))
+    found.with_context(|| format!("--kv-cache-dtype {name} is none of f16, bf16, f32, which the CPU takes"))
 }

@@ -2,7 +2,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use cuda::{
-    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, Library, WeightFormat, ops::GemmMode,
+    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, KvFormat, Library,
+    WeightFormat, ops::GemmMode,
 };
 use messages::lease::ModelCard;
 
@@ -43,6 +44,7 @@ pub(super) fn build(
         },
         page_size: settings.page_size,
         kv,
+        kv_format: kv_format(&settings.kv_cache_dtype)?,
         slots: limits.running,
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
@@ -53,6 +55,14 @@ pub(super) fn build(
     let total = model.spec.layers as usize;
     let mut progress = |done| tracing::info!(target: "progress", done, total, "loading weights");
     CudaExecutor::new(&model, &config, &mut progress).context("cuda executor")
+}
+
+fn kv_format(name: &str) -> anyhow::Result<KvFormat> {
+    if name == "auto" {
+        return Ok(KvFormat::default());
+    }
+    let found = KvFormat::ALL.into_iter().find(|format| format.name() == name);
+    found.with_context(|| format!("--kv-cache-dtype {name} is none of bf16, fp8_e4m3, which a GPU takes"))
 }
 
 fn weight_format(quantization: Option<&str>) -> anyhow::Result<WeightFormat> {

@@ -5,7 +5,6 @@ use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
     ops::{GemmMode, check, check_len},
-    tensor_map::TensorMap,
 };
 
 /// Query heads that may share a key head.
@@ -102,8 +101,8 @@ impl Device {
     pub fn decode_attention(&self, op: DecodeAttention<'_>) -> Result<(), CudaError> {
         let KvPages { kv_heads, head_dim, .. } = op.kv;
         let kernel = match head_dim {
-            64 => "attention_decode_64",
-            128 => "attention_decode_128",
+            64 => op.kv.pages.kernel(["attention_decode_64", "attention_decode_64_fp8"]),
+            128 => op.kv.pages.kernel(["attention_decode_128", "attention_decode_128_fp8"]),
             other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
         };
         op.kv.check(op.heads)?;
@@ -122,8 +121,7 @@ impl Device {
         check_len("queue", op.queue, 2)?;
         let blocks = (self.info().multiprocessors as usize).min(op.max_tiles * items(op.heads, kv_heads));
         let page_shift = op.kv.page_shift()?;
-        let rows = op.kv.pages.len() / head_dim;
-        let map = TensorMap::new(op.kv.pages, [rows, head_dim], op.kv.page_size.min(TILE_KEYS))?;
+        let map = op.kv.pages.map(head_dim, op.kv.page_size.min(TILE_KEYS))?;
         let arguments = arguments![
             op.out,
             op.queries,

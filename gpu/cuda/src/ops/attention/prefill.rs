@@ -1,6 +1,6 @@
 use half::bf16;
 
-use super::{KvPages, TILE_KEYS, log2_scale, window};
+use super::{KvPages, KvView, TILE_KEYS, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
@@ -40,8 +40,8 @@ impl Device {
     pub fn prefill_attention(&self, op: PrefillAttention<'_>) -> Result<(), CudaError> {
         let KvPages { kv_heads, head_dim, .. } = op.kv;
         let kernel = match head_dim {
-            64 => "attention_prefill_64",
-            128 => "attention_prefill_128",
+            64 => op.kv.pages.kernel(["attention_prefill_64", "attention_prefill_64_fp8"]),
+            128 => op.kv.pages.kernel(["attention_prefill_128", "attention_prefill_128_fp8"]),
             other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
         };
         op.kv.check(op.heads)?;
@@ -51,7 +51,7 @@ impl Device {
         check(i32::try_from(kv_rows).is_ok(), || format!("{kv_rows} rows of keys and values"))?;
         let maps = [
             TensorMap::new(op.queries, [op.queries.len() / width, width], PREFILL_ROWS)?,
-            TensorMap::new(op.kv.pages, [kv_rows, head_dim], op.kv.page_size.min(TILE_KEYS))?,
+            op.kv.pages.map(head_dim, op.kv.page_size.min(TILE_KEYS))?,
         ];
         let arguments = arguments![
             op.out,
@@ -69,7 +69,12 @@ impl Device {
             log2_scale(op.scale),
         ];
         let blocks = (op.work_count * op.heads).min(self.info().multiprocessors as usize);
-        let shared = (PREFILL_ROWS + STAGES * 2 * TILE_KEYS) * head_dim * 2 + SWIZZLE_ALIGNMENT;
+        let tiles = (PREFILL_ROWS + STAGES * 2 * TILE_KEYS) * head_dim * 2 + SWIZZLE_ALIGNMENT;
+        let codes = match op.kv.pages {
+            KvView::Bf16(_) => 0,
+            KvView::Fp8(_) => 2 * TILE_KEYS * head_dim,
+        };
+        let shared = tiles + codes;
         let shape = Shape::new([blocks as u32, 1, 1], THREADS).shared(shared);
         // SAFETY: signature of attention_prefill; works, tables and lengths on the device are trusted.
         unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
