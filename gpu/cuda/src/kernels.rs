@@ -78,8 +78,13 @@ impl KernelFile {
         const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
         const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
+        const WORK: (&str, &str) = ("decode_work.cuh", include_str!("../../kernels/decode_work.cuh"));
+        const LOAD: (&str, &str) = ("decode_load.cuh", include_str!("../../kernels/decode_load.cuh"));
+        const MULTIPLY: (&str, &str) =
+            ("decode_multiply.cuh", include_str!("../../kernels/decode_multiply.cuh"));
         match self {
-            Self::DecodeAttention | Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
+            Self::DecodeAttention => &[COMMON, FP8, ATTENTION, WORK, LOAD, MULTIPLY],
+            Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
             Self::Fp8 | Self::Qkv => &[COMMON, FP8],
             Self::Gemm => &[COMMON, FP8, GEMM],
             Self::GemmMany => &[COMMON, GEMM],
