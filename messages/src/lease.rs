@@ -32,6 +32,31 @@ pub struct Lease {
     /// Engines: tokens per KV block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_size: Option<u32>,
+    /// Engines: what the bytes of a KV page mean, in the words of `kv::PageLayout`. Pages travel between equal ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_layout: Option<String>,
+}
+
+impl Lease {
+    /// A starting instance of which nothing else is known.
+    pub fn new(role: Role, pool: Pool, instance: InstanceId) -> Self {
+        Self {
+            role,
+            pool,
+            instance,
+            state: State::Starting,
+            version: String::new(),
+            host: String::new(),
+            pid: 0,
+            started_ms: 0,
+            admin: None,
+            card: None,
+            numerics_class: None,
+            kv_tokens: None,
+            page_size: None,
+            kv_layout: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -36,6 +36,30 @@ pub struct Load {
     pub started: Vec<Started>,
 }
 
+impl Load {
+    /// A first report: nothing to do, no room, nothing measured.
+    pub fn new(instance: InstanceId) -> Self {
+        Self {
+            instance,
+            number: 1,
+            running: 0,
+            queued: 0,
+            max_running: 0,
+            max_queued: 0,
+            blocks_used: 0,
+            blocks_cached: 0,
+            blocks_total: 0,
+            pending_prefill_tokens: 0,
+            step_us: 0,
+            prefill_token_ns: 0,
+            seen: Vec::new(),
+            kv: None,
+            alone: false,
+            started: Vec::new(),
+        }
+    }
+}
+
 /// Beginnings that one report tells of; the rest are not told.
 pub const STARTED_PER_REPORT: usize = 256;
 

@@ -50,10 +50,9 @@ pub enum PrefillAnswer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefillNews {
-    /// The task is in this state; said four times a second, and after each chunk.
+    /// The task is alive and will take this long; said four times a second, and after each chunk.
     Pulse {
         run: RunId,
-        computed_blocks: u32,
         remaining_ms: u32,
     },
     /// Computing begins: lend me slots for these blocks. Answered by [`SlotAnswer`].
@@ -63,10 +62,6 @@ pub enum PrefillNews {
         /// Leading blocks of the prompt that prefill's cache held: they were computed for others.
         #[serde(default)]
         cached_blocks: u32,
-    },
-    /// Every block was pushed.
-    Done {
-        run: RunId,
     },
     Failed {
         run: RunId,

@@ -45,6 +45,30 @@ pub struct Submit {
     pub alone: bool,
 }
 
+impl Submit {
+    /// A first attempt that asks for nothing but tokens, as drawn by default, and as yet for none of them.
+    pub fn new(pool: Pool, prompt: TokenIds, tokenizer: InstanceId, ingress: InstanceId) -> Self {
+        Self {
+            run: None,
+            pool,
+            prompt,
+            choices: Vec::new(),
+            sampling: Sampling::default(),
+            max_tokens: 0,
+            score_prompt_from: None,
+            priority: 0,
+            cache_salt: None,
+            dispatch: None,
+            prefill: None,
+            routing: Routing::default(),
+            tokenizer,
+            ingress,
+            avoid: Vec::new(),
+            alone: false,
+        }
+    }
+}
+
 /// What a client or its API key says of where a request should go.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

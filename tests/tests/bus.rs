@@ -27,21 +27,8 @@ fn options(url: String) -> BusOptions {
 }
 
 fn a_lease() -> Lease {
-    Lease {
-        role: Role::Decode,
-        pool: Pool::of_model("m", "00"),
-        instance: InstanceId::draw(Role::Decode),
-        state: State::Ready,
-        version: "0".to_owned(),
-        host: "h".to_owned(),
-        pid: 1,
-        started_ms: 1,
-        admin: None,
-        card: None,
-        numerics_class: None,
-        kv_tokens: None,
-        page_size: None,
-    }
+    let instance = InstanceId::draw(Role::Decode);
+    Lease { state: State::Ready, ..Lease::new(Role::Decode, Pool::of_model("m", "00"), instance) }
 }
 
 struct Holder {

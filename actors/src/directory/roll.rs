@@ -175,21 +175,8 @@ mod tests {
     use super::*;
 
     fn lease(name: &str) -> Lease {
-        Lease {
-            role: Role::Decode,
-            pool: Pool::of_model("m", "00"),
-            instance: name.parse().unwrap(),
-            state: State::Ready,
-            version: String::new(),
-            host: String::new(),
-            pid: 1,
-            started_ms: 0,
-            admin: None,
-            card: None,
-            numerics_class: None,
-            kv_tokens: None,
-            page_size: None,
-        }
+        let pool = Pool::of_model("m", "00");
+        Lease { state: State::Ready, ..Lease::new(Role::Decode, pool, name.parse().unwrap()) }
     }
 
     fn roll_of(names: &[&str], now: Instant) -> Roll {

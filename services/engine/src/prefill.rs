@@ -147,11 +147,7 @@ impl PrefillActor {
         let states = self.tasks.lock().states(self.layout.page_size);
         for state in states {
             let remaining = per_token.saturating_mul(state.tokens_ahead);
-            let news = PrefillNews::Pulse {
-                run: state.run,
-                computed_blocks: state.computed,
-                remaining_ms: millis(remaining),
-            };
+            let news = PrefillNews::Pulse { run: state.run, remaining_ms: millis(remaining) };
             self.tell(&state.decode, news);
         }
     }
@@ -255,24 +251,18 @@ impl PrefillActor {
         };
         let began = Instant::now();
         let pushed = tokio::task::spawn_blocking(move || push.run()).await;
-        let news = match pushed {
+        let failed = match pushed {
             Ok(Ok(())) => {
                 metrics::histogram!("stator_engine_push_seconds").record(began.elapsed());
-                Some(PrefillNews::Done { run })
+                None
             }
             Ok(Err(PushError::Ended)) => None,
-            Ok(Err(error)) => {
-                tracing::info!(%run, %decode, %error, "blocks not pushed");
-                let fault = Fault::new(FaultCode::Internal, error.to_string());
-                Some(PrefillNews::Failed { run, fault })
-            }
-            Err(panicked) => {
-                let fault = Fault::new(FaultCode::Internal, panicked.to_string());
-                Some(PrefillNews::Failed { run, fault })
-            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panicked) => Some(panicked.to_string()),
         };
-        if let Some(news) = news {
-            self.tell(&decode, news);
+        if let Some(why) = failed {
+            tracing::info!(%run, %decode, why, "blocks not pushed");
+            self.tell(&decode, PrefillNews::Failed { run, fault: Fault::new(FaultCode::Internal, why) });
         }
         self.tell(&decode, PrefillNews::Closed { epoch });
         self.drop_task(run);

@@ -107,8 +107,6 @@ impl Remote {
                 self.hear(run, News::Going { remaining: Duration::from_millis(remaining_ms.into()) });
             }
             PrefillNews::WantSlots { run, blocks, .. } => reply.send(&self.lend(run, blocks)),
-            // What counts is what has landed.
-            PrefillNews::Done { .. } => {}
             PrefillNews::Failed { run, fault } => {
                 tracing::debug!(%run, %fault, "prefill failed");
                 self.hear(run, News::Broken(Why::Failed));

@@ -23,7 +23,6 @@ pub(super) struct Task {
 pub(super) struct State {
     pub run: RunId,
     pub decode: InstanceId,
-    pub computed: u32,
     /// Tokens to compute until it is done, those of earlier tasks included.
     pub tokens_ahead: u32,
 }
@@ -104,7 +103,7 @@ impl Tasks {
         let mut ahead = 0_u32;
         let state = |task: &Task| {
             ahead = ahead.saturating_add((task.blocks - task.computed.min(task.blocks)) * page_size);
-            State { run: task.run, decode: task.decode.clone(), computed: task.computed, tokens_ahead: ahead }
+            State { run: task.run, decode: task.decode.clone(), tokens_ahead: ahead }
         };
         self.tasks.iter().map(state).collect()
     }

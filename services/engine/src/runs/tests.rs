@@ -1,31 +1,19 @@
 use messages::{
     frame::End,
-    submit::{ChoiceStart, Routing, Sampling, Submit},
+    submit::{ChoiceStart, Submit},
 };
 
 use super::*;
 
 fn submit(choices: &[(u32, &[u32])]) -> Submit {
+    let start = |(index, output): &(u32, &[u32])| ChoiceStart { index: *index, output: (*output).into() };
+    let [tokenizer, ingress] = ["tokenizer-1", "ingress-1"].map(|name| name.parse().unwrap());
+    let (pool, prompt) = (messages::Pool::of_model("m", "00"), [1, 2, 3].as_slice().into());
     Submit {
         run: Some(RunId(1)),
-        pool: messages::Pool::of_model("m", "00"),
-        prompt: [1, 2, 3].as_slice().into(),
-        choices: choices
-            .iter()
-            .map(|(index, output)| ChoiceStart { index: *index, output: (*output).into() })
-            .collect(),
-        sampling: Sampling::default(),
+        choices: choices.iter().map(start).collect(),
         max_tokens: 8,
-        score_prompt_from: None,
-        priority: 0,
-        cache_salt: None,
-        routing: Routing::default(),
-        dispatch: None,
-        prefill: None,
-        tokenizer: "tokenizer-1".parse().unwrap(),
-        ingress: "ingress-1".parse().unwrap(),
-        avoid: Vec::new(),
-        alone: false,
+        ..Submit::new(pool, prompt, tokenizer, ingress)
     }
 }
 
