@@ -8,6 +8,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Tokens up to which a block is hashed in one piece.
+const SMALL: usize = 64;
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockHash(u128);
 
@@ -59,11 +62,14 @@ impl ClusterKey {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
-        cut(&hasher)
+        cut(&hasher.finalize())
     }
 
     /// The block after `parent` that holds `tokens` and covers non-text inputs with these content hashes.
     pub fn child(&self, parent: BlockHash, tokens: &[u32], inputs: &[[u8; 16]]) -> BlockHash {
+        if inputs.is_empty() && tokens.len() <= SMALL {
+            return self.small_child(parent, tokens);
+        }
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&parent.0.to_le_bytes());
         let mut bytes = [0; 4 * 64];
@@ -77,13 +83,25 @@ impl ClusterKey {
             hasher.update(input);
         }
         hasher.update(&(inputs.len() as u32).to_le_bytes());
-        cut(&hasher)
+        cut(&hasher.finalize())
+    }
+
+    /// The same bytes without the state of a hasher that takes them bit by bit: routers do this for every block of every
+    /// prompt.
+    fn small_child(&self, parent: BlockHash, tokens: &[u32]) -> BlockHash {
+        let mut bytes = [0; 16 + 4 * SMALL + 4];
+        bytes[..16].copy_from_slice(&parent.0.to_le_bytes());
+        for (slot, id) in bytes[16..].chunks_exact_mut(4).zip(tokens) {
+            slot.copy_from_slice(&id.to_le_bytes());
+        }
+        // The number of inputs follows the tokens: none.
+        cut(&blake3::keyed_hash(&self.0, &bytes[..16 + 4 * tokens.len() + 4]))
     }
 }
 
-fn cut(hasher: &blake3::Hasher) -> BlockHash {
+fn cut(hash: &blake3::Hash) -> BlockHash {
     let mut head = [0; 16];
-    head.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    head.copy_from_slice(&hash.as_bytes()[..16]);
     BlockHash(u128::from_le_bytes(head))
 }
 
@@ -108,5 +126,21 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != block));
         assert_eq!(key.child(root, &[1, 2, 3], &[]), block);
+    }
+
+    #[test]
+    fn a_block_is_the_keyed_hash_of_parent_tokens_and_inputs_whatever_its_size() {
+        let key = ClusterKey::derive("test");
+        let parent = key.root(&CacheScope::default());
+        for (tokens, inputs) in [(0, 0), (16, 0), (64, 0), (65, 0), (200, 0), (16, 2)] {
+            let tokens: Vec<u32> = (0..tokens).map(|token| token * 70_001).collect();
+            let inputs = vec![[7; 16]; inputs];
+            let mut bytes = parent.0.to_le_bytes().to_vec();
+            bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+            bytes.extend(inputs.concat());
+            bytes.extend((inputs.len() as u32).to_le_bytes());
+            let expected = cut(&blake3::keyed_hash(&key.0, &bytes));
+            assert_eq!(key.child(parent, &tokens, &inputs), expected, "{} tokens", tokens.len());
+        }
     }
 }
