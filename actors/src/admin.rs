@@ -2,18 +2,18 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use actix::Addr;
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     dev::Server,
     web::{self, Data},
 };
+use futures_util::future::{join_all, try_join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 
 use crate::{
     process::Life,
-    root::{Drain, Observe, Root},
+    root::{Drain, Observe},
 };
 
 /// What a service shows of itself: `GET /admin/{page}/{key}`.
@@ -40,26 +40,26 @@ impl Pages {
 /// What the routes need.
 #[derive(Clone)]
 struct Desk {
-    root: Addr<Root>,
-    life: Life,
+    /// Of each instance of this process, at least one.
+    lives: Arc<[Life]>,
     pages: Pages,
     metrics: PrometheusHandle,
     key: Option<String>,
 }
 
-/// Binds the listener; the returned server runs until it is stopped.
+/// Binds the listener; the returned server runs until it is stopped. It shows the state of the first instance of
+/// `lives` and drains them all.
 ///
 /// # Errors
 /// If the address cannot be bound.
 pub fn listen(
     bind: SocketAddr,
     key: Option<String>,
-    root: Addr<Root>,
-    life: Life,
+    lives: Arc<[Life]>,
     pages: Pages,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<(Server, SocketAddr)> {
-    let desk = Desk { root, life, pages, metrics, key };
+    let desk = Desk { lives, pages, metrics, key };
     let server = HttpServer::new(move || {
         App::new()
             .app_data(Data::new(desk.clone()))
@@ -85,7 +85,7 @@ async fn state(desk: Data<Desk>, request: HttpRequest) -> HttpResponse {
     if !allowed(&desk, &request) {
         return HttpResponse::Unauthorized().finish();
     }
-    match desk.root.send(Observe).await {
+    match desk.lives[0].root.send(Observe).await {
         Ok(observed) => HttpResponse::Ok().json(observed),
         Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
     }
@@ -115,11 +115,12 @@ async fn drain(desk: Data<Desk>, request: HttpRequest, query: web::Query<DrainQu
     if !allowed(&desk, &request) {
         return HttpResponse::Unauthorized().finish();
     }
-    if let Err(error) = desk.root.send(Drain { now: query.now }).await {
+    let all = || desk.lives.iter();
+    if let Err(error) = try_join_all(all().map(|life| life.root.send(Drain { now: query.now }))).await {
         return HttpResponse::InternalServerError().body(error.to_string());
     }
     if query.wait {
-        desk.life.drained().await;
+        join_all(all().map(Life::drained)).await;
         return HttpResponse::Ok().json(serde_json::json!({"state": "drained", "safe_to_stop": true}));
     }
     HttpResponse::Accepted().json(serde_json::json!({"state": "draining", "safe_to_stop": false}))

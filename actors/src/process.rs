@@ -1,19 +1,15 @@
 //! The life of a process, from its settings to its exit code.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod instance;
 
-use actix::{Actor, Addr};
+use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use actix::Addr;
+use futures_util::future::try_join_all;
 use messages::{
     InstanceId, Namespace, Pool, Role,
-    lease::{Lease, ModelCard, State},
+    lease::{Lease, ModelCard},
 };
-use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,9 +17,10 @@ use crate::{
     bus::{Bus, BusOptions},
     directory::Directory,
     lease,
-    root::{self, Drain, Ready, Root},
+    root::{Drain, Ready, Root},
     telemetry::{self, LogFormat},
 };
+use instance::{Host, Instance};
 
 /// How long the last messages may take to leave.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
@@ -90,7 +87,7 @@ pub struct Context {
 /// Handle to the lifecycle that [`Root`] owns.
 #[derive(Clone)]
 pub struct Life {
-    root: Addr<Root>,
+    pub(crate) root: Addr<Root>,
     draining: CancellationToken,
     drained: CancellationToken,
     /// Answers to those who wait for the end, which does not come before they have left.
@@ -139,6 +136,18 @@ where
     Fut: Future<Output = anyhow::Result<R>>,
     R: Running,
 {
+    let mut start = Some(start);
+    run_many(spec, 1, settings, move |context| start.take().expect("one instance starts once")(context))
+}
+
+/// As [`run`], but the process is `count` instances, each with an id, a lease and a life of its own. They share the
+/// connections and the admin listener. The process ends with the last of them, or when one cannot start.
+pub fn run_many<F, Fut, R>(spec: Spec, count: u32, settings: ProcessSettings, start: F) -> ExitCode
+where
+    F: FnMut(Context) -> Fut,
+    Fut: Future<Output = anyhow::Result<R>>,
+    R: Running,
+{
     if let Err(error) = telemetry::start_logs(settings.log_format, &settings.log_level) {
         eprintln!("error: log level: {error}");
         return ExitCode::from(2);
@@ -148,7 +157,7 @@ where
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(threads).enable_all().build().expect("the runtime needs threads")
     });
-    match system.block_on(live(spec, settings, start)) {
+    match system.block_on(live(spec, count, settings, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -157,83 +166,50 @@ where
     }
 }
 
-async fn live<F, Fut, R>(spec: Spec, settings: ProcessSettings, start: F) -> anyhow::Result<()>
+async fn live<F, Fut, R>(
+    spec: Spec,
+    count: u32,
+    settings: ProcessSettings,
+    mut start: F,
+) -> anyhow::Result<()>
 where
-    F: FnOnce(Context) -> Fut,
+    F: FnMut(Context) -> Fut,
     Fut: Future<Output = anyhow::Result<R>>,
     R: Running,
 {
     let metrics = telemetry::start_metrics()?;
-    let me = Me { role: spec.role, pool: spec.pool, instance: InstanceId::draw(spec.role) };
-    let bus = Bus::connect(&bus_options(&settings, &me)?).await?;
+    actix_rt::spawn(telemetry::keep_metrics(metrics.clone()));
+    let instances: Vec<Instance> = (0..count.max(1)).map(|_| Instance::new(&spec)).collect();
+    let bus = Bus::connect(&bus_options(&settings, &instances[0].me)?).await?;
     let replicas = settings.lease_replicas;
     lease::open(&bus, replicas).await?;
 
-    let [draining, stopping, drained] = std::array::from_fn(|_| CancellationToken::new());
-    let (lease, lease_view) = watch::channel(first_lease(&me, spec.card));
-    let ends =
-        root::Ends { draining: draining.clone(), stopping: stopping.clone(), drained: drained.clone() };
-    let root = Root::new(lease.clone(), ends, metrics.clone()).start();
     let bind: SocketAddr = settings
         .admin_bind
         .parse()
         .map_err(|_| anyhow::anyhow!("--admin-bind '{}' is no address:port", settings.admin_bind))?;
     let pages = admin::Pages::default();
-    let farewells = TaskTracker::new();
-    let life = Life {
-        root: root.clone(),
-        draining: draining.clone(),
-        drained: drained.clone(),
-        farewells: farewells.clone(),
-    };
-    let (server, address) =
-        admin::listen(bind, settings.admin_key, root, life.clone(), pages.clone(), metrics.clone())?;
-    lease.send_modify(|lease| lease.admin = Some(address.to_string()));
+    let lives: Vec<Life> = instances.iter().map(|instance| instance.life.clone()).collect();
+    watch_signals(lives.clone())?;
+    let key = settings.admin_key;
+    let (server, admin) = admin::listen(bind, key, lives.into(), pages.clone(), metrics.clone())?;
     let listener = server.handle();
     actix_rt::spawn(server);
-    watch_signals(life.clone())?;
-
-    let lease_given_back = CancellationToken::new();
-    let keeper = tokio::spawn(lease::keep(bus.clone(), replicas, lease_view, lease_given_back.clone()));
     let directory = Directory::watch(bus.clone(), replicas);
-    directory.holds_own(&lease.borrow());
-    tracing::info!(instance = %me.instance, pool = %me.pool, admin = %address, "started");
-    let tasks = TaskTracker::new();
-    let context = Context { bus: bus.clone(), me, directory, life, pages, metrics, tasks };
-    let tasks = context.tasks.clone();
+    directory.holds_own(&instances[0].lease.borrow());
 
-    let outcome = tokio::select! {
-        running = start(context) => match running {
-            Ok(running) => {
-                draining.cancelled().await;
-                wind_down(&running, &stopping, Duration::from_secs(settings.drain_grace)).await;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
-        () = stopping.cancelled() => Ok(()),
-    };
-    tasks.close();
-    let _ = tokio::time::timeout(FLUSH_WITHIN, tasks.wait()).await;
-    bus.flush(FLUSH_WITHIN).await;
-    drained.cancel();
-    farewells.close();
-    let _ = tokio::time::timeout(FLUSH_WITHIN, async { tokio::join!(farewells.wait(), listener.stop(true)) })
-        .await;
-    lease_given_back.cancel();
-    let _ = tokio::time::timeout(FLUSH_WITHIN, keeper).await;
+    let grace = Duration::from_secs(settings.drain_grace);
+    let host = Host { bus: bus.clone(), directory, pages, metrics, admin, replicas, grace };
+    let lives = instances.into_iter().map(|instance| {
+        let running = start(instance.context(&host));
+        instance.live(&host, running)
+    });
+    let outcome = try_join_all(lives).await;
+    // Whoever waits for the end is told before it comes.
+    let _ = tokio::time::timeout(FLUSH_WITHIN, listener.stop(true)).await;
     bus.flush(FLUSH_WITHIN).await;
     tracing::info!("stopped");
-    outcome
-}
-
-async fn wind_down<R: Running>(running: &R, stopping: &CancellationToken, grace: Duration) {
-    tokio::select! {
-        () = running.idle() => return,
-        () = tokio::time::sleep(grace) => tracing::warn!(?grace, "drain grace is over, work is handed back"),
-        () = stopping.cancelled() => {}
-    }
-    running.abort();
+    outcome.map(drop)
 }
 
 fn bus_options(settings: &ProcessSettings, me: &Me) -> anyhow::Result<BusOptions> {
@@ -247,27 +223,8 @@ fn bus_options(settings: &ProcessSettings, me: &Me) -> anyhow::Result<BusOptions
     Ok(BusOptions { urls, namespace, credentials, name: format!("stator {}", me.instance) })
 }
 
-fn first_lease(me: &Me, card: Option<ModelCard>) -> Lease {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Lease {
-        role: me.role,
-        pool: me.pool.clone(),
-        instance: me.instance.clone(),
-        state: State::Starting,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        host: std::fs::read_to_string("/etc/hostname").unwrap_or_default().trim().to_owned(),
-        pid: std::process::id(),
-        started_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
-        admin: None,
-        card,
-        numerics_class: None,
-        kv_tokens: None,
-        page_size: None,
-    }
-}
-
 /// SIGTERM or SIGINT drains; the second stops at once.
-fn watch_signals(life: Life) -> anyhow::Result<()> {
+fn watch_signals(lives: Vec<Life>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -277,7 +234,7 @@ fn watch_signals(life: Life) -> anyhow::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            life.drain(false);
+            lives.iter().for_each(|life| life.drain(false));
         }
     });
     Ok(())

@@ -1,27 +1,23 @@
-//! The root actor of a process: it owns the instance's lifecycle and keeps the slow clock.
+//! The root actor of an instance: it owns the lifecycle.
 //!
 //! `Starting → Ready → Draining`, one way. Signals, control messages and the admin listener all send it messages;
 //! the lease, the lanes and the service watch what it decides.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Context, Handler, Message};
 use messages::lease::{Lease, State};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// Histograms grow until they are folded.
-const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Root {
     lease: watch::Sender<Lease>,
     ends: Ends,
-    metrics: PrometheusHandle,
     started: Instant,
 }
 
-/// How far the end of the process has come.
+/// How far the end of the instance has come.
+#[derive(Clone, Default)]
 pub(crate) struct Ends {
     /// Work ends.
     pub draining: CancellationToken,
@@ -59,17 +55,13 @@ pub struct Observed {
 }
 
 impl Root {
-    pub(crate) fn new(lease: watch::Sender<Lease>, ends: Ends, metrics: PrometheusHandle) -> Self {
-        Self { lease, ends, metrics, started: Instant::now() }
+    pub(crate) fn new(lease: watch::Sender<Lease>, ends: Ends) -> Self {
+        Self { lease, ends, started: Instant::now() }
     }
 }
 
 impl Actor for Root {
     type Context = Context<Self>;
-
-    fn started(&mut self, context: &mut Self::Context) {
-        context.run_interval(UPKEEP_EVERY, |root, _| root.metrics.run_upkeep());
-    }
 }
 
 impl Handler<Ready> for Root {

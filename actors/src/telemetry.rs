@@ -1,12 +1,20 @@
 //! Logs by `tracing`, figures by `metrics` with fixed histogram buckets.
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Seconds: bus hops and steps are fractions of a millisecond, long answers take minutes.
 const SECONDS: [f64; 22] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5,
     0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+/// Seconds of CPU time, names ending in `_cpu_seconds`: single decisions take microseconds.
+const CPU_SECONDS: [f64; 14] = [
+    0.000_005, 0.000_01, 0.000_02, 0.000_03, 0.000_04, 0.000_05, 0.000_06, 0.000_08, 0.0001, 0.000_15,
+    0.0002, 0.0005, 0.001, 0.01,
 ];
 /// Counts of tokens or sequences.
 const COUNTS: [f64; 14] =
@@ -57,10 +65,20 @@ pub fn start_logs(format: LogFormat, level: &str) -> anyhow::Result<()> {
 /// If a recorder runs already.
 pub fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_cpu_seconds".to_owned()), &CPU_SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets(&COUNTS)?
         .build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| anyhow::anyhow!("metrics recorder: {error}"))?;
     Ok(handle)
+}
+
+/// Histograms grow until they are folded: does so every few seconds, for ever.
+pub async fn keep_metrics(handle: PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        tick.tick().await;
+        handle.run_upkeep();
+    }
 }

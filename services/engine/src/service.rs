@@ -8,20 +8,16 @@ use actors::{
 };
 use anyhow::Context as _;
 use catalog::Naming;
-use messages::{Role, block::ClusterKey, lease::ModelCard};
-
-use kv::transfer::ReceiverConfig;
-use tokio::sync::mpsc;
+use kv::{PageLayout, transfer::ReceiverConfig};
+use messages::{
+    Role,
+    block::ClusterKey,
+    lease::{Lease, ModelCard},
+};
 
 use crate::{
-    actor::EngineActor,
-    broadcast::Broadcast,
-    device::{Device, Report},
-    executor::Target,
-    prefill::PrefillActor,
-    remote::Remote,
-    settings::EngineSettings,
-    transport,
+    actor::EngineActor, broadcast::Broadcast, device::Device, executor::Target, prefill::PrefillActor,
+    remote::Remote, settings::EngineSettings, transport,
 };
 
 /// How often a drain looks whether any run is left.
@@ -32,96 +28,98 @@ const GRANTS: u32 = 4;
 
 /// Serves `role` (prefill or decode) until the process is told to stop.
 pub fn run(role: Role, settings: EngineSettings, process: ProcessSettings) -> ExitCode {
-    let card = match card(&settings) {
+    let card = match check(role, &settings).and_then(|()| card(&settings)) {
         Ok(card) => card,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::from(2);
         }
     };
-    if role == Role::Prefill && settings.disable_radix_cache {
-        eprintln!("error: a prefill engine hands out cached blocks: leave out --disable-radix-cache");
-        return ExitCode::from(2);
-    }
-    let (secret, key) = (process.cluster_key.clone(), ClusterKey::derive(&process.cluster_key));
     let spec = Spec { role, pool: card.pool(), card: Some(card.clone()) };
-    process::run(spec, process, |context| async move {
+    let (count, key) = (settings.sim_engines, ClusterKey::derive(&process.cluster_key));
+    let plan = Arc::new(Plan { role, settings, secret: process.cluster_key.clone(), key, card });
+    process::run_many(spec, count, process, move |context| plan.clone().start(context))
+}
+
+/// Refuses settings that contradict each other.
+fn check(role: Role, settings: &EngineSettings) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        role != Role::Prefill || !settings.disable_radix_cache,
+        "a prefill engine hands out cached blocks: leave out --disable-radix-cache"
+    );
+    anyhow::ensure!(
+        settings.sim_engines == 1 || settings.device == "sim",
+        "--sim-engines {} needs --device sim: other engines have a process each",
+        settings.sim_engines
+    );
+    Ok(())
+}
+
+/// What every engine of a process is started from.
+struct Plan {
+    role: Role,
+    settings: EngineSettings,
+    secret: String,
+    key: ClusterKey,
+    card: ModelCard,
+}
+
+impl Plan {
+    async fn start(self: Arc<Self>, context: Context) -> anyhow::Result<Engine> {
+        let settings = &self.settings;
         let target = Target::resolve(&settings.device)?;
-        let scheduler = settings.scheduler(key.clone(), settings.step_limits(target))?;
+        let scheduler = settings.scheduler(self.key.clone(), settings.step_limits(target))?;
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
-        let (model, chosen) = (card.clone(), settings.clone());
-        let build = move || target.build(&chosen, &model);
+        let plan = self.clone();
+        let build = move || target.build(&plan.settings, &plan.card);
         let me = context.me.instance.clone();
         let (device, reports) = Device::start(me, build, scheduler, floor).await?;
-        let engine = device.spec.clone();
+        let spec = device.spec.clone();
+        let layout = transport::layout(&spec, &self.card.revision);
         let broadcast = Broadcast::new(context.clone(), device.clone());
         tokio::spawn(broadcast.clone().keep());
-        let parts = Parts { context: context.clone(), device, broadcast, revision: card.revision, key };
-        let engine_role = if role == Role::Prefill {
-            parts.prefill(reports, &settings, &secret).await?
+        let engine = if self.role == Role::Prefill {
+            let transports = transport::transports(settings, &self.secret, device.memory.clone())?;
+            let (context, layout, key) = (context.clone(), layout.clone(), self.key.clone());
+            let actor = PrefillActor::new(context.clone(), device, broadcast, layout, key, transports);
+            tokio::spawn(actor.clone().publish(reports));
+            tokio::spawn(actor.clone().keep());
+            lane::serve(&context, actor.clone()).await?;
+            Engine::Prefill(actor)
         } else {
-            parts.decode(reports, &settings, &secret).await?
+            let remote = self.remote(&context, &device, &layout).context("transfer of kv pages")?;
+            let (revision, key) = (self.card.revision.clone(), self.key.clone());
+            let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
+            tokio::spawn(actor.clone().publish(reports));
+            tokio::spawn(actor.clone().keep());
+            lane::serve(&context, actor.clone()).await?;
+            Engine::Decode(actor)
         };
-        context
-            .life
-            .ready(move |lease| {
-                lease.kv_tokens = Some(u64::from(engine.pages) * u64::from(engine.page_size));
-                lease.page_size = Some(engine.page_size);
-                lease.numerics_class = Some(engine.numerics_class);
-            })
-            .await;
-        Ok(engine_role)
-    })
-}
-
-/// What an engine is made of, whatever its role.
-struct Parts {
-    context: Context,
-    device: Device,
-    broadcast: Arc<Broadcast>,
-    revision: String,
-    key: ClusterKey,
-}
-
-impl Parts {
-    async fn decode(
-        self,
-        reports: mpsc::Receiver<Report>,
-        settings: &EngineSettings,
-        secret: &str,
-    ) -> anyhow::Result<Engine> {
-        let Self { context, device, broadcast, revision, key } = self;
-        let slots = settings.transfer_slots;
-        let remote = if slots > 0 && !settings.disable_radix_cache {
-            let layout = transport::layout(&device.spec, &revision);
-            let config = ReceiverConfig { layout, slots, slots_per_grant: slots.div_ceil(GRANTS) };
-            let transports = transport::transports(settings, secret, device.memory.clone())?;
-            let started = Remote::start(context.clone(), device.clone(), config, &transports);
-            Some(started.context("transfer of kv pages")?)
-        } else {
-            None
+        let amend = move |lease: &mut Lease| {
+            lease.kv_tokens = Some(u64::from(spec.pages) * u64::from(spec.page_size));
+            lease.page_size = Some(spec.page_size);
+            lease.numerics_class = Some(spec.numerics_class);
+            lease.kv_layout = Some(layout.to_string());
         };
-        let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
-        tokio::spawn(actor.clone().publish(reports));
-        tokio::spawn(actor.clone().keep());
-        lane::serve(&context, actor.clone()).await?;
-        Ok(Engine::Decode(actor))
+        context.life.ready(amend).await;
+        Ok(engine)
     }
 
-    async fn prefill(
-        self,
-        reports: mpsc::Receiver<Report>,
-        settings: &EngineSettings,
-        secret: &str,
-    ) -> anyhow::Result<Engine> {
-        let Self { context, device, broadcast, revision, key } = self;
-        let layout = transport::layout(&device.spec, &revision);
-        let transports = transport::transports(settings, secret, device.memory.clone())?;
-        let actor = PrefillActor::new(context.clone(), device, broadcast, layout, key, transports);
-        tokio::spawn(actor.clone().publish(reports));
-        tokio::spawn(actor.clone().keep());
-        lane::serve(&context, actor.clone()).await?;
-        Ok(Engine::Prefill(actor))
+    /// What lets prompts be computed elsewhere, unless the settings leave no room for that.
+    fn remote(
+        &self,
+        context: &Context,
+        device: &Device,
+        layout: &PageLayout,
+    ) -> anyhow::Result<Option<Arc<Remote>>> {
+        let slots = self.settings.transfer_slots;
+        if slots == 0 || self.settings.disable_radix_cache {
+            return Ok(None);
+        }
+        let layout = layout.clone();
+        let config = ReceiverConfig { layout, slots, slots_per_grant: slots.div_ceil(GRANTS) };
+        let transports = transport::transports(&self.settings, &self.secret, device.memory.clone())?;
+        Remote::start(context.clone(), device.clone(), config, &transports).map(Some)
     }
 }
 

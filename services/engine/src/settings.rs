@@ -53,6 +53,8 @@ actors::settings! {
         value kv_listen: String = "127.0.0.1:0".to_owned();
         /// Address that other hosts reach --kv-listen at; default: that of the default route if it names none.
         optional kv_advertise: String;
+        /// Connections of one hand-over over TCP. One fills a loopback; more may be needed to fill a fast network.
+        value kv_tcp_streams: u32 = 1;
         /// Folder of the sockets over which shared memory is lent; default: stator-kv-UID in the temporary folder.
         optional kv_socket_folder: PathBuf;
         /// Decode: KV pages that may be on their way here at once; 0 computes every prompt here.
@@ -63,6 +65,8 @@ actors::settings! {
         value sim_step_ms: f64 = 6.0;
         /// Sim: prompt tokens per second; 0 takes no time.
         value sim_prefill_rate: f64 = 0.0;
+        /// Sim: engines in this process, each an instance of its own.
+        value sim_engines: u32 = 1;
     }
 }
 

@@ -18,9 +18,6 @@ use models::ExecutorSpec;
 
 use crate::settings::EngineSettings;
 
-/// Connections of one hand-over.
-const TCP_STREAMS: u32 = 2;
-
 /// What the bytes of this engine's pages mean. Engines of different numerics classes do not exchange pages: output
 /// would depend on who computed a prompt.
 pub fn layout(spec: &ExecutorSpec, revision: &str) -> PageLayout {
@@ -64,7 +61,7 @@ pub fn transports(
             text.parse::<SocketAddr>().with_context(|| format!("--{name} '{text}' is no ip:port"))
         };
         let listen = address("kv-listen", &settings.kv_listen)?;
-        let tcp = TcpTransport::new(link, listen, TCP_STREAMS);
+        let tcp = TcpTransport::new(link, listen, settings.kv_tcp_streams);
         transports.push(Box::new(match &settings.kv_advertise {
             Some(text) => tcp.advertise(address("kv-advertise", text)?),
             None if listen.ip().is_unspecified() && listen.port() != 0 => tcp.advertise(reachable(listen)?),
