@@ -2,10 +2,9 @@
 //!
 //! Prints the distribution of whole decisions before the benchmarks run.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod spread;
+
+use std::{sync::Arc, time::Instant};
 
 use actors::suspects::Suspects;
 use divan::{Bencher, black_box};
@@ -15,7 +14,7 @@ use messages::{
     kv::KvSnapshot,
     lease::{Lease, State},
     load::Load,
-    submit::{Routing, Sampling, Submit},
+    submit::Submit,
 };
 use router::{
     RouterSettings,
@@ -29,8 +28,6 @@ const ENGINES: usize = 1000;
 const PROMPT: u32 = 1024;
 /// System prompts of half that length, each cached by a tenth of the engines.
 const SYSTEMS: u32 = 10;
-/// Times that each request is decided: other processes of the machine fall upon single ones.
-const VISITS: usize = 21;
 
 fn main() {
     figures();
@@ -45,41 +42,22 @@ struct World {
 }
 
 fn lease(n: usize) -> Arc<Lease> {
-    Arc::new(Lease {
-        role: Role::Decode,
-        pool: Pool::of_model("m", "00"),
-        instance: format!("decode-{n:012}").parse().expect("a name"),
-        state: State::Ready,
-        version: String::new(),
-        host: String::new(),
-        pid: 0,
-        started_ms: 0,
-        admin: None,
-        card: None,
-        numerics_class: None,
-        kv_tokens: None,
-        page_size: Some(16),
-    })
+    let instance = format!("decode-{n:012}").parse().expect("a name");
+    let lease = Lease::new(Role::Decode, Pool::of_model("m", "00"), instance);
+    Arc::new(Lease { state: State::Ready, page_size: Some(16), ..lease })
 }
 
 fn load(lease: &Lease, n: usize) -> Load {
     Load {
-        instance: lease.instance.clone(),
-        number: 1,
         running: n as u32 * 7 % 40,
-        queued: 0,
         max_running: 64,
         max_queued: 512,
         blocks_used: n as u32 * 11 % 900,
-        blocks_cached: 0,
         blocks_total: 2000,
         pending_prefill_tokens: n as u32 * 13 % 3000,
         step_us: 10_000,
         prefill_token_ns: 500_000,
-        seen: Vec::new(),
-        kv: None,
-        alone: false,
-        started: Vec::new(),
+        ..Load::new(lease.instance.clone())
     }
 }
 
@@ -87,24 +65,9 @@ fn submit(system: u32, number: u32) -> Submit {
     let half = PROMPT / 2;
     let prompt: TokenIds =
         (0..half).map(|at| system * half + at).chain((0..half).map(|at| number ^ at)).collect();
-    Submit {
-        run: None,
-        pool: Pool::of_model("m", "00"),
-        prompt,
-        choices: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens: 100,
-        score_prompt_from: None,
-        priority: 0,
-        cache_salt: None,
-        dispatch: None,
-        prefill: None,
-        routing: Routing::default(),
-        tokenizer: "tokenizer-1".parse().expect("a name"),
-        ingress: "ingress-1".parse().expect("a name"),
-        avoid: Vec::new(),
-        alone: false,
-    }
+    let [tokenizer, ingress] = ["tokenizer-1", "ingress-1"].map(|name| name.parse().expect("a name"));
+    let request = Submit::new(Pool::of_model("m", "00"), prompt, tokenizer, ingress);
+    Submit { max_tokens: 100, ..request }
 }
 
 impl World {
@@ -147,32 +110,9 @@ impl World {
 fn figures() {
     let world = World::fill();
     let requests: Vec<Submit> = (0..1000).map(|n| submit(n % SYSTEMS, 1_000_000 + 77 * n)).collect();
-    let mut visits: Vec<Vec<Duration>> = requests.iter().map(|_| Vec::with_capacity(VISITS)).collect();
-    for number in 0..VISITS as u64 {
-        for (request, times) in requests.iter().zip(&mut visits) {
-            let began = Instant::now();
-            world.decide(request, number);
-            times.push(began.elapsed());
-        }
-    }
-    println!(
-        "decision among {ENGINES} engines, wall clock: {}",
-        percentiles(visits.iter().flatten().copied().collect())
-    );
-    let medians = visits.iter_mut().map(|times| {
-        times.sort_unstable();
-        times[VISITS / 2]
+    spread::print(&format!("decision among {ENGINES} engines"), &requests, |visit, request| {
+        world.decide(request, visit as u64);
     });
-    println!(
-        "decision among {ENGINES} engines, each its median of {VISITS}: {}",
-        percentiles(medians.collect())
-    );
-}
-
-fn percentiles(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    format!("p50 {:.1?}, p99 {:.1?}, p99.9 {:.1?}", at(0.5), at(0.99), at(0.999))
 }
 
 #[divan::bench]

@@ -2,9 +2,11 @@
 //!
 //! Prints memory a block and the distribution of query times before the benchmarks run.
 
+mod spread;
+
 use std::{
     sync::{Mutex, OnceLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use divan::{Bencher, black_box, counter::ItemsCount};
@@ -18,10 +20,8 @@ const QUERY: usize = 64;
 /// Chains that every worker holds, and chains that ten workers each hold.
 const COMMON_CHAINS: usize = 20;
 const GROUP_CHAINS: usize = 20;
-/// Different queries, and visits to each: other processes of the machine fall upon single visits, and between two of
-/// them everything else has gone through the CPU's caches.
+/// Different queries.
 const QUERIES: usize = 10_000;
-const VISITS: usize = 21;
 
 fn main() {
     figures();
@@ -95,30 +95,9 @@ fn figures() {
     let mut rng = SmallRng::seed_from_u64(2);
     let queries: Vec<Vec<u64>> = (0..QUERIES).map(|_| world.query(&mut rng)).collect();
     let mut matches = Matches::default();
-    let mut visits: Vec<Vec<Duration>> = (0..QUERIES).map(|_| Vec::with_capacity(VISITS)).collect();
-    for _ in 0..VISITS {
-        for (query, times) in queries.iter().zip(&mut visits) {
-            let began = Instant::now();
-            world.index.matches(black_box(query), &mut matches);
-            times.push(began.elapsed());
-        }
-    }
-    let all = percentiles(visits.iter().flatten().copied().collect());
-    println!("query of {QUERY} blocks, wall clock: {all}");
-    let medians = visits.iter_mut().map(|times| {
-        times.sort_unstable();
-        times[VISITS / 2]
+    spread::print(&format!("query of {QUERY} blocks"), &queries, |_, query| {
+        world.index.matches(black_box(query), &mut matches);
     });
-    println!(
-        "query of {QUERY} blocks, each its median of {VISITS} visits: {}",
-        percentiles(medians.collect())
-    );
-}
-
-fn percentiles(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    format!("p50 {:.1?}, p99 {:.1?}, p99.9 {:.1?}", at(0.5), at(0.99), at(0.999))
 }
 
 /// Resident memory of this process in bytes.

@@ -122,19 +122,27 @@ impl RouterActor {
     }
 
     fn upkeep(&self) {
-        let (mut blocks, mut queued) = (0, 0);
         let now = Instant::now();
+        for deployment in self.all_deployments() {
+            deployment.lock().fleets_mut().into_iter().for_each(|fleet| fleet.upkeep(now));
+        }
+        metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
+        self.gauge_deployments();
+    }
+
+    fn gauge_deployments(&self) {
+        let (mut blocks, mut unknown, mut queued) = (0, 0, 0);
         for deployment in self.all_deployments() {
             let mut state = deployment.lock();
             queued += state.queued();
             for fleet in state.fleets_mut() {
-                fleet.upkeep(now);
                 blocks += fleet.index().blocks();
+                unknown += fleet.unknown();
             }
         }
-        metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
         metrics::gauge!("stator_router_queued").set(queued as f64);
         metrics::gauge!("stator_router_index_blocks").set(blocks as f64);
+        metrics::gauge!("stator_router_unknown_caches").set(unknown as f64);
     }
 
     /// Gives back what is held: its holders try elsewhere.

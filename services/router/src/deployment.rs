@@ -97,6 +97,15 @@ impl State {
         [&mut self.decode, &mut self.prefill]
     }
 
+    /// The layouts of KV pages of a prefill instance from which no engine can take any, and of one engine.
+    pub fn strangers(&self) -> Option<(String, String)> {
+        let engines = self.decode.members();
+        let stranger = self.prefill.members().iter().find(|prefill| {
+            !engines.is_empty() && !engines.iter().any(|engine| prefill.exchanges_pages_with(engine))
+        })?;
+        stranger.lease.kv_layout.clone().zip(engines.first()?.lease.kv_layout.clone())
+    }
+
     pub fn queued(&self) -> usize {
         self.queue.len()
     }

@@ -19,7 +19,8 @@ use messages::{
 
 use crate::{
     follow::Heard,
-    index::{Index, Matches},
+    index::{Index, Matches, Worker},
+    load::{Burden, LoadView, Work},
     policy::Candidate,
 };
 use guesses::Guesses;
@@ -31,11 +32,20 @@ const SWEEP_AT_ONCE: usize = 16;
 #[derive(Debug, Default)]
 pub struct Fleet {
     members: Vec<Member>,
+    /// What every decision reads of each member, in their order and by itself: members are large.
+    sights: Vec<Sight>,
     places: HashMap<InstanceId, usize>,
     index: Index,
     matches: Matches,
     /// Without events.
     guesses: Option<Guesses>,
+}
+
+/// A member at a glance.
+#[derive(Debug, Clone, Copy)]
+struct Sight {
+    worker: Worker,
+    burden: Burden,
 }
 
 impl Fleet {
@@ -52,8 +62,13 @@ impl Fleet {
         self.members.is_empty()
     }
 
+    /// Where in [`Self::members`] an instance is.
+    pub fn place(&self, instance: &InstanceId) -> Option<usize> {
+        self.places.get(instance).copied()
+    }
+
     pub fn member(&self, instance: &InstanceId) -> Option<&Member> {
-        self.places.get(instance).map(|place| &self.members[*place])
+        self.place(instance).map(|place| &self.members[place])
     }
 
     pub fn member_mut(&mut self, instance: &InstanceId) -> Option<&mut Member> {
@@ -69,19 +84,20 @@ impl Fleet {
     pub fn sync(&mut self, live: &[Arc<Lease>]) -> bool {
         let alive: HashSet<&InstanceId> = live.iter().map(|lease| &lease.instance).collect();
         let before = self.members.len();
-        let (index, guesses) = (&mut self.index, &mut self.guesses);
-        self.members.retain(|member| {
-            let stays = alive.contains(member.instance());
-            if !stays {
-                index.dismiss(member.worker);
-                guesses.iter_mut().for_each(|guesses| guesses.forget(member.worker));
-            }
-            stays
-        });
+        let stays: Vec<bool> = self.members.iter().map(|member| alive.contains(member.instance())).collect();
+        for (sight, _) in self.sights.iter().zip(&stays).filter(|(_, stays)| !**stays) {
+            self.index.dismiss(sight.worker);
+            self.guesses.iter_mut().for_each(|guesses| guesses.forget(sight.worker));
+        }
+        keep(&mut self.members, &stays);
+        keep(&mut self.sights, &stays);
         let kept = self.members.len();
         for lease in live.iter().filter(|lease| !self.places.contains_key(&lease.instance)) {
             match self.index.enlist() {
-                Some(worker) => self.members.push(Member::new(lease.clone(), worker)),
+                Some(worker) => {
+                    self.members.push(Member::new(lease.clone()));
+                    self.sights.push(Sight { worker, burden: Burden::default() });
+                }
                 None => {
                     tracing::error!(instance = %lease.instance, "not routed to: the index has no number left")
                 }
@@ -98,16 +114,23 @@ impl Fleet {
     /// False if the report is of nobody here or was overtaken.
     pub fn heard_load(&mut self, load: Load, me: &InstanceId, now: Instant) -> bool {
         let follows = self.follows();
-        let Some(member) = self.member_mut(&load.instance) else { return false };
+        let Some(place) = self.place(&load.instance) else { return false };
         if let (true, Some((epoch, next))) = (follows, load.kv) {
-            member.follower.told(epoch, next);
+            self.members[place].follower.told(epoch, next);
         }
-        member.load.heard(load, me, now)
+        self.with_load(place, |view| view.heard(load, me, now))
+    }
+
+    fn with_load<T>(&mut self, place: usize, change: impl FnOnce(&mut LoadView) -> T) -> T {
+        let view = &mut self.members[place].load;
+        let changed = change(view);
+        self.sights[place].burden = view.burden();
+        changed
     }
 
     /// Applies changes of a cache; says how many blocks they named.
     pub fn heard_kv(&mut self, events: KvEvents) -> usize {
-        let Some(place) = self.places.get(&events.instance).copied() else { return 0 };
+        let Some(place) = self.place(&events.instance) else { return 0 };
         match self.members[place].follower.hear(events) {
             Heard::Apply(events) => self.apply(place, &events),
             Heard::Known | Heard::Waits => 0,
@@ -116,11 +139,10 @@ impl Fleet {
 
     /// Puts a snapshot in the place of what was known.
     pub fn take_snapshot(&mut self, snapshot: &KvSnapshot) {
-        let Some(place) = self.places.get(&snapshot.instance).copied() else { return };
+        let Some(place) = self.place(&snapshot.instance) else { return };
         self.clear(place);
-        let member = &mut self.members[place];
-        self.index.add_all(member.worker, snapshot.blocks.iter());
-        for events in member.follower.resume(snapshot.epoch, snapshot.next) {
+        self.index.add_all(self.sights[place].worker, snapshot.blocks.iter());
+        for events in self.members[place].follower.resume(snapshot.epoch, snapshot.next) {
             self.apply(place, &events);
         }
     }
@@ -128,7 +150,7 @@ impl Fleet {
     fn apply(&mut self, place: usize, events: &KvEvents) -> usize {
         let mut named = 0;
         for change in &events.changes {
-            let worker = self.members[place].worker;
+            let worker = self.sights[place].worker;
             match change {
                 KvChange::Stored(ids) => {
                     named += ids.len();
@@ -145,30 +167,41 @@ impl Fleet {
     }
 
     fn clear(&mut self, place: usize) {
-        let member = &mut self.members[place];
-        member.worker = self.index.renew(member.worker);
+        let worker = &mut self.sights[place].worker;
+        *worker = self.index.renew(*worker);
     }
 
     /// Each member as a policy sees it, in the order of [`Self::members`].
     pub fn candidates(&mut self, chain: &[u64], session: Option<u64>, out: &mut Vec<Candidate>) {
         self.index.matches(chain, &mut self.matches);
         out.clear();
-        out.extend(self.members.iter().map(|member| {
-            let burden = member.load.burden();
-            Candidate {
-                overlap_blocks: self.matches.depth(member.worker),
-                prefill_tokens: burden.prefill_tokens,
-                used_blocks: burden.blocks,
-                requests: burden.requests,
-                session_rank: session.map_or(0, |session| member.rank(session)),
-            }
+        out.extend(self.sights.iter().map(|Sight { worker, burden }| Candidate {
+            overlap_blocks: self.matches.depth(*worker),
+            prefill_tokens: burden.prefill_tokens,
+            used_blocks: burden.blocks,
+            requests: burden.requests,
+            session_rank: 0,
         }));
+        if let Some(session) = session {
+            out.iter_mut()
+                .zip(&self.members)
+                .for_each(|(seen, member)| seen.session_rank = member.rank(session));
+        }
     }
 
-    /// Notes that this prompt went there: without events that is all that is known of its cache.
-    pub fn dispatched(&mut self, place: usize, chain: &[u64], now: Instant) {
+    /// Counts a dispatch of this number as the member's, and notes that its prompt went there: without events that is
+    /// all that is known of its cache.
+    pub fn dispatched(&mut self, place: usize, number: u64, work: Work, chain: &[u64], now: Instant) {
+        self.with_load(place, |view| view.dispatched(number, work, now));
         if let Some(guesses) = &mut self.guesses {
-            guesses.note(self.members[place].worker, chain, now, &mut self.index);
+            guesses.note(self.sights[place].worker, chain, now, &mut self.index);
+        }
+    }
+
+    /// The dispatch of this number did not get there.
+    pub fn refused(&mut self, instance: &InstanceId, number: u64) {
+        if let Some(place) = self.place(instance) {
+            self.with_load(place, |view| view.refused(number));
         }
     }
 
@@ -182,22 +215,33 @@ impl Fleet {
         }
     }
 
-    /// Members whose cache must be asked for and is not being asked for; they are from now on.
-    pub fn ask_for(&mut self) -> Vec<Arc<Lease>> {
-        if !self.follows() {
-            return Vec::new();
-        }
-        let lost = self.members.iter_mut().filter(|member| member.follower.is_lost() && !member.asked);
-        lost.map(|member| {
-            member.asked = true;
-            member.lease.clone()
-        })
-        .collect()
+    /// The member if its cache must be asked for and is not being asked for; it is from now on.
+    pub fn ask_for(&mut self, instance: &InstanceId) -> Option<Arc<Lease>> {
+        let follows = self.follows();
+        self.member_mut(instance).filter(|_| follows)?.ask()
+    }
+
+    /// [`Self::ask_for`] every member.
+    pub fn ask_for_all(&mut self) -> Vec<Arc<Lease>> {
+        let follows = self.follows();
+        self.members.iter_mut().filter(|_| follows).filter_map(Member::ask).collect()
+    }
+
+    /// Members whose caches are not known in full.
+    pub fn unknown(&self) -> usize {
+        let lost = |member: &&Member| member.follower.is_lost();
+        if self.follows() { self.members.iter().filter(lost).count() } else { 0 }
     }
 
     pub fn index(&self) -> &Index {
         &self.index
     }
+}
+
+/// Removes those that do not stay.
+fn keep<T>(of: &mut Vec<T>, stays: &[bool]) {
+    let mut stays = stays.iter();
+    of.retain(|_| stays.next().is_none_or(|stays| *stays));
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use messages::{InstanceId, Role, load::Load};
 
 /// A dispatch that no report includes by then never arrived.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(5);
-/// Prefill instances get their tasks from an engine, without the dispatch's number: a report made this long after it
-/// includes the task, or the engine has kept it.
-const PREFILL_UNCONFIRMED_FOR: Duration = Duration::from_millis(600);
+/// The same for a prefill instance, which gets its tasks from an engine: one that is not confirmed by then the engine
+/// has kept, because its own cache held enough.
+const PREFILL_UNCONFIRMED_FOR: Duration = Duration::from_secs(1);
 
 /// What one engine carries, as this router knows it: its last report, which is absolute, and the router's own
 /// dispatches above the number that the report confirms. A lost report heals with the next one, and routers need not
@@ -144,6 +144,6 @@ mod tests {
         let mut prefill = LoadView::new(Role::Prefill);
         prefill.dispatched(1, WORK, now);
         prefill.heard(load("p", 1, 1), &me, now + PREFILL_UNCONFIRMED_FOR);
-        assert_eq!(prefill.burden().prefill_tokens, 0, "the report includes it by now");
+        assert_eq!(prefill.burden().prefill_tokens, 0, "the engine has kept it");
     }
 }

@@ -33,14 +33,15 @@ impl RemoteRule {
         }
     }
 
-    /// The place of the prefill instance that should compute the prompt, if any should.
-    pub fn best(&self, local: &Bid, remotes: impl Iterator<Item = Bid>) -> Option<usize> {
+    /// The place of the prefill instance that should compute the prompt, if any of `remotes` should.
+    pub fn best(&self, local: &Bid, remotes: impl Iterator<Item = (usize, Bid)>) -> Option<usize> {
         if self.from_tokens == 0 || local.missing < self.from_tokens {
             return None;
         }
-        let remotes: Vec<Bid> = remotes.collect();
+        let remotes: Vec<(usize, Bid)> = remotes.collect();
         // Where nothing was measured yet, machines are taken to be as fast as the slowest that was.
-        let guess = remotes.iter().chain([local]).map(|bid| bid.token_ns).max().unwrap_or(0).max(1);
+        let slowest = remotes.iter().map(|(_, bid)| bid.token_ns).fold(local.token_ns, u32::max);
+        let guess = slowest.max(1);
         let takes = |bid: &Bid| {
             let token_ns = if bid.token_ns == 0 { guess } else { bid.token_ns };
             f64::from(bid.queued.saturating_add(bid.missing)) * f64::from(token_ns)
@@ -48,8 +49,7 @@ impl RemoteRule {
         let sent = f64::from(local.missing) * self.token_ns + self.overhead_ms * 1e6;
         let (place, remote) = remotes
             .iter()
-            .enumerate()
-            .map(|(place, bid)| (place, takes(bid) + sent))
+            .map(|(place, bid)| (*place, takes(bid) + sent))
             .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
         (remote <= takes(local) * self.slack).then_some(place)
     }
@@ -67,24 +67,30 @@ mod tests {
 
     #[test]
     fn a_long_prompt_goes_to_an_idle_prefill_instance() {
-        assert_eq!(RULE.best(&bid(2000, 0), [bid(2000, 900), bid(2000, 0)].into_iter()), Some(1));
+        assert_eq!(RULE.best(&bid(2000, 0), [bid(2000, 900), bid(2000, 0)].into_iter().enumerate()), Some(1));
     }
 
     #[test]
     fn a_prompt_that_is_short_or_cached_here_stays() {
-        assert_eq!(RULE.best(&bid(255, 5000), [bid(255, 0)].into_iter()), None);
-        assert_eq!(RemoteRule { from_tokens: 0, ..RULE }.best(&bid(9000, 0), [bid(1, 0)].into_iter()), None);
+        assert_eq!(RULE.best(&bid(255, 5000), [bid(255, 0)].into_iter().enumerate()), None);
+        assert_eq!(
+            RemoteRule { from_tokens: 0, ..RULE }.best(&bid(9000, 0), [bid(1, 0)].into_iter().enumerate()),
+            None
+        );
     }
 
     #[test]
     fn a_prefill_queue_longer_than_computing_it_here_keeps_it_here() {
-        assert_eq!(RULE.best(&bid(1000, 0), [bid(1000, 400)].into_iter()), None);
-        assert_eq!(RULE.best(&bid(1000, 400), [bid(1000, 400)].into_iter()), Some(0));
+        assert_eq!(RULE.best(&bid(1000, 0), [bid(1000, 400)].into_iter().enumerate()), None);
+        assert_eq!(RULE.best(&bid(1000, 400), [bid(1000, 400)].into_iter().enumerate()), Some(0));
     }
 
     #[test]
     fn a_prefix_cached_there_makes_up_for_a_queue() {
-        assert_eq!(RULE.best(&bid(1000, 0), [bid(100, 800), bid(1000, 100)].into_iter()), Some(0));
+        assert_eq!(
+            RULE.best(&bid(1000, 0), [bid(100, 800), bid(1000, 100)].into_iter().enumerate()),
+            Some(0)
+        );
     }
 
     #[test]
@@ -95,6 +101,6 @@ mod tests {
     #[test]
     fn an_instance_that_has_measured_nothing_is_no_miracle() {
         let fresh = Bid { token_ns: 0, ..bid(1000, 800) };
-        assert_eq!(RULE.best(&bid(1000, 0), [fresh].into_iter()), None);
+        assert_eq!(RULE.best(&bid(1000, 0), [fresh].into_iter().enumerate()), None);
     }
 }

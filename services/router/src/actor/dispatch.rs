@@ -139,14 +139,14 @@ impl RouterActor {
         let mut envelope = job.envelope.clone();
         envelope.deadline_ms =
             job.envelope.deadline_ms.map(|ms| ms.saturating_sub(millis(job.taken.elapsed())));
-        let chain = self.chain(job);
+        let mut chain = None;
         let under_way: Mutex<Option<Offered>> = Mutex::default();
         let mut submit = job.submit.clone();
         let choose = |tried: &[InstanceId]| {
             self.not_taken(job, under_way.lock().take());
-            let choice = self.choose(job, &chain, tried, grant)?;
-            let engine = choice.engine.clone();
-            *under_way.lock() = Some(choice);
+            let offered = self.choose(job, &mut chain, tried, grant)?;
+            let engine = offered.engine.clone();
+            *under_way.lock() = Some(offered);
             Some(engine)
         };
         let message = |engine: &InstanceId| {
@@ -181,15 +181,17 @@ impl RouterActor {
         outcome
     }
 
+    /// Decides who gets the request next. `chain` is made with the first decision.
     fn choose(
         &self,
         job: &Job,
-        chain: &Chain,
+        chain: &mut Option<Chain>,
         tried: &[InstanceId],
         grant: &mut Option<Grant>,
     ) -> Option<Offered> {
-        let began = Instant::now();
+        let (began, cpu_began) = (Instant::now(), thread_cpu_time());
         let number = self.next_dispatch();
+        let chain = chain.get_or_insert_with(|| self.chain(job));
         let wish = Wish {
             submit: &job.submit,
             chain: &chain.blocks,
@@ -203,7 +205,9 @@ impl RouterActor {
         drop(grant.take());
         let offered = Offered { number, engine: choice.engine.clone(), prefill: choice.prefill.clone() };
         self.explain(job, number, choice);
-        metrics::histogram!("stator_router_decision_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!("stator_router_decision_seconds").record(began.elapsed());
+        metrics::histogram!("stator_router_decision_cpu_seconds")
+            .record(thread_cpu_time().saturating_sub(cpu_began));
         Some(offered)
     }
 
@@ -227,6 +231,12 @@ fn patience(job: &Job) -> usize {
 fn silent() -> Fault {
     let text = "the engines that were offered the request do not answer";
     Fault::new(FaultCode::NoInstance, text).retry_after(PAUSE.as_millis() as u32)
+}
+
+/// CPU time that this thread has had: what a busy machine takes from it is not in there.
+fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 fn too_late() -> Fault {

@@ -10,6 +10,7 @@ use messages::{
     load::Load,
     subject::{self, Kind},
 };
+use serde::de::DeserializeOwned;
 
 use super::RouterActor;
 use crate::{fleet::Fleet, settings::KvEventsMode};
@@ -20,32 +21,32 @@ impl RouterActor {
     /// # Errors
     /// If a subscription cannot be made.
     pub async fn hear(self: Arc<Self>) -> anyhow::Result<()> {
-        let (bus, ns) = (&self.context.bus, self.context.bus.namespace());
-        let mut loads = bus.listen(subject::all_loads(ns)).await?;
+        let ns = self.context.bus.namespace();
+        self.hear_all(subject::all_loads(ns), Self::heard_load).await?;
+        if self.settings.kv_events == KvEventsMode::On {
+            self.hear_all(subject::all_kv_events(ns), Self::heard_kv).await?;
+        }
+        tokio::spawn(self.follow_members());
+        Ok(())
+    }
+
+    /// Takes in what engines of any pool say on a subject.
+    async fn hear_all<T: DeserializeOwned + Send + 'static>(
+        self: &Arc<Self>,
+        subject: String,
+        heard: fn(&Arc<Self>, &Pool, T),
+    ) -> anyhow::Result<()> {
+        let mut messages = self.context.bus.listen(subject).await?;
         let itself = self.clone();
         tokio::spawn(async move {
-            while let Some(message) = loads.next().await {
+            while let Some(message) = messages.next().await {
                 match (subject::parse(&message.subject), codec::decode(&message.payload)) {
-                    (Some(Kind::Load(pool)), Ok(load)) => itself.heard_load(&pool, load),
-                    (_, Err(error)) => tracing::warn!(%error, "load report ignored"),
+                    (Some(Kind::Load(pool) | Kind::Kv(pool)), Ok(body)) => heard(&itself, &pool, body),
+                    (_, Err(error)) => tracing::warn!(subject = %message.subject, %error, "ignored"),
                     _ => {}
                 }
             }
         });
-        if self.settings.kv_events == KvEventsMode::On {
-            let mut events = bus.listen(subject::all_kv_events(ns)).await?;
-            let itself = self.clone();
-            tokio::spawn(async move {
-                while let Some(message) = events.next().await {
-                    match (subject::parse(&message.subject), codec::decode(&message.payload)) {
-                        (Some(Kind::Kv(pool)), Ok(events)) => itself.heard_kv(&pool, events),
-                        (_, Err(error)) => tracing::warn!(%error, "kv events ignored"),
-                        _ => {}
-                    }
-                }
-            });
-        }
-        tokio::spawn(self.follow_members());
         Ok(())
     }
 
@@ -75,9 +76,13 @@ impl RouterActor {
                 changed |= state.fleet_mut(role).sync(&here);
             }
             state.suspects_engine_gone();
+            let strangers = if changed { state.strangers() } else { None };
             drop(state);
+            if let Some((prefill, decode)) = strangers {
+                tracing::warn!(pool = %deployment.pool, prefill, decode, "no engine takes pages of a prefill instance");
+            }
             if changed {
-                self.ask_for_caches(&deployment);
+                self.ask_for_all_caches(&deployment);
                 deployment.stir();
             }
         }
@@ -95,7 +100,7 @@ impl RouterActor {
             }
         }
         self.check(&deployment, &engine, &started);
-        self.ask_for_caches(&deployment);
+        self.ask_for_cache(&deployment, &engine);
         deployment.stir();
     }
 
@@ -116,6 +121,6 @@ impl RouterActor {
             metrics::counter!("stator_router_kv_gaps_total").increment(1);
             tracing::debug!(%instance, "kv events were lost");
         }
-        self.ask_for_caches(&deployment);
+        self.ask_for_cache(&deployment, &instance);
     }
 }

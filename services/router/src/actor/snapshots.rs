@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use messages::{control::Control, kv::KvSnapshot, lease::Lease, subject};
+use messages::{InstanceId, control::Control, kv::KvSnapshot, lease::Lease, subject};
 
 use super::RouterActor;
 use crate::deployment::Deployment;
@@ -15,13 +15,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl RouterActor {
-    /// Asks every engine of which the index lost track.
-    pub(super) fn ask_for_caches(self: &Arc<Self>, deployment: &Arc<Deployment>) {
-        let asked: Vec<Arc<Lease>> =
-            deployment.lock().fleets_mut().into_iter().flat_map(|fleet| fleet.ask_for()).collect();
-        for lease in asked {
-            self.runtime.spawn(self.clone().follow_up(deployment.clone(), lease));
-        }
+    /// Asks an engine for its cache if the index has lost track of it.
+    pub(super) fn ask_for_cache(self: &Arc<Self>, deployment: &Arc<Deployment>, engine: &InstanceId) {
+        let asked = deployment.lock().fleet_of(engine).and_then(|fleet| fleet.ask_for(engine));
+        asked.into_iter().for_each(|lease| self.begin_to_ask(deployment, lease));
+    }
+
+    /// [`Self::ask_for_cache`] for every engine.
+    pub(super) fn ask_for_all_caches(self: &Arc<Self>, deployment: &Arc<Deployment>) {
+        let asked = deployment.lock().fleets_mut().map(|fleet| fleet.ask_for_all());
+        asked.into_iter().flatten().for_each(|lease| self.begin_to_ask(deployment, lease));
+    }
+
+    fn begin_to_ask(self: &Arc<Self>, deployment: &Arc<Deployment>, lease: Arc<Lease>) {
+        self.runtime.spawn(self.clone().follow_up(deployment.clone(), lease));
     }
 
     /// Asks until the index is whole again or the engine is gone.
@@ -42,14 +49,19 @@ impl RouterActor {
         let answer = answer.await;
         let outcome = if answer.is_ok() { "taken" } else { "failed" };
         metrics::counter!("stator_router_kv_snapshots_total", "outcome" => outcome).increment(1);
-        let mut state = deployment.lock();
-        let fleet = state.fleet_mut(lease.role);
-        match answer {
-            Ok(snapshot) => fleet.take_snapshot(&snapshot),
-            Err(error) => tracing::debug!(instance = %lease.instance, %error, "no snapshot of its cache"),
-        }
-        let Some(member) = fleet.member_mut(&lease.instance) else { return true };
-        member.asked = member.follower.is_lost();
-        !member.asked
+        let done = {
+            let mut state = deployment.lock();
+            let fleet = state.fleet_mut(lease.role);
+            match answer {
+                Ok(snapshot) => fleet.take_snapshot(&snapshot),
+                Err(error) => tracing::debug!(instance = %lease.instance, %error, "no snapshot of its cache"),
+            }
+            fleet.member_mut(&lease.instance).is_none_or(|member| {
+                member.asked = member.follower.is_lost();
+                !member.asked
+            })
+        };
+        self.gauge_deployments();
+        done
     }
 }

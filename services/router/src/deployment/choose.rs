@@ -6,9 +6,9 @@ use messages::{InstanceId, submit::Submit};
 use super::State;
 use crate::{
     decisions::{Basis, Considered},
-    fleet::hash_of,
+    fleet::{Member, hash_of},
     load::Work,
-    policy::{Demand, Policy, Weights, least_prefill},
+    policy::{Candidate, Demand, Policy, Weights, least_prefill},
     remote::Bid,
 };
 
@@ -62,11 +62,8 @@ impl State {
 
         let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
         let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
-        self.decode.dispatched(place, wish.chain, now);
+        self.decode.dispatched(place, number, work, wish.chain, now);
         let engine = self.decode.members()[place].instance().clone();
-        if let Some(member) = self.decode.member_mut(&engine) {
-            member.load.dispatched(number, work, now);
-        }
         Some(Choice {
             engine,
             prefill,
@@ -87,12 +84,13 @@ impl State {
     /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
         self.open.clone_from(&self.costs);
-        for (cost, member) in self.open.iter_mut().zip(self.decode.members()) {
-            let pinned_elsewhere =
-                wish.submit.routing.pin.as_ref().is_some_and(|pin| pin != member.instance());
-            if pinned_elsewhere || wish.tried.contains(member.instance()) {
-                *cost = f64::INFINITY;
-            }
+        if let Some(pin) = &wish.submit.routing.pin {
+            self.open.fill(f64::INFINITY);
+            let place = self.decode.place(pin)?;
+            self.open[place] = self.costs[place];
+        }
+        for place in wish.tried.iter().filter_map(|tried| self.decode.place(tried)) {
+            self.open[place] = f64::INFINITY;
         }
         let mut doubted = None;
         while let Some(place) = self.pricer.pick(&self.open) {
@@ -143,37 +141,31 @@ impl State {
         if self.prefill.is_empty() {
             return None;
         }
-        let token_ns =
-            |member: &crate::fleet::Member| member.load.reported().map_or(0, |load| load.prefill_token_ns);
-        let local = Bid {
-            missing,
-            queued: self.candidates[engine].prefill_tokens,
-            token_ns: token_ns(&self.decode.members()[engine]),
-        };
+        let token_ns = |member: &Member| member.load().reported().map_or(0, |load| load.prefill_token_ns);
+        let engine_queued = self.candidates[engine].prefill_tokens;
+        let engine = &self.decode.members()[engine];
+        let local = Bid { missing, queued: engine_queued, token_ns: token_ns(engine) };
         let prompt = wish.submit.prompt.len() as u32;
         self.prefill.candidates(wish.chain, None, &mut self.candidates);
-        let remotes = self.candidates.iter().zip(self.prefill.members()).map(|(seen, member)| Bid {
+        let bid = |seen: &Candidate, member: &Member| Bid {
             missing: prompt.saturating_sub(seen.overlap_blocks * wish.page_size),
             queued: seen.prefill_tokens,
             token_ns: token_ns(member),
-        });
-        let place = self.remote.best(&local, remotes)?;
+        };
+        let remotes = self.candidates.iter().zip(self.prefill.members()).enumerate();
+        let remotes = remotes.filter(|(_, (_, member))| member.exchanges_pages_with(engine));
+        let place =
+            self.remote.best(&local, remotes.map(|(place, (seen, member))| (place, bid(seen, member))))?;
         let left = prompt.saturating_sub(self.candidates[place].overlap_blocks * wish.page_size);
-        self.prefill.dispatched(place, wish.chain, now);
-        let instance = self.prefill.members()[place].instance().clone();
-        if let Some(member) = self.prefill.member_mut(&instance) {
-            member.load.dispatched(number, Work { prefill_tokens: left, blocks: 0 }, now);
-        }
-        Some(instance)
+        self.prefill.dispatched(place, number, Work { prefill_tokens: left, blocks: 0 }, wish.chain, now);
+        Some(self.prefill.members()[place].instance().clone())
     }
 
     /// The dispatch of this number was not taken.
     pub fn refused(&mut self, engine: &InstanceId, prefill: Option<&InstanceId>, number: u64) {
-        if let Some(member) = self.decode.member_mut(engine) {
-            member.load.refused(number);
-        }
-        if let Some(member) = prefill.and_then(|prefill| self.prefill.member_mut(prefill)) {
-            member.load.refused(number);
+        self.decode.refused(engine, number);
+        if let Some(prefill) = prefill {
+            self.prefill.refused(prefill, number);
         }
     }
 }

@@ -34,7 +34,7 @@ impl State {
             suspect.request != request && now.duration_since(suspect.since) < SUSPECT_AT_MOST
         });
         let elsewhere = || {
-            let reports = self.decode.members().iter().filter_map(|member| member.load.reported());
+            let reports = self.decode.members().iter().filter_map(|member| member.load().reported());
             reports.into_iter().any(|load| load.alone)
         };
         if taken || elsewhere() {
@@ -56,7 +56,7 @@ impl State {
     pub(super) fn has_suspect(&self, member: &Member) -> bool {
         let sent = self.suspect.as_ref().and_then(|suspect| suspect.sent.as_ref());
         sent.is_some_and(|sent| sent.engine == *member.instance())
-            || member.load.reported().is_some_and(|load| load.alone)
+            || member.load().reported().is_some_and(|load| load.alone)
     }
 
     /// It will not be sent.

@@ -4,8 +4,9 @@ use actors::suspects::Suspects;
 use messages::{
     InstanceId, RequestId,
     kv::KvSnapshot,
+    lease::Lease,
     load::Load,
-    submit::{Routing, Sampling, Submit},
+    submit::{Routing, Submit},
 };
 
 use super::*;
@@ -38,24 +39,8 @@ fn deployment(settings: &RouterSettings, engines: &[&str], prefills: &[&str]) ->
 }
 
 fn submit(routing: Routing) -> Submit {
-    Submit {
-        run: None,
-        pool: Pool::of_model("m", "00"),
-        prompt: (0..70).collect(),
-        choices: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens: 16,
-        score_prompt_from: None,
-        priority: 0,
-        cache_salt: None,
-        dispatch: None,
-        prefill: None,
-        routing,
-        tokenizer: id("tokenizer-1"),
-        ingress: id("ingress-1"),
-        avoid: Vec::new(),
-        alone: false,
-    }
+    let (pool, prompt) = (Pool::of_model("m", "00"), (0..70).collect());
+    Submit { max_tokens: 16, routing, ..Submit::new(pool, prompt, id("tokenizer-1"), id("ingress-1")) }
 }
 
 fn wish<'a>(submit: &'a Submit, tried: &'a [InstanceId], suspects: &'a Suspects) -> Wish<'a> {
@@ -281,4 +266,28 @@ fn policies_other_than_kv_explain_without_terms() {
     let here = deployment(&turns, &["a", "b"], &[]);
     let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
     assert!(choice.considered.iter().all(|considered| considered.terms.is_none()));
+}
+
+#[test]
+fn a_prefill_instance_whose_pages_the_engine_cannot_take_is_not_named() {
+    let eager = RouterSettings { remote_prefill_tokens: 16, remote_prefill_overhead_ms: 0.0, ..settings() };
+    let here = deployment(&eager, &[], &[]);
+    let join = |role, instances: &[(&str, &str)]| {
+        let lease = |(name, layout): &(&str, &str)| {
+            Arc::new(Lease { kv_layout: Some((*layout).to_owned()), ..Lease::clone(&lease(role, name)) })
+        };
+        let live: Vec<_> = instances.iter().map(lease).collect();
+        let mut state = here.lock();
+        state.fleet_mut(role).sync(&live);
+        for (name, _) in instances {
+            let slow = Load { prefill_token_ns: 1_000_000, ..load(name, 1, 0) };
+            state.fleet_mut(role).heard_load(slow, &id("router-1"), Instant::now());
+        }
+    };
+    join(Role::Decode, &[("a", "f16")]);
+    join(Role::Prefill, &[("p", "f32")]);
+    assert_eq!(here.lock().strangers(), Some(("f32".to_owned(), "f16".to_owned())));
+    assert_eq!(choose(&here, &submit(Routing::default()), 1).unwrap().prefill, None);
+    join(Role::Prefill, &[("p", "f32"), ("q", "f16")]);
+    assert_eq!(choose(&here, &submit(Routing::default()), 2).unwrap().prefill, Some(id("q")));
 }

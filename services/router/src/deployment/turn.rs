@@ -43,7 +43,7 @@ impl Deployment {
     pub fn enter(self: &Arc<Self>, claim: Claim) -> Result<Turn, Fault> {
         let mut state = self.lock();
         // With nobody alive there is nothing to queue for: such requests are held elsewhere.
-        if state.decode.is_empty() || (state.queue.is_empty() && state.room() > 0) {
+        if state.decode.is_empty() || (state.queue.is_empty() && state.has_room()) {
             state.granted += 1;
             return Ok(Turn::Now(Grant(self.clone())));
         }
@@ -102,22 +102,25 @@ impl Drop for Grant {
 }
 
 impl State {
-    /// Requests that engines have room for, those with a turn counted off.
-    fn room(&self) -> u32 {
+    /// Whether engines have room for one more than those that have a turn.
+    fn has_room(&self) -> bool {
         if self.queue_above <= 0.0 {
-            return u32::MAX;
+            return true;
         }
-        let all = self.decode.members().iter().map(|member| member.room(self.queue_above));
-        all.fold(0, u32::saturating_add).saturating_sub(self.granted)
+        let mut left = self.granted;
+        self.decode.members().iter().any(|member| {
+            let room = member.room(self.queue_above);
+            let more = room > left;
+            left = left.saturating_sub(room);
+            more
+        })
     }
 
     /// Gives turns for as long as there is room.
     pub(super) fn pump(&mut self) {
-        let mut room = if self.queue.is_empty() { 0 } else { self.room() };
-        while room > 0 {
+        while !self.queue.is_empty() && self.has_room() {
             let Some(waiter) = self.queue.pop() else { return };
             if waiter.send(()).is_ok() {
-                room -= 1;
                 self.granted += 1;
                 self.rate.note(Instant::now());
             }

@@ -6,30 +6,40 @@ use std::{
 use messages::{InstanceId, lease::Lease};
 
 use super::drift::Drift;
-use crate::{follow::Follower, index::Worker, load::LoadView};
+use crate::{follow::Follower, load::LoadView};
 
 /// One engine.
 #[derive(Debug)]
 pub struct Member {
     pub lease: Arc<Lease>,
-    pub load: LoadView,
+    pub(super) load: LoadView,
     pub follower: Follower,
     /// A snapshot of its cache is on its way.
     pub asked: bool,
     pub drift: Drift,
-    pub(super) worker: Worker,
     hash: u64,
 }
 
 impl Member {
-    pub(super) fn new(lease: Arc<Lease>, worker: Worker) -> Self {
+    pub(super) fn new(lease: Arc<Lease>) -> Self {
         let hash = hash_of(lease.instance.as_str());
         let (load, follower, drift) = (LoadView::new(lease.role), Follower::default(), Drift::default());
-        Self { lease, load, follower, asked: false, drift, worker, hash }
+        Self { lease, load, follower, asked: false, drift, hash }
     }
 
     pub fn instance(&self) -> &InstanceId {
         &self.lease.instance
+    }
+
+    pub fn load(&self) -> &LoadView {
+        &self.load
+    }
+
+    /// Its lease, if a snapshot of its cache is needed and not yet on its way.
+    pub(super) fn ask(&mut self) -> Option<Arc<Lease>> {
+        let due = self.follower.is_lost() && !self.asked;
+        self.asked |= due;
+        due.then(|| self.lease.clone())
     }
 
     /// Requests that it may have before more are held; without a report there is no limit.
@@ -37,6 +47,15 @@ impl Member {
         let burden = self.load.burden();
         let limit = |running: u32| (f64::from(running) * above).ceil() as u32;
         self.load.reported().map_or(u32::MAX, |load| limit(load.max_running).saturating_sub(burden.requests))
+    }
+
+    /// Whether KV pages mean the same to both. Of whom nothing is known will say so when asked for pages.
+    pub fn exchanges_pages_with(&self, other: &Self) -> bool {
+        self.lease
+            .kv_layout
+            .as_ref()
+            .zip(other.lease.kv_layout.as_ref())
+            .is_none_or(|(ours, theirs)| ours == theirs)
     }
 
     /// Its rank among engines for a session: any two routers say the same (highest random weight).

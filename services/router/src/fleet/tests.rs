@@ -33,8 +33,8 @@ fn overlaps(fleet: &mut Fleet, chain: &[u64]) -> Vec<(String, u32)> {
 #[test]
 fn a_newcomers_cache_is_asked_for_once_and_then_followed() {
     let mut fleet = fleet_of(&["a"]);
-    assert_eq!(fleet.ask_for().len(), 1);
-    assert!(fleet.ask_for().is_empty(), "it is under way");
+    assert_eq!(fleet.ask_for_all().len(), 1);
+    assert!(fleet.ask_for(&id("a")).is_none(), "it is under way");
     fleet.heard_kv(stored("a", 7, &[3]));
     fleet.take_snapshot(&snapshot("a", 7, &[1, 2]));
     assert_eq!(overlaps(&mut fleet, &[1, 2, 3]), [("a".to_owned(), 3)]);
@@ -46,7 +46,7 @@ fn a_gap_keeps_what_is_known_and_asks_again() {
     fleet.take_snapshot(&snapshot("a", 0, &[1, 2]));
     fleet.heard_kv(stored("a", 1, &[3]));
     assert_eq!(overlaps(&mut fleet, &[1, 2, 3]), [("a".to_owned(), 2)]);
-    assert_eq!(fleet.ask_for().len(), 1);
+    assert!(fleet.ask_for(&id("a")).is_some());
 }
 
 #[test]
@@ -55,11 +55,11 @@ fn a_load_report_shows_that_the_last_message_was_lost() {
     fleet.take_snapshot(&snapshot("a", 4, &[1]));
     let (me, now) = (id("router-1"), Instant::now());
     fleet.heard_load(Load { kv: Some((1, 4)), ..load("a", 1, 0) }, &me, now);
-    assert!(fleet.ask_for().is_empty());
+    assert!(fleet.ask_for(&id("a")).is_none());
     fleet.heard_load(Load { kv: Some((1, 5)), ..load("a", 2, 0) }, &me, now);
-    assert!(fleet.ask_for().is_empty(), "it may still be on its way");
+    assert!(fleet.ask_for(&id("a")).is_none(), "it may still be on its way");
     fleet.heard_load(Load { kv: Some((1, 5)), ..load("a", 3, 0) }, &me, now);
-    assert_eq!(fleet.ask_for().len(), 1);
+    assert!(fleet.ask_for(&id("a")).is_some());
 }
 
 #[test]

@@ -37,25 +37,48 @@ impl Terms {
     }
 }
 
+/// What is the same for all candidates of one request: this is computed a thousand times a decision.
+#[derive(Debug, Clone, Copy)]
+struct Measure {
+    blocks_per_token: f64,
+    /// Blocks of the prompt.
+    request: f64,
+    least: u32,
+}
+
 impl Weights {
     pub(super) fn price(&self, demand: &Demand, candidates: &[Candidate], costs: &mut Vec<f64>) {
-        let least = least_prefill(candidates);
-        costs.extend(candidates.iter().map(|candidate| self.terms(demand, candidate, least).total()));
+        let measure = Measure::new(demand, least_prefill(candidates));
+        costs.extend(candidates.iter().map(|candidate| self.measured(&measure, candidate).total()));
     }
 
     /// `least`: prompt tokens that the least burdened candidate has yet to compute.
     pub fn terms(&self, demand: &Demand, candidate: &Candidate, least: u32) -> Terms {
-        let page = f64::from(demand.page_size.max(1));
-        let request = f64::from(demand.prompt_tokens) / page;
-        let backlog = f64::from(candidate.prefill_tokens) / page;
-        let beyond = f64::from(candidate.prefill_tokens - least.min(candidate.prefill_tokens)) / page;
-        let faded = 1.0 / (1.0 + self.overlap_decay * beyond / request.max(1.0));
-        let credit = self.overlap * faded * f64::from(candidate.overlap_blocks);
+        self.measured(&Measure::new(demand, least), candidate)
+    }
+
+    fn measured(&self, measure: &Measure, candidate: &Candidate) -> Terms {
+        let Measure { blocks_per_token, request, least } = *measure;
+        let backlog = f64::from(candidate.prefill_tokens) * blocks_per_token;
+        let credit = if candidate.overlap_blocks == 0 {
+            0.0
+        } else {
+            let beyond = f64::from(candidate.prefill_tokens.saturating_sub(least)) * blocks_per_token;
+            let faded = 1.0 / (1.0 + self.overlap_decay * beyond / request.max(1.0));
+            self.overlap * faded * f64::from(candidate.overlap_blocks)
+        };
         Terms {
             prefill: self.prefill * (backlog + request - credit).max(0.0),
             decode: self.decode * (f64::from(candidate.used_blocks) + request),
             requests: self.request * f64::from(candidate.requests),
         }
+    }
+}
+
+impl Measure {
+    fn new(demand: &Demand, least: u32) -> Self {
+        let blocks_per_token = 1.0 / f64::from(demand.page_size.max(1));
+        Self { blocks_per_token, request: f64::from(demand.prompt_tokens) * blocks_per_token, least }
     }
 }
 

@@ -124,22 +124,11 @@ impl Engine {
         let mut number = self.reports.lock().unwrap();
         *number += 1;
         let mut load = Load {
-            instance: self.instance().clone(),
             number: *number,
-            running: 0,
-            queued: 0,
             max_running: 8,
             max_queued: 8,
-            blocks_used: 0,
-            blocks_cached: 0,
             blocks_total: 1000,
-            pending_prefill_tokens: 0,
-            step_us: 0,
-            prefill_token_ns: 0,
-            seen: Vec::new(),
-            kv: None,
-            alone: false,
-            started: Vec::new(),
+            ..Load::new(self.instance().clone())
         };
         amend(&mut load);
         let subject = subject::load(self.bus.namespace(), &self.lease.pool, self.instance());
@@ -153,19 +142,6 @@ impl Engine {
 }
 
 fn lease_of(pool: &Pool, instance: InstanceId) -> Lease {
-    Lease {
-        role: Role::Decode,
-        pool: pool.clone(),
-        instance,
-        state: State::Ready,
-        version: String::new(),
-        host: String::new(),
-        pid: 0,
-        started_ms: 0,
-        admin: None,
-        card: None,
-        numerics_class: None,
-        kv_tokens: None,
-        page_size: Some(16),
-    }
+    let lease = Lease::new(Role::Decode, pool.clone(), instance);
+    Lease { state: State::Ready, page_size: Some(16), ..lease }
 }

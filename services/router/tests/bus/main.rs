@@ -23,7 +23,7 @@ use messages::{
     frame::{Body, TextBatch, TextDelta},
     load::Started,
     subject,
-    submit::{Custody, Routing, Sampling, Submit},
+    submit::{Custody, Routing, Submit},
 };
 use router::{RouterSettings, chain::Chain};
 use stator_tests::{NatsServer, cluster::figure, eventually, free_port, http::Http};
@@ -65,24 +65,8 @@ async fn stage(name: &str) -> (Bus, Pool) {
 }
 
 fn submit(pool: &Pool, prompt: std::ops::Range<u32>) -> Submit {
-    Submit {
-        run: None,
-        pool: pool.clone(),
-        prompt: prompt.collect(),
-        choices: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens: 16,
-        score_prompt_from: None,
-        priority: 0,
-        cache_salt: None,
-        dispatch: None,
-        prefill: None,
-        routing: Routing::default(),
-        tokenizer: "tokenizer-1".parse().unwrap(),
-        ingress: "ingress-1".parse().unwrap(),
-        avoid: Vec::new(),
-        alone: false,
-    }
+    let [tokenizer, ingress] = ["tokenizer-1", "ingress-1"].map(|name| name.parse().unwrap());
+    Submit { max_tokens: 16, ..Submit::new(pool.clone(), prompt.collect(), tokenizer, ingress) }
 }
 
 fn chain(engine: &Engine, submit: &Submit) -> Vec<u64> {
