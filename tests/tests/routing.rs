@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stator_tests::{
-    Cluster, Service,
+    Cluster, Service, Signal,
     cluster::{Plan, figure},
     eventually,
     http::{Http, Reply},
@@ -102,4 +102,29 @@ async fn a_decision_can_be_read_back_with_what_the_engine_found() {
     let id = reply.headers.get("x-stator-requests").unwrap().to_str().unwrap();
     assert_eq!(admin.get(&format!("/admin/decisions/{id}")).await.unwrap().json(), decisions);
     assert_eq!(admin.get("/admin/decisions/unheard-of").await.unwrap().status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_that_share_a_process_are_instances_of_their_own() {
+    let plan = Plan::of(toy())
+        .with(Service::Decode, &["--device", "sim", "--sim-engines", "3"])
+        .with(Service::Router, &["--policy", "round-robin"]);
+    let mut cluster = Cluster::start(plan).await;
+    followed(&mut cluster, 3).await;
+    let admin = Http::at(&cluster.admin_addresses("router")[0]);
+    let mut engines = std::collections::BTreeSet::new();
+    for number in 0..3 {
+        let name = format!("turn-{number}");
+        ask(&cluster.http(), &[("x-request-id", &name)], &chat(number, 0)).await;
+        let decision = admin.get(&format!("/admin/decisions/{name}")).await.unwrap().json()[0].clone();
+        engines.insert(decision["chosen"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(engines.len(), 3, "{engines:?}");
+    cluster.child(Service::Decode, 0).signal(Signal::TERM);
+    let http = cluster.http();
+    eventually("all have given their leases back", Duration::from_secs(10), async || {
+        let health = http.get("/health").await.ok()?.json();
+        health["cluster"]["instances"].get("decode").is_none_or(|count| *count == 0).then_some(())
+    })
+    .await;
 }
