@@ -90,7 +90,7 @@ DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segmen
     __shared__ float scales[STREAM_ROWS];
     constexpr int PARTS = W::RUN / 8;  // slots of x that meet one of w
     constexpr int SLOTS = R + TOKEN_TILES * PARTS, STAGE = 32 * PARTS, PAIRS = (R + 1) / 2;
-    constexpr int STREAM_STAGES = W::CODES ? 5 : R == 1 ? 16 : 8;
+    constexpr int STREAM_STAGES = W::CODES ? 5 : (TOKEN_TILES == 1 ? 24 : 16) / (R == 1 ? 1 : 2);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int g = lane / 4, t = lane % 4;
     int segment = warp % segments;
@@ -315,7 +315,6 @@ DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segmen
     STREAM_OF(R##_##TILES##_fp8, R, TILES, Fp8Weights)
 STREAM(1, 1)
 STREAM(2, 1)
-STREAM(4, 1)
 STREAM(1, 2)
 STREAM(2, 2)
 STREAM(4, 2)

@@ -105,7 +105,6 @@ impl KernelFile {
             Self::Gemm => &[
                 "gemm_stream_1_1",
                 "gemm_stream_2_1",
-                "gemm_stream_4_1",
                 "gemm_stream_1_2",
                 "gemm_stream_2_2",
                 "gemm_stream_4_2",
@@ -118,7 +117,6 @@ impl KernelFile {
                 "gemm_wide_128_split",
                 "gemm_stream_1_1_fp8",
                 "gemm_stream_2_1_fp8",
-                "gemm_stream_4_1_fp8",
                 "gemm_stream_1_2_fp8",
                 "gemm_stream_2_2_fp8",
                 "gemm_stream_4_2_fp8",

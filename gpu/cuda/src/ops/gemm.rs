@@ -114,16 +114,16 @@ impl Plan {
         let segments = segments(n);
         if m <= FUSED_ROWS {
             let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
-            // unpacking codes wants many warps, unless two tiles of x share what is unpacked
-            let four = if fp8 { m > 8 && enough(4) } else { m > 4 && enough(8) };
-            let blocks = if four {
+            let token_tiles = m.div_ceil(8);
+            // one tile of x leaves room for deep rings, which read faster than wide ones
+            let blocks = if token_tiles > 1 && enough(if fp8 { 4 } else { 8 }) {
                 4
             } else if enough(2) {
                 2
             } else {
                 1
             };
-            return Self::Stream { blocks, token_tiles: m.div_ceil(8) };
+            return Self::Stream { blocks, token_tiles };
         }
         let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
         let (rows, cut) = match m {
@@ -152,14 +152,16 @@ fn stream_kernel(blocks: usize, token_tiles: usize, fp8: bool, scale_blocks: usi
     let kernels = match (blocks, token_tiles) {
         (1, 1) => kernels!("gemm_stream_1_1"),
         (2, 1) => kernels!("gemm_stream_2_1"),
-        (4, 1) => kernels!("gemm_stream_4_1"),
         (1, _) => kernels!("gemm_stream_1_2"),
         (2, _) => kernels!("gemm_stream_2_2"),
         _ => kernels!("gemm_stream_4_2"),
     };
     // a slot of codes meets two of x; the scales of 8 rows are 16 bytes
     let warp_bytes = match fp8 {
-        false => (if blocks == 1 { 16 } else { 8 }) * (blocks + token_tiles) * 512,
+        false => {
+            let depth = if token_tiles == 1 { 24 } else { 16 };
+            depth / blocks.min(2) * (blocks + token_tiles) * 512
+        }
         true => 5 * (blocks + 2 * token_tiles) * 512 + scale_blocks * blocks * 16,
     };
     (kernels[usize::from(fp8)], WARPS_PER_BLOCK * warp_bytes)
@@ -358,6 +360,7 @@ mod tests {
     fn few_rows_stream_and_many_rows_multiply_tiles() {
         assert_eq!(Plan::new(1, 4096, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(1, 1024, 4096, false), Plan::Stream { blocks: 1, token_tiles: 1 });
+        assert_eq!(Plan::new(8, 24_576, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(16, 24_576, 4096, false), Plan::Stream { blocks: 4, token_tiles: 2 });
         assert_eq!(Plan::new(8, 51_200, 5120, true), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(16, 5120, 8192, true), Plan::Stream { blocks: 4, token_tiles: 2 });
