@@ -1,6 +1,9 @@
 use std::{cell::Cell, path::PathBuf, sync::Arc, time::Instant};
 
-use cudarc::driver::{CudaContext, CudaStream, result, sys::CUdevice_attribute};
+use cudarc::driver::{
+    CudaContext, CudaStream, result,
+    sys::{self, CUdevice_attribute},
+};
 
 use crate::{
     Buffer, CompileMode, CudaError, Element, Library, PinnedBuffer, SharedMemory, View, blas::Blas, compiler,
@@ -117,6 +120,46 @@ impl Device {
         self.context.bind_to_thread()?;
         // SAFETY: the target holds at least as many elements; both sides outlive the call as the contract says.
         unsafe { result::memcpy_htod_async(target.address(), data, self.stream.cu_stream())? };
+        Ok(())
+    }
+
+    /// Starts a copy of whole rows of `columns` elements to rows `first`, `first + step`, … of the target. As
+    /// [`Device::write_async`].
+    pub(crate) fn write_rows_async<T: Element>(
+        &self,
+        target: View<'_, T>,
+        rows: &[T],
+        columns: usize,
+        first: usize,
+        step: usize,
+    ) -> Result<(), CudaError> {
+        let (count, width) = (rows.len() / columns, columns * size_of::<T>());
+        if step == 1 || count < 2 {
+            return self.write_async(target.slice(first * columns..), rows);
+        }
+        let last = first + (count - 1) * step;
+        assert!((last + 1) * columns <= target.len(), "row {last} of {} elements", target.len());
+        self.context.bind_to_thread()?;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            srcHost: rows.as_ptr().cast(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: width,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: target.address() + (first * width) as u64,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: step * width,
+            WidthInBytes: width,
+            Height: count,
+        };
+        // SAFETY: source and target hold the rows; both outlive the call as the contract says.
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream.cu_stream()) }.result()?;
         Ok(())
     }
 

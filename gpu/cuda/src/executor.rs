@@ -21,6 +21,7 @@ mod plan;
 mod slots;
 mod staging;
 mod stopwatch;
+mod upload;
 mod weights;
 
 pub use config::{CudaConfig, KvBudget, KvFormat, WeightFormat};

@@ -5,6 +5,7 @@ use super::{
     dimensions::Dimensions,
     head_layout::HeadLayout,
     matrix::{LayerMatrix, Parts},
+    upload::{Rows, Uploader},
 };
 use crate::{Buffer, CudaError, Device, WeightFormat, ops::FillBf16};
 
@@ -60,7 +61,8 @@ impl Weights {
         format: WeightFormat,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, CudaError> {
-        let loader = Loader { device, model, dimensions, format };
+        let uploader = Uploader::new(device)?;
+        let loader = Loader { device, model, dimensions, uploader, format };
         let mut layers = Vec::with_capacity(dimensions.layers);
         for layer in 0..model.spec.layers {
             layers.push(loader.layer(layer)?);
@@ -147,6 +149,7 @@ struct Loader<'a> {
     device: &'a Device,
     model: &'a Model,
     dimensions: &'a Dimensions,
+    uploader: Uploader,
     format: WeightFormat,
 }
 
@@ -194,12 +197,17 @@ impl Loader<'_> {
         {
             return Ok(matrix);
         }
+        let size = [self.dimensions.qkv_width(), self.dimensions.hidden];
+        if rotated == plain {
+            let ids = [Q, K, V].map(|weight| WeightId::Layer(layer, weight));
+            return self.formatted(self.stacked(&ids)?, size);
+        }
         let mut rows = Vec::new();
         for (weight, layout) in [(Q, rotated), (K, rotated), (V, plain)] {
             let halves = self.halves(WeightId::Layer(layer, weight))?;
             rows.extend(layout.spread(&halves, self.dimensions.hidden));
         }
-        self.formatted(self.device.upload(&rows)?, [self.dimensions.qkv_width(), self.dimensions.hidden])
+        self.formatted(self.device.upload(&rows)?, size)
     }
 
     fn o(&self, layer: u32, plain: &HeadLayout) -> Result<LayerMatrix, CudaError> {
@@ -220,14 +228,8 @@ impl Loader<'_> {
             return Ok(matrix);
         }
         let Dimensions { hidden, intermediate, .. } = *self.dimensions;
-        let [gate, up] = [Gate, Up].map(|weight| self.halves(WeightId::Layer(layer, weight)));
-        let (gate, up) = (gate?, up?);
-        let mut rows = Vec::with_capacity(2 * gate.len());
-        for (gate, up) in gate.chunks_exact(hidden).zip(up.chunks_exact(hidden)) {
-            rows.extend_from_slice(gate);
-            rows.extend_from_slice(up);
-        }
-        self.formatted(self.device.upload(&rows)?, [2 * intermediate, hidden])
+        let ids = [Gate, Up].map(|weight| WeightId::Layer(layer, weight));
+        self.formatted(self.interleaved(ids)?, [2 * intermediate, hidden])
     }
 
     fn down(&self, layer: u32) -> Result<LayerMatrix, CudaError> {
@@ -264,14 +266,29 @@ impl Loader<'_> {
         Ok(self.model.weights.get(id)?)
     }
 
-    /// A matrix in its own layout, straight from its file if that holds bf16.
     fn matrix(&self, id: WeightId) -> Result<Buffer<bf16>, CudaError> {
-        let matrix = self.get(id)?;
-        if matrix.dtype != DType::BF16 {
-            return self.device.upload(&halves(&matrix));
+        self.stacked(&[id])
+    }
+
+    /// Matrices one below the other.
+    fn stacked(&self, ids: &[WeightId]) -> Result<Buffer<bf16>, CudaError> {
+        let parts = ids.iter().map(|&id| self.get(id)).collect::<Result<Vec<_>, _>>()?;
+        let buffer = self.device.allocate(parts.iter().map(|part| part.rows * part.cols).sum())?;
+        let mut first = 0;
+        for part in &parts {
+            self.uploader.copy(self.device, part, buffer.view(), Rows { first, step: 1 })?;
+            first += part.rows;
         }
-        let buffer = self.device.allocate::<bf16>(matrix.rows * matrix.cols)?;
-        self.device.write(buffer.view().cast::<u8>(), &matrix.data)?;
+        Ok(buffer)
+    }
+
+    /// Two matrices, row by row in turn.
+    fn interleaved(&self, ids: [WeightId; 2]) -> Result<Buffer<bf16>, CudaError> {
+        let [even, odd] = [self.get(ids[0])?, self.get(ids[1])?];
+        let buffer = self.device.allocate(even.rows * even.cols + odd.rows * odd.cols)?;
+        for (first, part) in [even, odd].iter().enumerate() {
+            self.uploader.copy(self.device, part, buffer.view(), Rows { first, step: 2 })?;
+        }
         Ok(buffer)
     }
 
