@@ -33,24 +33,28 @@ pub(crate) fn compile_all(
     let missing: Vec<KernelFile> = KernelFile::ALL.into_iter().filter(|&file| !cache.holds(file)).collect();
     if !missing.is_empty() {
         let begin = Instant::now();
-        tracing::info!(files = missing.len(), arch, "compiling kernels");
+        let total = missing.len();
+        let progress = |done: usize| tracing::info!(target: "progress", done, total, "compiling kernels");
+        progress(0);
         match mode {
             CompileMode::Workers(executable) => {
                 let children: Vec<(KernelFile, Child)> = missing
                     .iter()
                     .map(|&file| Ok((file, worker::spawn(executable, file, arch, &cache.path(file))?)))
                     .collect::<Result<_, CudaError>>()?;
-                for (file, child) in children {
+                for (index, (file, child)) in children.into_iter().enumerate() {
                     worker::wait(file, child)?;
+                    progress(index + 1);
                 }
             }
             CompileMode::InProcess => {
-                for &file in &missing {
+                for (index, &file) in missing.iter().enumerate() {
                     cache::store(&cache.path(file), &nvrtc::compile(file, arch)?)?;
+                    progress(index + 1);
                 }
             }
         }
-        tracing::info!(elapsed = ?begin.elapsed(), "compiled kernels");
+        tracing::info!(elapsed = ?begin.elapsed(), arch, files = total, "compiled kernels");
     }
     KernelFile::ALL.into_iter().map(|file| Ok((file, cache.read(file)?))).collect()
 }
