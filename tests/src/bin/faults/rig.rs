@@ -21,48 +21,54 @@ pub struct Rig {
     pub mix: Mix,
     model: PathBuf,
     engine_flags: Vec<String>,
-    /// Further flags of prefill engines.
+    /// Further flags of prefill and of decode engines.
     prefill_flags: Vec<String>,
+    decode_flags: Vec<String>,
 }
 
 impl Rig {
     /// SmolLM2 on CPU engines of one thread each.
     pub fn real(clients: usize) -> Self {
-        Self::new("real", clients, 64, "--device cpu --threads 1", "")
+        Self::new("real", clients, 64, "--device cpu --threads 1", ["", ""])
     }
 
     /// Engines that keep time instead of computing.
     pub fn sim(clients: usize) -> Self {
-        let flags = "--device sim --sim-step-ms 60 --sim-prefill-rate 50000 --max-running-requests 1024 \
-                     --max-queued-requests 2048";
-        Self::new("sim", clients, 128, flags, "--sim-prefill-rate 5000")
+        let flags = "--device sim --sim-step-ms 60 --max-running-requests 1024 --max-queued-requests 2048";
+        // Prompts take prefill engines long enough to be met there.
+        let rates = ["--sim-prefill-rate 5000", "--sim-prefill-rate 50000"];
+        Self::new("sim", clients, 128, flags, rates)
     }
 
-    fn new(name: &'static str, clients: usize, max_tokens: u32, engine: &str, prefill: &str) -> Self {
+    fn new(name: &'static str, clients: usize, max_tokens: u32, engine: &str, further: [&str; 2]) -> Self {
         let flags = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        let [prefill_flags, decode_flags] = further.map(flags);
         Self {
             name,
             clients,
             mix: Mix { model: NAME.to_owned(), max_tokens },
             model: smollm2(),
             engine_flags: flags(engine),
-            prefill_flags: flags(prefill),
+            prefill_flags,
+            decode_flags,
         }
     }
 
+    /// Flags of an engine.
+    fn engine<'a>(&'a self, further: &'a [String]) -> Vec<&'a str> {
+        let flags = self.engine_flags.iter().chain(further).map(String::as_str);
+        flags.chain(["--served-model-name", NAME]).collect()
+    }
+
     fn plan(&self) -> Plan {
-        let name = ["--served-model-name", NAME];
-        let engine: Vec<&str> = self.engine_flags.iter().map(String::as_str).chain(name).collect();
-        let prefill: Vec<&str> =
-            engine.iter().copied().chain(self.prefill_flags.iter().map(String::as_str)).collect();
         Plan::of(&self.model)
             .ingresses(2)
             .replicas(2, 2, 2)
             .prefills(2)
-            .with(Service::Tokenizer, &name)
+            .with(Service::Tokenizer, &["--served-model-name", NAME])
             .with(Service::Router, &ALWAYS_REMOTE)
-            .with(Service::Prefill, &prefill)
-            .with(Service::Decode, &engine)
+            .with(Service::Prefill, &self.engine(&self.prefill_flags))
+            .with(Service::Decode, &self.engine(&self.decode_flags))
     }
 
     /// Starts a cluster of that many engines, which log what they accept.
