@@ -33,6 +33,7 @@ mod shm;
 mod socket;
 mod tcp;
 mod transport;
+mod turn;
 mod wire;
 mod writer;
 

@@ -11,14 +11,16 @@ use super::{
     device_checksum,
     region::Region,
     socket::Socket,
+    turn::Turn,
     wire::{Frame, Notice, checksum, seed},
 };
 
 /// Most bytes of layers in a frame, if one layer is not larger: both ends read them twice, the second time from their
 /// cache.
 const FRAME_BYTES: u32 = 256 << 10;
-/// Bytes of small frames that are sent at once.
-const STAGED: usize = 128 << 10;
+/// Layers that follow each other on a connection are sent together once they have so many bytes, or with the last of
+/// their page. Nobody waits for a part of a page, and each frame costs both ends a system call.
+const RUN_BYTES: usize = 64 << 10;
 /// Notices read at once.
 const NOTICES: usize = 64;
 
@@ -43,28 +45,13 @@ impl Store {
     }
 }
 
-/// A slot of the grant, as far as the writer knows.
-struct Turn {
-    /// The page it is for.
-    page: u32,
-    /// By layer.
-    pushed: Vec<bool>,
-    missing: u32,
-}
-
 /// A connection and what was read of a notice.
 struct Line {
     socket: Socket,
     notices: [u8; NOTICES * Notice::BYTES],
     read: usize,
-    /// Frames not yet sent: at most [`STAGED`] and a frame, or, without layers, the frames of a window of pages.
-    staged: Vec<u8>,
-}
-
-fn flush(socket: &Socket, staged: &mut Vec<u8>) -> io::Result<()> {
-    let sent = socket.write(staged, &[]);
-    staged.clear();
-    sent
+    /// Frames of layers in memory that is mapped, not yet sent: at most those of a window of pages.
+    frames: Vec<u8>,
 }
 
 pub(super) struct Pusher {
@@ -107,16 +94,15 @@ impl Pusher {
         for socket in &sockets {
             socket.set_timeouts(Some(stall), Some(stall))?;
         }
-        let place = |page| Turn { page, pushed: vec![false; layout.layers as usize], missing: layout.layers };
         let line =
-            |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0, staged: Vec::new() };
+            |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0, frames: Vec::new() };
         Ok(Self {
             epoch: grant.epoch,
             pages: grant.pages,
             layers: layout.layers,
             layer_bytes: layout.layer_bytes,
             slots: grant.slots.clone(),
-            places: (0..grant.window()).map(place).collect(),
+            places: (0..grant.window()).map(|page| Turn::new(page, layout.layers)).collect(),
             lines: sockets.into_iter().map(line).collect(),
             store,
             stall,
@@ -178,9 +164,7 @@ impl Pusher {
                 let (at, window) = (self.place_of(index), self.places.len() as u32);
                 let place = &mut self.places[at];
                 if place.page == index.0 && place.missing == 0 {
-                    place.page = place.page.saturating_add(window);
-                    place.pushed.fill(false);
-                    place.missing = self.layers;
+                    place.turn_to(place.page.saturating_add(window));
                     return Ok(());
                 }
                 Err(self
@@ -221,12 +205,12 @@ impl Pusher {
         }
     }
 
-    /// Pushes a run of layers that were not pushed before.
+    /// Pushes layers that were not pushed before.
     fn push(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
-        let (at, length) = (self.place_of(index), bytes.len() as u32);
+        let at = self.place_of(index);
         let offset = self.offset(at) + layer as usize * self.layer_bytes as usize;
         let sum = match &self.store {
-            Store::Inline => checksum(self.epoch, index, layer, bytes),
+            Store::Inline => return self.push_inline(index, layer, bytes),
             Store::Region(region) => {
                 // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not
                 // told to be complete. The receiver reads the layers only after their frame, and lends the slot to
@@ -239,23 +223,47 @@ impl Pusher {
                 Err(error) => return Err(self.fail(WriteError::Gone(error))),
             },
         };
-        let frame = self.frame(index, layer, length, sum);
-        if !matches!(self.store, Store::Inline) {
-            self.lines[0].staged.extend_from_slice(&frame);
-            return if self.places[at].missing == 0 { self.tell() } else { Ok(()) };
+        let frame = self.frame(index, layer, bytes.len() as u32, sum);
+        self.lines[0].frames.extend_from_slice(&frame);
+        if self.places[at].missing == 0 { self.tell() } else { Ok(()) }
+    }
+
+    /// Pushes layers behind their frame, perhaps with those that follow.
+    fn push_inline(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
+        let (at, count) = (self.place_of(index), bytes.len() as u32 / self.layer_bytes);
+        let place = &mut self.places[at];
+        place.note(layer, count);
+        let complete = place.missing == 0;
+        if place.run_from + place.run.len() as u32 / self.layer_bytes != layer {
+            self.send_run(at)?;
         }
+        let place = &mut self.places[at];
+        if place.run.is_empty() {
+            if complete || bytes.len() >= RUN_BYTES {
+                return self.send(index, layer, bytes);
+            }
+            place.run_from = layer;
+        }
+        place.run.extend_from_slice(bytes);
+        if complete || place.run.len() >= RUN_BYTES { self.send_run(at) } else { Ok(()) }
+    }
+
+    /// Sends the layers that wait at a place.
+    fn send_run(&mut self, at: usize) -> Result<(), WriteError> {
+        let place = &mut self.places[at];
+        let (index, from, mut run) = (PageIndex(place.page), place.run_from, std::mem::take(&mut place.run));
+        let sent = if run.is_empty() { Ok(()) } else { self.send(index, from, &run) };
+        run.clear();
+        self.places[at].run = run;
+        sent
+    }
+
+    fn send(&mut self, index: PageIndex, layer: u32, bytes: &[u8]) -> Result<(), WriteError> {
+        let (epoch, length) = (self.epoch, bytes.len() as u32);
+        let checksum = checksum(epoch, index, layer, bytes);
+        let frame = Frame::Layers { epoch, index, layer, length, checksum }.encode();
         let line = index.0 as usize % self.lines.len();
-        let Line { socket, staged, .. } = &mut self.lines[line];
-        // Nobody waits for a part of a page: small frames share a write.
-        let sent = if bytes.len() >= STAGED && staged.is_empty() {
-            socket.write(&frame, bytes)
-        } else {
-            staged.extend_from_slice(&frame);
-            staged.extend_from_slice(bytes);
-            let due = staged.len() >= STAGED || self.places[at].missing == 0;
-            if due { flush(socket, staged) } else { Ok(()) }
-        };
-        sent.map_err(|error| self.lost(error))
+        self.lines[line].socket.write(&frame, bytes).map_err(|error| self.lost(error))
     }
 
     /// Where a slot lies among the receiver's, in bytes.
@@ -266,15 +274,20 @@ impl Pusher {
     /// Notes layers as pushed, and makes their frame.
     fn frame(&mut self, index: PageIndex, layer: u32, length: u32, checksum: u64) -> [u8; Frame::BYTES] {
         let (at, count) = (self.place_of(index), length / self.layer_bytes);
-        self.places[at].pushed[layer as usize..][..count as usize].fill(true);
-        self.places[at].missing -= count;
+        self.places[at].note(layer, count);
         Frame::Layers { epoch: self.epoch, index, layer, length, checksum }.encode()
     }
 
-    /// Sends the frames that wait.
+    /// Sends all that waits.
     fn tell(&mut self) -> Result<(), WriteError> {
-        let sent = self.lines.iter_mut().try_for_each(|line| flush(&line.socket, &mut line.staged));
-        sent.map_err(|error| self.lost(error))
+        for line in &mut self.lines {
+            let sent = line.socket.write(&line.frames, &[]);
+            line.frames.clear();
+            if let Err(error) = sent {
+                return Err(self.lost(error));
+            }
+        }
+        (0..self.places.len()).try_for_each(|at| self.send_run(at))
     }
 }
 
@@ -347,7 +360,7 @@ impl DeviceWriter for Pusher {
         let length = self.layers * self.layer_bytes;
         for &(index, checksum) in pages {
             let frame = self.frame(index, 0, length, checksum);
-            self.lines[0].staged.extend_from_slice(&frame);
+            self.lines[0].frames.extend_from_slice(&frame);
         }
         self.tell()
     }
