@@ -19,7 +19,6 @@ mod gemm;
 mod harness;
 mod host;
 mod order;
-mod persistent;
 mod random;
 mod sampling;
 mod smollm2;
@@ -42,8 +41,7 @@ fn cases() -> Vec<Case> {
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
         None => {
-            let models = [executor::cases(), persistent::cases(), fp8_models::cases()].concat();
-            [operations, models, fault::cases(), transfer::cases()].concat()
+            [operations, executor::cases(), fp8_models::cases(), fault::cases(), transfer::cases()].concat()
         }
     }
 }
