@@ -84,8 +84,11 @@ pub fn checkpoints() -> impl Iterator<Item = (&'static str, Checkpoint)> {
     CHECKPOINTS.into_iter().map(|name| (name, checkpoint(name)))
 }
 
+/// In this crate's sources, or in `STATOR_TEST_FIXTURES`, where a test binary runs that was built elsewhere.
 fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    let all = std::env::var_os("STATOR_TEST_FIXTURES")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from);
+    all.join(name)
 }
 
 fn json<T: for<'a> Deserialize<'a>>(path: &std::path::Path) -> T {
