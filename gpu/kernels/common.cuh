@@ -371,3 +371,15 @@ DEVICE float rms_scale(Group group, int width, float eps) {
     for (int i = threadIdx.x % 32; i < width / 8; i += 32) sum = __fadd_rn(sum, group(i));
     return rsqrtf(warp_sum(sum) / width + eps);
 }
+
+// ---- what several kernels compute alike ------------------------------------------------------------------------------
+
+// Adds the squares of a pair, for the norm of a head.
+DEVICE float add_squares(float sum, float low, float high) { return __fmaf_rn(low, low, __fmaf_rn(high, high, sum)); }
+
+// Turns a pair by an angle.
+DEVICE void turn_pair(float& low, float& high, float cosine, float sine) {
+    float l = low;
+    low = __fmaf_rn(l, cosine, -__fmul_rn(high, sine));
+    high = __fmaf_rn(high, cosine, __fmul_rn(l, sine));
+}

@@ -71,7 +71,7 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
         if (norm) {
             float sum = 0.0f;
 #pragma unroll
-            for (int j = 0; j < PER; j++) sum += low[j] * low[j] + high[j] * high[j];
+            for (int j = 0; j < PER; j++) sum = add_squares(sum, low[j], high[j]);
             float scale = rsqrtf(warp_sum(sum) / norm_width + eps);
             float low_weight[PER], high_weight[PER];
             load_run(low_weight, norm + lane * PER);
@@ -87,11 +87,7 @@ DEVICE void qkv_head(u16* queries, u16* pages, const u16* qkv, const u16* bias, 
         load_run(c, cosines + angle);
         load_run(s, sines + angle);
 #pragma unroll
-        for (int j = 0; j < PER; j++) {
-            float l = low[j], h = high[j];
-            low[j] = l * c[j] - h * s[j];
-            high[j] = h * c[j] + l * s[j];
-        }
+        for (int j = 0; j < PER; j++) turn_pair(low[j], high[j], c[j], s[j]);
     }
     u16* out;
     bool codes = CODES && !is_query;

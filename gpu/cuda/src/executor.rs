@@ -17,6 +17,7 @@ mod flight;
 mod forward;
 mod head_layout;
 mod matrix;
+mod persistent;
 mod plan;
 mod slots;
 mod staging;
@@ -34,7 +35,8 @@ use crate::{
 use check::check_bounds;
 use dimensions::Dimensions;
 use flight::Flight;
-use forward::{Buffers, Forward};
+use forward::{Buffers, Forward, Way};
+use persistent::Persistent;
 use plan::{Counts, Layout, Lists, Plan};
 use slots::Slots;
 use staging::{Pool, Staging};
@@ -49,7 +51,7 @@ const BUCKETS: [usize; 18] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 12
 /// Runs a decoder on one GPU. Depth 2: tokens that a step samples reach the next one on the device.
 #[derive(Debug)]
 pub struct CudaExecutor {
-    graphs: BTreeMap<usize, Graph>,
+    graphs: BTreeMap<(Way, usize), Graph>,
     flights: [Flight; DEPTH],
     /// Flights under way, oldest first.
     open: VecDeque<usize>,
@@ -143,12 +145,18 @@ impl CudaExecutor {
         };
         let staging = Staging::new(&device, spec.kv.page_bytes())?;
         let mover = Mover::new(&device)?;
+        let persistent = if config.persistent && config.kv_format == KvFormat::Bf16 {
+            Persistent::new(&device, &dimensions, &weights, kv.view().cast())?
+        } else {
+            None
+        };
         let forward = Forward {
             dimensions,
             weights,
             buffers,
             kv,
             kv_format: config.kv_format,
+            persistent,
             page_size: config.page_size as usize,
             mode: config.gemm,
         };
@@ -219,21 +227,36 @@ impl CudaExecutor {
             if bucket > self.spec.slots.min(self.spec.max_batch_tokens) as usize {
                 break;
             }
-            let counts = bucket_counts(bucket);
-            let lists = Lists::new(self.block.view(), &Layout::new(counts));
-            let run = || self.forward.run(&self.device, &self.slots, lists, counts);
-            // once in the open: the library's first call for a shape may allocate, which a capture forbids
-            self.idle_step(counts)?;
-            let before = self.device.launches();
-            run()?;
-            if bucket == 1 {
-                self.launches = self.device.launches() - before;
+            self.capture_bucket(Way::Launches, bucket)?;
+            if self.forward.persistent.as_ref().is_some_and(|one| bucket <= one.max_rows()) {
+                self.capture_bucket(Way::Persistent, bucket)?;
             }
-            self.device.synchronize()?;
-            let graph = Graph::record(&self.device, run)?;
-            self.graphs.insert(bucket, graph);
         }
         Ok(())
+    }
+
+    fn capture_bucket(&mut self, way: Way, bucket: usize) -> Result<(), CudaError> {
+        let counts = bucket_counts(bucket);
+        let lists = Lists::new(self.block.view(), &Layout::new(counts));
+        let run = || self.forward.run(&self.device, &self.slots, lists, counts, way);
+        // once in the open: the library's first call for a shape may allocate, which a capture forbids
+        self.idle_step(counts)?;
+        let before = self.device.launches();
+        run()?;
+        if bucket == 1 {
+            self.launches = self.device.launches() - before;
+        }
+        self.device.synchronize()?;
+        let graph = Graph::record(&self.device, run)?;
+        self.graphs.insert((way, bucket), graph);
+        Ok(())
+    }
+
+    fn way(&self, plan: &Plan) -> Way {
+        match &self.forward.persistent {
+            Some(persistent) if persistent.takes(plan) => Way::Persistent,
+            _ => Way::Launches,
+        }
     }
 
     /// Tells the device of a step in which every row is padding.
@@ -245,11 +268,14 @@ impl CudaExecutor {
     }
 
     /// The smallest captured batch that a step fits into.
-    fn bucket(&self, plan: &Plan) -> Option<(usize, &Graph)> {
+    fn bucket(&self, plan: &Plan, way: Way) -> Option<usize> {
         if !plan.is_plain_decode() {
             return None;
         }
-        self.graphs.range(plan.counts.tokens..).next().map(|(&bucket, graph)| (bucket, graph))
+        self.graphs
+            .range((way, plan.counts.tokens)..=(way, usize::MAX))
+            .next()
+            .map(|(&(_, bucket), _)| bucket)
     }
 
     fn start(&mut self, batch: &Batch) -> Result<usize, CudaError> {
@@ -262,7 +288,8 @@ impl CudaExecutor {
         let Dimensions { heads, kv_heads, window, .. } = self.forward.dimensions;
         let share = self.device.decode_share(heads, kv_heads, window);
         let plan = Plan::new(batch, &self.slots, self.forward.buffers.max_tiles, share);
-        let bucket = self.bucket(&plan).map(|(bucket, _)| bucket);
+        let way = self.way(&plan);
+        let bucket = self.bucket(&plan, way);
         let counts = bucket.map_or(plan.counts, bucket_counts);
         let layout = Layout::new(counts);
 
@@ -272,11 +299,11 @@ impl CudaExecutor {
         plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, share);
         self.stopwatch.begin(&self.device)?;
         self.device.write_async(self.block.view(), &flight.block.as_slice()[..words])?;
-        match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
+        match bucket.and_then(|bucket| self.graphs.get(&(way, bucket))) {
             Some(graph) => graph.launch()?,
             None => {
                 let lists = Lists::new(self.block.view(), &layout);
-                self.forward.run(&self.device, &self.slots, lists, counts)?;
+                self.forward.run(&self.device, &self.slots, lists, counts, way)?;
             }
         }
         let buffers = &self.forward.buffers;

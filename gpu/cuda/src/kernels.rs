@@ -14,6 +14,7 @@ pub enum KernelFile {
     Gemm,
     GemmMany,
     Pages,
+    Persistent,
     PrefillAttention,
     Probe,
     Qkv,
@@ -21,13 +22,14 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Fp8,
         Self::Gemm,
         Self::GemmMany,
         Self::Pages,
+        Self::Persistent,
         Self::PrefillAttention,
         Self::Probe,
         Self::Qkv,
@@ -41,6 +43,7 @@ impl KernelFile {
             Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
             Self::GemmMany => "gemm_many.cu",
+            Self::Persistent => "persistent.cu",
             Self::PrefillAttention => "prefill_attention.cu",
             Self::Pages => "pages.cu",
             Self::Probe => "probe.cu",
@@ -62,6 +65,7 @@ impl KernelFile {
             Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
+            Self::Persistent => include_str!("../../kernels/persistent.cu"),
             Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
             Self::Pages => include_str!("../../kernels/pages.cu"),
             Self::Probe => include_str!("../../kernels/probe.cu"),
@@ -88,6 +92,16 @@ impl KernelFile {
             Self::Fp8 | Self::Qkv => &[COMMON, FP8],
             Self::Gemm => &[COMMON, FP8, GEMM],
             Self::GemmMany => &[COMMON, GEMM],
+            Self::Persistent => &[
+                COMMON,
+                FP8,
+                ATTENTION,
+                GEMM,
+                ("persistent/messages.cuh", include_str!("../../kernels/persistent/messages.cuh")),
+                ("persistent/weights.cuh", include_str!("../../kernels/persistent/weights.cuh")),
+                ("persistent/products.cuh", include_str!("../../kernels/persistent/products.cuh")),
+                ("persistent/attention.cuh", include_str!("../../kernels/persistent/attention.cuh")),
+            ],
             _ => &[COMMON],
         }
     }
@@ -141,6 +155,7 @@ impl KernelFile {
                 "attention_prefill_64_fp8",
                 "attention_prefill_128_fp8",
             ],
+            Self::Persistent => &["persistent_step_64", "persistent_step_128"],
             Self::Pages => &["pages_out", "pages_in", "pages_sum"],
             Self::Probe => &["read_all", "fill_bf16"],
             Self::Qkv => &["qkv_head_64", "qkv_head_128", "qkv_head_64_fp8", "qkv_head_128_fp8"],
@@ -164,9 +179,8 @@ pub(crate) fn digest() -> String {
     hasher.finalize().to_hex()[..8].to_owned()
 }
 
-/// Most shared memory that a block may ask for at launch on compute capability 9.0, less what kernels declare
-/// themselves.
-const DYNAMIC_SHARED_BYTES: i32 = 220 * 1024;
+/// Most shared memory that a block may have on compute capability 9.0.
+const SHARED_BYTES: i32 = 227 * 1024;
 
 /// All kernels, loaded into a context.
 #[derive(Debug)]
@@ -185,8 +199,10 @@ impl Kernels {
             let module = context.load_module(Ptx::from_binary(image))?;
             for &name in file.kernels() {
                 let function = module.load_function(name)?;
+                let declared =
+                    function.get_attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
                 let limit = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                function.set_attribute(limit, DYNAMIC_SHARED_BYTES)?;
+                function.set_attribute(limit, SHARED_BYTES - declared)?;
                 functions.insert(name, function);
             }
         }

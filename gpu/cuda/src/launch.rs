@@ -2,7 +2,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::{CudaFunction, CudaStream, sys};
 
-use crate::{CudaError, Device, Element, View, tensor_map::TensorMap};
+use crate::{CudaError, Device, Element, View};
 
 /// How many blocks of how many threads, and their dynamic shared memory.
 #[derive(Debug, Clone, Copy)]
@@ -90,23 +90,23 @@ impl Device {
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
         // SAFETY: the caller's duty.
-        unsafe { self.launch_mapped(kernel, shape, &[], arguments) }
+        unsafe { self.launch_mapped::<(), N>(kernel, shape, &[], arguments) }
     }
 
-    /// The same for a kernel whose first arguments are tensor maps.
+    /// The same for a kernel whose first arguments are structures, such as tensor maps.
     ///
     /// # Safety
     /// As [`Device::launch`].
-    pub(crate) unsafe fn launch_mapped<const N: usize>(
+    pub(crate) unsafe fn launch_mapped<S, const N: usize>(
         &self,
         kernel: &str,
         shape: Shape,
-        maps: &[TensorMap],
+        structures: &[S],
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
         let function = self.kernels().get(kernel);
         // SAFETY: the caller's duty.
-        unsafe { start(function, self.stream(), shape, maps, arguments)? };
+        unsafe { start(function, self.stream(), shape, structures, arguments)? };
         self.count_launch();
         Ok(())
     }
@@ -116,21 +116,21 @@ impl Device {
 ///
 /// # Safety
 /// As [`Device::launch`].
-pub(crate) unsafe fn start<const N: usize>(
+pub(crate) unsafe fn start<S, const N: usize>(
     function: &CudaFunction,
     stream: &CudaStream,
     shape: Shape,
-    maps: &[TensorMap],
+    structures: &[S],
     mut arguments: [u64; N],
 ) -> Result<(), CudaError> {
     if shape.grid.contains(&0) {
         return Ok(());
     }
     let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
-    let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast());
+    let structures = structures.iter().map(|structure| std::ptr::from_ref(structure).cast_mut().cast());
     let words = arguments.iter_mut().map(|word| std::ptr::from_mut(word).cast());
-    assert!(maps.len() + words.len() <= MAX_ARGUMENTS, "too many arguments for a kernel");
-    for (pointer, argument) in pointers.iter_mut().zip(maps.chain(words)) {
+    assert!(structures.len() + words.len() <= MAX_ARGUMENTS, "too many arguments for a kernel");
+    for (pointer, argument) in pointers.iter_mut().zip(structures.chain(words)) {
         *pointer = argument;
     }
     let mut attribute = sys::CUlaunchAttribute {

@@ -7,6 +7,7 @@ mod attention;
 mod elementwise;
 mod fp8;
 mod gemm;
+mod persistent;
 mod probe;
 mod qkv;
 mod sample;
@@ -18,6 +19,7 @@ pub use attention::{
 pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
+pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;
 pub use sample::{BiasEntry, Drawn, MAX_TOP, Sample, SampleParams, Score};

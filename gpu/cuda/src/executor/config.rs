@@ -16,6 +16,8 @@ pub struct CudaConfig {
     pub context_length: Option<u32>,
     pub gemm: GemmMode,
     pub weights: WeightFormat,
+    /// Run decode steps of few rows as one kernel, where the model is small enough for that to pay.
+    pub persistent: bool,
     /// Replay decode steps as graphs.
     pub graphs: bool,
 }

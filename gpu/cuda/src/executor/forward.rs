@@ -3,6 +3,7 @@ use half::bf16;
 use super::{
     config::KvFormat,
     dimensions::Dimensions,
+    persistent::Persistent,
     plan::{Counts, Lists},
     slots::{MAX_BIAS, MAX_STOPS, Slots},
     weights::{Layer, Weights},
@@ -23,7 +24,7 @@ pub(super) const LOGIT_ROWS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Buffers {
     /// Residual stream, [tokens, hidden].
-    hidden: Buffer<f32>,
+    pub hidden: Buffer<f32>,
     /// Residual stream times the weights of the norm that follows, [tokens, hidden].
     weighed: Buffer<bf16>,
     /// What is left of that norm: sums of squares [FUSED_ROWS, hidden / 8] where products do it, else [tokens].
@@ -96,6 +97,15 @@ impl Buffers {
     }
 }
 
+/// How a step goes through the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Way {
+    /// One kernel after another.
+    Launches,
+    /// All of them in one.
+    Persistent,
+}
+
 /// The decoder on its device: everything that launches need.
 #[derive(Debug)]
 pub(super) struct Forward {
@@ -105,6 +115,7 @@ pub(super) struct Forward {
     /// [layers, pages, keys and values, kv_heads, page_size, head_dim]
     pub kv: Buffer<u8>,
     pub kv_format: KvFormat,
+    pub persistent: Option<Persistent>,
     pub page_size: usize,
     pub mode: GemmMode,
 }
@@ -117,8 +128,9 @@ impl Forward {
         slots: &Slots,
         lists: Lists<'_>,
         counts: Counts,
+        way: Way,
     ) -> Result<(), CudaError> {
-        let Dimensions { layers, hidden, .. } = self.dimensions;
+        let layers = self.dimensions.layers;
         if counts.copies > 0 {
             device.copy_pages(CopyPages {
                 kv: self.kv.view(),
@@ -131,6 +143,24 @@ impl Forward {
         if counts.tokens == 0 {
             return Ok(());
         }
+        match &self.persistent {
+            Some(persistent) if way == Way::Persistent => {
+                persistent.run(device, self, slots, lists, counts.tokens)?;
+            }
+            _ => self.launch_layers(device, slots, lists, counts)?,
+        }
+        self.sample(device, slots, lists, counts)?;
+        self.score(device, lists, counts)
+    }
+
+    /// Embedding and layers, one operation after another.
+    fn launch_layers(
+        &self,
+        device: &Device,
+        slots: &Slots,
+        lists: Lists<'_>,
+        counts: Counts,
+    ) -> Result<(), CudaError> {
         device.embed(Embed {
             hidden: self.buffers.hidden.view(),
             table: self.weights.embedding.view(),
@@ -140,15 +170,30 @@ impl Forward {
             next: self
                 .next_norm(self.weights.layers.first().map(|layer| &layer.attention_norm), counts.tokens),
             tokens: counts.tokens,
-            width: hidden,
+            width: self.dimensions.hidden,
         })?;
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let following = self.weights.layers.get(number + 1).map(|layer| &layer.attention_norm);
             self.attend(device, layer, number, lists, counts)?;
             self.feed_forward(device, layer, following, counts.tokens)?;
         }
-        self.sample(device, slots, lists, counts)?;
-        self.score(device, lists, counts)
+        Ok(())
+    }
+
+    /// Keys and values of a layer.
+    pub fn kv_pages(&self, number: usize) -> KvPages<'_> {
+        let Dimensions { layers, kv_heads, head_dim, .. } = self.dimensions;
+        let layer_len = self.kv.len() / layers;
+        let pages = self.kv.slice(number * layer_len..(number + 1) * layer_len);
+        KvPages {
+            pages: match self.kv_format {
+                KvFormat::Bf16 => KvView::Bf16(pages.cast()),
+                KvFormat::Fp8E4m3 => KvView::Fp8(pages),
+            },
+            kv_heads,
+            head_dim,
+            page_size: self.page_size,
+        }
     }
 
     fn attend(
@@ -160,23 +205,13 @@ impl Forward {
         counts: Counts,
     ) -> Result<(), CudaError> {
         let (dimensions, buffers) = (&self.dimensions, &self.buffers);
-        let Dimensions { heads, kv_heads, head_dim, hidden, window, .. } = *dimensions;
+        let Dimensions { heads, hidden, window, .. } = *dimensions;
         let tokens = counts.tokens;
         let scale = self.norm(device, &layer.attention_norm, tokens)?;
         let qkv = GemmOutput::Bf16(buffers.qkv.view());
         let sizes = [tokens, dimensions.qkv_width(), hidden];
         self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
-        let layer_len = self.kv.len() / dimensions.layers;
-        let pages = self.kv.slice(number * layer_len..(number + 1) * layer_len);
-        let kv = KvPages {
-            pages: match self.kv_format {
-                KvFormat::Bf16 => KvView::Bf16(pages.cast()),
-                KvFormat::Fp8E4m3 => KvView::Fp8(pages),
-            },
-            kv_heads,
-            head_dim,
-            page_size: self.page_size,
-        };
+        let kv = self.kv_pages(number);
         device.qkv_head(QkvHead {
             queries: buffers.queries.view(),
             kv,

@@ -11,6 +11,8 @@ use crate::{CudaError, View, tensor_map::TensorMap};
 
 /// Keys of one attention tile, at absolute positions: part of the canonical order.
 pub const TILE_KEYS: usize = 128;
+/// Query heads that may share a key head.
+pub(super) const MAX_GROUP: usize = 16;
 /// A tile has at most half as many pages as a warp has lanes: a page's row may be two of the copy engine's.
 const MIN_PAGE_SIZE: usize = TILE_KEYS / 16;
 
@@ -82,11 +84,11 @@ impl KvPages<'_> {
 }
 
 /// Kernels take scores in units of log2.
-fn log2_scale(scale: f32) -> f32 {
+pub(super) fn log2_scale(scale: f32) -> f32 {
     scale * std::f32::consts::LOG2_E
 }
 
-fn window(window: Option<u32>) -> i32 {
+pub(super) fn window(window: Option<u32>) -> i32 {
     window.map_or(i32::MAX, |window| window.min(i32::MAX as u32) as i32)
 }
 

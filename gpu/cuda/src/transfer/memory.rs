@@ -174,7 +174,7 @@ impl Slab {
         // SAFETY: spans lie in the slab (checked by the caller); everything lives until the stream has passed it, below.
         unsafe {
             result::memset_d8_async(sums.address(), 0, sums.bytes(), stream.cu_stream())?;
-            start(&self.sum, stream, shape, &[], arguments)?;
+            start(&self.sum, stream, shape, &[(); 0], arguments)?;
             let read = &mut read.as_mut_slice()[..spans.len()];
             result::memcpy_dtoh_async(read, sums.address(), stream.cu_stream())?;
         }

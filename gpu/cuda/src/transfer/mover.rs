@@ -117,7 +117,7 @@ impl Mover {
         unsafe {
             let sums = room.sums.view();
             result::memset_d8_async(sums.address(), 0, sums.bytes(), stream.cu_stream())?;
-            start(function, stream, Shape::new(grid, 256).alone(), &[], arguments)?;
+            start(function, stream, Shape::new(grid, 256).alone(), &[(); 0], arguments)?;
             let read = &mut room.read.as_mut_slice()[..moves.len()];
             result::memcpy_dtoh_async(read, sums.address(), stream.cu_stream())?;
         }

@@ -42,11 +42,12 @@ pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
         context_length: None,
         gemm: GemmMode::BatchInvariant,
         weights: WeightFormat::AsStored,
+        persistent: true,
         graphs: true,
     }
 }
 
-fn failure(error: impl ToString) -> Failure {
+pub fn failure(error: impl ToString) -> Failure {
     Failure(error.to_string())
 }
 
@@ -118,15 +119,15 @@ fn references(_: &Context, _: &mut Random) -> Outcome {
     Ok(report)
 }
 
-/// A request of the mixed test.
-struct Request {
-    prompt: Vec<u32>,
-    params: SamplingParams,
-    tokens: usize,
+/// What is asked for.
+pub struct Request {
+    pub prompt: Vec<u32>,
+    pub params: SamplingParams,
+    pub tokens: usize,
 }
 
 /// What came out of a request: tokens and their log probabilities.
-type Text = Vec<(u32, Option<f32>)>;
+pub type Text = Vec<(u32, Option<f32>)>;
 
 pub fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>) -> DecoderSpec {
     DecoderSpec {
@@ -147,7 +148,7 @@ pub fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>
     }
 }
 
-fn random_request(random: &mut Random) -> Request {
+pub fn random_request(random: &mut Random) -> Request {
     let prompt = (0..random.between(1, 300)).map(|_| random.below(1000) as u32).collect();
     let params = SamplingParams {
         temperature: [0.0, 0.7, 1.0][random.below(3)],
@@ -206,7 +207,7 @@ struct Live {
 }
 
 /// Drives an executor two steps deep without ever waiting for a token before planning the next.
-struct Run<'a> {
+pub struct Run<'a> {
     executor: &'a mut CudaExecutor,
     step: u64,
     free_pages: Vec<u32>,
@@ -214,12 +215,17 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(executor: &'a mut CudaExecutor) -> Self {
+    pub fn new(executor: &'a mut CudaExecutor) -> Self {
         let free_pages = (0..executor.spec().pages).collect();
         Self { executor, step: 0, free_pages, tickets: std::collections::VecDeque::new() }
     }
 
-    fn all(&mut self, requests: &[Request], random: &mut Random, slots: usize) -> Result<Vec<Text>, Failure> {
+    pub fn all(
+        &mut self,
+        requests: &[Request],
+        random: &mut Random,
+        slots: usize,
+    ) -> Result<Vec<Text>, Failure> {
         let mut texts = vec![Text::new(); requests.len()];
         let mut live: Vec<Option<Live>> = (0..slots).map(|_| None).collect();
         let (mut next, mut closes) = (0, Vec::new());

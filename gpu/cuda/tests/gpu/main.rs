@@ -19,6 +19,7 @@ mod gemm;
 mod harness;
 mod host;
 mod order;
+mod persistent;
 mod random;
 mod sampling;
 mod smollm2;
@@ -41,7 +42,8 @@ fn cases() -> Vec<Case> {
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
         None => {
-            [operations, executor::cases(), fp8_models::cases(), fault::cases(), transfer::cases()].concat()
+            let models = [executor::cases(), persistent::cases(), fp8_models::cases()].concat();
+            [operations, models, fault::cases(), transfer::cases()].concat()
         }
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn build(
         context_length: Some(card.context_length),
         gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
         weights: weight_format(settings.quantization.as_deref())?,
+        persistent: true,
         graphs: true,
     };
     let total = model.spec.layers as usize;

@@ -1,14 +1,12 @@
 use half::bf16;
 
-use super::{KvPages, TILE_KEYS, log2_scale, window};
+use super::{KvPages, MAX_GROUP, TILE_KEYS, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
     ops::{GemmMode, check, check_len},
 };
 
-/// Query heads that may share a key head.
-const MAX_GROUP: usize = 16;
 /// Query heads that share an item of work.
 const QUERY_ROWS: usize = 8;
 /// Warps of a block that multiply.

@@ -1,0 +1,82 @@
+//! Steps as one kernel against the same steps as many.
+
+use cuda::{CudaConfig, CudaExecutor, KvBudget};
+use models::{DType, DecoderSpec, Model, SamplingParams, synthetic};
+
+use crate::{
+    executor::{Request, Run, Text, config, failure, random_request, random_spec},
+    harness::{Case, Context, Outcome, ensure},
+    random::Random,
+};
+
+pub fn cases() -> Vec<Case> {
+    vec![Case { name: "persistent: steps have the bits of separate kernels", run: same_bits }]
+}
+
+const SLOTS: usize = 8;
+/// Embedding, 6 a layer, norm, head and sampling; the layers and the embedding are one launch of the persistent kernel.
+const SEPARATE_LAUNCHES: u64 = 3 * 6 + 4;
+const PERSISTENT_LAUNCHES: u64 = 4;
+
+/// Shapes that differ in what the kernel shares out: heads, windows, biases, matrices of several places of its ring, units
+/// that do not divide evenly among blocks.
+fn specs() -> Vec<DecoderSpec> {
+    let wide = DecoderSpec {
+        hidden_size: 1088,
+        intermediate_size: 2240,
+        context_length: 8192,
+        ..random_spec(128, 9, 3, None)
+    };
+    vec![
+        random_spec(64, 6, 2, None),
+        random_spec(128, 4, 1, None),
+        random_spec(64, 3, 3, Some(50)),
+        DecoderSpec { qkv_bias: true, qk_norm: false, ..random_spec(64, 16, 1, None) },
+        wide,
+    ]
+}
+
+/// Short prompts, so that most steps only decode; now and then one whose parts are folded in several rounds.
+fn requests(random: &mut Random, context_length: u32) -> Vec<Request> {
+    let mut all: Vec<Request> = (0..14).map(|_| random_request(random)).collect();
+    for request in all.iter_mut().skip(4) {
+        request.prompt.truncate(30);
+    }
+    if context_length > 4500 {
+        all.push(Request {
+            prompt: (0..4500).map(|_| random.below(1000) as u32).collect(),
+            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            tokens: 20,
+        });
+    }
+    all
+}
+
+fn same_bits(_: &Context, random: &mut Random) -> Outcome {
+    let folder = std::env::temp_dir().join(format!("stator-gpu-persistent-{}", std::process::id()));
+    let mut tokens = 0;
+    for spec in specs() {
+        synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
+        let model = Model::open(&folder).map_err(failure)?;
+        let all = requests(random, spec.context_length);
+        let seed = random.word();
+        let texts = |persistent: bool, launches: u64| -> Result<Vec<Text>, _> {
+            let config = CudaConfig { persistent, ..config(SLOTS as u32, 256, KvBudget::Pages(600)) };
+            let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
+            let found = executor.launches_per_decode_step();
+            ensure(found == launches, || format!("{found} launches a step, not {launches}"))?;
+            Run::new(&mut executor).all(&all, &mut Random::new(seed), SLOTS)
+        };
+        let (one, many) = (texts(true, PERSISTENT_LAUNCHES)?, texts(false, SEPARATE_LAUNCHES)?);
+        for (request, (one, many)) in all.iter().zip(one.iter().zip(&many)) {
+            ensure(one == many, || {
+                let at = one.iter().zip(many).position(|(a, b)| a != b);
+                let (hidden, prompt) = (spec.hidden_size, request.prompt.len());
+                format!("width {hidden}, prompt of {prompt}: differs from token {at:?} on")
+            })?;
+            tokens += one.len();
+        }
+    }
+    std::fs::remove_dir_all(&folder).map_err(failure)?;
+    Ok(format!("{tokens} tokens bit-equal"))
+}

@@ -1,0 +1,281 @@
+// Products of the persistent kernel, in the order of gemm.cu.
+//
+// Two groups of four warps take every other unit of a block; a warp of a group has one segment of k.
+
+#define GROUP_WARPS 4
+#define PRODUCT_WARPS 8
+#define CHUNK 4  // loads of 16 bytes that a lane has under way
+
+DEVICE void group_sync(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+
+// Sees from a few words that a message arrives; those who take it look at all of it.
+DEVICE void watch(const u8* line, u64* hint) {
+    int lane = threadIdx.x % 32;
+#pragma unroll 1
+    while (!__all_sync(FULL_WARP, complete(peek(line + lane % 8 * 16)))) pause();
+    if (lane == 0) barrier_arrive(hint);
+}
+
+// What product warps wait for: inputs that arrive, an input in shared memory, an input that all are done with, and the
+// scales of rows.
+struct Signals {
+    u64* hints;  // [KINDS]
+    u64 *gathered, *settled;
+    u64* scaled;  // [2]
+};
+
+// A warp of a product group: one segment of k of every other unit of the block.
+struct Worker {
+    int group, segment, lane, g, t, rows;
+    Ring ring;
+    u32 slot;      // first of the current product
+    float* parts;
+};
+
+// All product warps bring a message to shared memory, in rows of `stride` bytes.
+DEVICE void gather(const Worker& me, const u8* message, int rows, const Share& share, u32 target, u32 stride,
+                   u64* settled, u32 phase) {
+    int width = share.columns / 8, chunks = rows * width, first = (me.group * GROUP_WARPS + me.segment) * 32 + me.lane;
+    bool waited = false;
+#pragma unroll 1
+    for (int base = 0; base < chunks; base += CHUNK * PRODUCT_WARPS * 32) {
+        uint4 v[CHUNK];
+        bool ok[CHUNK];
+#pragma unroll
+        for (int j = 0; j < CHUNK; j++) {
+            int c = base + j * PRODUCT_WARPS * 32 + first;
+            ok[j] = c >= chunks;
+            if (!ok[j]) v[j] = peek(message + (u32)c * 16);
+        }
+#pragma unroll 1
+        while (true) {
+            bool all = true;
+#pragma unroll
+            for (int j = 0; j < CHUNK; j++) {
+                ok[j] = ok[j] || complete(v[j]);
+                all = all && ok[j];
+            }
+            if (all) break;
+            pause();
+#pragma unroll
+            for (int j = 0; j < CHUNK; j++)
+                if (!ok[j]) v[j] = peek(message + (u32)(base + j * PRODUCT_WARPS * 32 + first) * 16);
+        }
+        if (!waited && phase) barrier_wait(settled, (phase - 1) & 1);
+        waited = true;
+#pragma unroll
+        for (int j = 0; j < CHUNK; j++) {
+            int c = base + j * PRODUCT_WARPS * 32 + first;
+            if (c >= chunks) continue;
+            u32 row = __umulhi(c, share.inverse);
+            asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(target + row * stride + (c - row * width) * 16),
+                         "r"(v[j].x), "r"(v[j].y), "r"(v[j].z), "r"(v[j].w)
+                         : "memory");
+        }
+    }
+    __syncwarp();
+}
+
+// N blocks of 32 columns of pairs of units: weights are the left operand, 8 rows of each unit of a pair.
+template <int PAIRS, int N>
+DEVICE void multiply_blocks(Fragment (&acc)[PAIRS], const u32 (&w)[PAIRS], u32 x) {
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        uint4 v = load_shared(x + j * 64);
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            uint4 a = load_matrices(w[p] + j * 64), b = load_matrices(w[p] + j * 64 + 32);
+            mma(acc[p], a.x, a.y, a.z, a.w, v.x, v.y);
+            mma(acc[p], b.x, b.y, b.z, b.w, v.z, v.w);
+        }
+    }
+}
+
+// One segment of `units` units, whose slots lie `stride` apart. `x`: this lane's part of its row in shared memory.
+template <int PAIRS>
+DEVICE void multiply_segment(Fragment (&acc)[PAIRS], const Worker& me, u32 x, int k, int units, u32 slot, int stride) {
+    int at = 2 * segment_begin(k, me.segment, 4), end = 2 * segment_begin(k, me.segment + 1, 4);
+    u32 read = me.ring.base + me.lane % 8 * SLOT_STRIDE + me.lane / 16 * 16;
+    int odd = me.lane / 8 & 1;
+#pragma unroll 1
+    while (at < end) {
+        int s = at / SLOT_BLOCKS, run = (s + 1) * SLOT_BLOCKS < end ? (s + 1) * SLOT_BLOCKS - at : end - at;
+        u32 w[PAIRS], from = x + at * 64;
+#pragma unroll 1
+        for (int r = 0; r < units; r++) me.ring.wait(slot + r * stride + s);
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            int unit = 2 * p + odd < units ? 2 * p + odd : 2 * p;  // a lone unit is both of its pair
+            w[p] = read + me.ring.place(slot + unit * stride + s) * SLOT_BYTES + at % SLOT_BLOCKS * 64;
+        }
+        at += run;
+#pragma unroll 1
+        for (; run >= 8; run -= 8) {
+            multiply_blocks<PAIRS, 8>(acc, w, from);
+            from += 8 * 64;
+#pragma unroll
+            for (int p = 0; p < PAIRS; p++) w[p] += 8 * 64;
+        }
+#pragma unroll 1
+        for (; run > 0; run--) {
+            multiply_blocks<PAIRS, 1>(acc, w, from);
+            from += 64;
+#pragma unroll
+            for (int p = 0; p < PAIRS; p++) w[p] += 64;
+        }
+    }
+}
+
+// Units of a group, from its `index`th on; each warp gets the sums of one of them at most: two columns of its row.
+template <int PAIRS>
+DEVICE float2 multiply_pass(const Worker& me, u32 x, int k, int index, int units, u32 slot, int slots, float* parts) {
+    Fragment acc[PAIRS] = {};
+    multiply_segment<PAIRS>(acc, me, x, k, units, slot, 2 * slots);
+    if (index > 0) group_sync(1 + me.group);  // the parts of the pass before are read
+    int pitch = 2 * PAIRS * 64;  // of segments; a unit's part is [column][row]
+    float* mine = parts + me.segment * pitch + me.g * 8 + 2 * me.t;
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) {
+        *(float2*)(mine + 128 * p) = make_float2(acc[p].c[0], acc[p].c[1]);
+        *(float2*)(mine + 128 * p + 64) = make_float2(acc[p].c[2], acc[p].c[3]);
+    }
+    group_sync(1 + me.group);
+    if (me.segment == 3 && me.lane < units)
+#pragma unroll 1
+        for (int s = 0; s < slots; s++) barrier_arrive(me.ring.empty + me.ring.place(slot + me.lane * 2 * slots + s));
+    const float* part = parts + ((me.segment - index) & 3) % (2 * PAIRS) * 64 + me.t * 16 + me.g;
+    float2 total = make_float2(part[0], part[8]);
+#pragma unroll
+    for (int s = 1; s < 4; s++) {
+        total.x += part[s * pitch];
+        total.y += part[s * pitch + 8];
+    }
+    return total;
+}
+
+// The residual stream of a unit's columns has changed: post it times the weights of the next norm.
+DEVICE void post_residual(const Model& m, const Worker& me, float2 residual, u8* weighed, u8* squares, float2 norm,
+                          int unit) {
+    float sum = square_pair(residual.x, residual.y);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+    if (me.g >= me.rows) return;
+    u32 word = pack_bf16(residual.x * norm.x, residual.y * norm.y);
+    post(weighed + (me.g * (m.width / 2) + place_of(unit * 4 + me.t)) * 4, word);
+    if (me.t == 0) post(squares + (me.g * (m.width / 8) + unit) * 4, __float_as_uint(sum));
+}
+
+template <int D>
+DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const Share* shares, const Signals& signals,
+                            u32 inputs, const float (*scales)[MAX_ROWS], u32 epoch) {
+    int set = epoch & 1;
+    int units = m.width / 8, own = first_unit(units, blockIdx.x) + 2 * me.segment + me.group;
+    bool owner = own < first_unit(units, blockIdx.x + 1);
+    int column = owner ? own * 8 + 2 * me.t : 0;
+    float2 residual = make_float2(0, 0);
+    if (owner) {
+        int row = me.g < me.rows ? me.g : 0;
+        u32 id = step.ids[row];
+        if (id == PLACEHOLDER) id = m.last_tokens[step.slots[row]];
+        u32 pair = *(const u32*)(m.embedding + (u64)id * m.width + column);
+        residual = make_float2(low_bf16(pair), high_bf16(pair));
+        Messages first = Messages::of<D>(m, set, 0);
+        post_residual(m, me, residual, first.weighed(0), first.squares(0), *(const float2*)(m.norms + column), own);
+    }
+#pragma unroll 1
+    for (int layer = 0; layer < m.layer_count; layer++) {
+        Messages message = Messages::of<D>(m, set, layer);
+        bool last = layer + 1 == m.layer_count;
+        float2 mlp_norm = *(const float2*)(m.norms + (2 * layer + 1) * m.width + column), next_norm = make_float2(0, 0);
+        if (!last) next_norm = *(const float2*)(m.norms + (2 * layer + 2) * m.width + column);
+#pragma unroll 1
+        for (int kind = 0; kind < 4; kind++) {
+            bool normed = kind == QKV || kind == GATE_UP;
+            const Share& share = shares[kind];
+            int k = share.columns, begin = share.begin, slots = share.slots, most = share.most;
+            int mine = (share.count + 1 - me.group) / 2;
+            barrier_wait(signals.hints + kind, layer & 1);
+            u32 phase = 4 * layer + kind, stride = 2 * k + 64;
+            gather(me, message.base + share.input, me.rows, share, inputs, stride, signals.settled, phase);
+            if (me.lane == 0) barrier_arrive(signals.gathered);
+            barrier_wait(signals.gathered, phase & 1);
+            u32 lane_x = inputs + (me.g < me.rows ? me.g : 0) * stride + me.t * 16;
+            float* parts = me.parts + (normed ? 0 : 4 * WIDE_PASS * 64);
+#pragma unroll 1
+            for (int i = 0; i < mine;) {
+                int now = mine - i < most ? mine - i : most;
+                u32 slot = me.slot + (2 * i + me.group) * slots;
+                float2 v = now > 2 ? multiply_pass<2>(me, lane_x, k, i, now, slot, slots, parts)
+                                   : multiply_pass<1>(me, lane_x, k, i, now, slot, slots, parts);
+                if (i + now == mine && me.lane == 0) barrier_arrive(signals.settled);
+                int r = (me.segment - i) & 3, unit = begin + 2 * (i + r) + me.group;
+                i += now;
+                if (r >= now) continue;
+                if (normed) {
+                    barrier_wait(signals.scaled + kind / 2, layer & 1);
+                    float scale = scales[kind / 2][me.g];
+                    v.x *= scale;
+                    v.y *= scale;
+                }
+                if (kind == QKV) {
+                    if (me.g < me.rows)
+                        post(message.qkv() + (me.g * (message.qkv_width / 2) + unit * 4 + me.t) * 4,
+                             pack_bf16(v.x, v.y));
+                } else if (kind == GATE_UP) {
+                    float y = silu_mul(v.x, v.y), other = __shfl_down_sync(FULL_WARP, y, 1);
+                    if (me.g < me.rows && me.t % 2 == 0)
+                        post(message.gated() + (me.g * (m.intermediate / 2) + place_of(unit * 2 + me.t / 2)) * 4,
+                             pack_bf16(y, other));
+                } else {
+                    residual.x = add_flushed(residual.x, v.x);
+                    residual.y = add_flushed(residual.y, v.y);
+                    if (kind == O) {
+                        post_residual(m, me, residual, message.weighed(1), message.squares(1), mlp_norm, unit);
+                    } else if (!last) {
+                        Messages next = Messages::of<D>(m, set, layer + 1);
+                        post_residual(m, me, residual, next.weighed(0), next.squares(0), next_norm, unit);
+                    } else {
+                        if (me.g < me.rows) *(float2*)(m.hidden + me.g * m.width + column) = residual;
+                        // every other block has long read it
+                        if (blockIdx.x == gridDim.x - 1 && me.lane == 0) *m.epoch = epoch + 1;
+                    }
+                }
+            }
+            if (mine == 0 && me.lane == 0) barrier_arrive(signals.settled);
+            me.slot += share.count * slots;
+        }
+    }
+}
+
+// 1 / rms of all rows, from the sums of squares of a message.
+DEVICE void scale_rows(const u8* squares, int rows, int width, float eps, float* scales, u64* scaled) {
+    int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int row = 0; row < rows; row++) {
+        const u8* groups = squares + row * (width / 8) * 4;
+        float sum = 0.0f;
+#pragma unroll 1
+        for (int first = lane; first - lane < width / 8; first += 128) {
+            u32 group[4];
+            bool ok;
+#pragma unroll 1
+            do {
+                ok = true;
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    group[j] = first + 32 * j < width / 8 ? peek_word(groups + (first + 32 * j) * 4) : 0;
+                    ok = ok && group[j] != MISSING;
+                }
+                if (__all_sync(FULL_WARP, ok)) break;
+                pause();
+            } while (true);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (first + 32 * j < width / 8) sum = __fadd_rn(sum, __uint_as_float(group[j]));
+        }
+        float scale = rsqrtf(warp_sum(sum) / width + eps);
+        if (lane == 0) scales[row] = scale;
+    }
+    if (lane == 0) barrier_arrive(scaled);
+}
+
