@@ -83,14 +83,13 @@ DEVICE void turn(float& v0, float& v1) {
 
 // `squares` [m, k / 8], if given: rows are scaled by what a norm left, with `eps`. w is the left operand of the tensor
 // cores, 16 rows at a time, so that 8 rows of x waste none of them.
-template <int R, int TOKEN_TILES, typename W>
+template <int R, int TOKEN_TILES, int STREAM_STAGES, typename W>
 DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segments, int output, NextNorm next,
                    const float* squares, float eps) {
     extern __shared__ uint4 ring[];
     __shared__ float scales[STREAM_ROWS];
     constexpr int PARTS = W::RUN / 8;  // slots of x that meet one of w
     constexpr int SLOTS = R + TOKEN_TILES * PARTS, STAGE = 32 * PARTS, PAIRS = (R + 1) / 2;
-    constexpr int STREAM_STAGES = W::CODES ? 5 : (TOKEN_TILES == 1 ? 24 : 16) / (R == 1 ? 1 : 2);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int g = lane / 4, t = lane % 4;
     int segment = warp % segments;
@@ -303,21 +302,22 @@ DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segmen
     }
 }
 
-#define STREAM_OF(NAME, R, TILES, WEIGHTS)                                                                          \
+#define STREAM_OF(NAME, R, TILES, STAGES, WEIGHTS)                                                                  \
     extern "C" __global__ void __launch_bounds__(STREAM_WARPS * 32) gemm_stream_##NAME(                             \
         void* out, const u16* x, const void* w, const u32* w_scales, int m, int n, int k, int segments, int output,  \
         const float* next_weight, u16* weighed, float* next_squares, const float* squares, float eps) {              \
-        stream<R, TILES>(out, x, WEIGHTS(w, w_scales), m, n, k, segments, output,                                    \
-                         NextNorm{next_weight, weighed, next_squares}, squares, eps);                                \
+        stream<R, TILES, STAGES>(out, x, WEIGHTS(w, w_scales), m, n, k, segments, output,                            \
+                                 NextNorm{next_weight, weighed, next_squares}, squares, eps);                        \
     }
-#define STREAM(R, TILES)                            \
-    STREAM_OF(R##_##TILES, R, TILES, Bf16Weights)    \
-    STREAM_OF(R##_##TILES##_fp8, R, TILES, Fp8Weights)
-STREAM(1, 1)
-STREAM(2, 1)
-STREAM(1, 2)
-STREAM(2, 2)
-STREAM(4, 2)
+#define STREAM(R, TILES, STAGES)                            \
+    STREAM_OF(R##_##TILES, R, TILES, STAGES, Bf16Weights)    \
+    STREAM_OF(R##_##TILES##_fp8, R, TILES, 5, Fp8Weights)
+STREAM(1, 1, 24)
+STREAM(2, 1, 16)
+STREAM_OF(2_1_short, 2, 1, 12, Bf16Weights)
+STREAM(1, 2, 16)
+STREAM(2, 2, 8)
+STREAM(4, 2, 8)
 
 // ---- wide: many rows of x --------------------------------------------------------------------------------------------
 //

@@ -119,6 +119,7 @@ impl KernelFile {
             Self::Gemm => &[
                 "gemm_stream_1_1",
                 "gemm_stream_2_1",
+                "gemm_stream_2_1_short",
                 "gemm_stream_1_2",
                 "gemm_stream_2_2",
                 "gemm_stream_4_2",

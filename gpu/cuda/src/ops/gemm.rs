@@ -68,6 +68,8 @@ pub const FUSED_ROWS: usize = 16;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
+/// Blocks that run at once if three share a multiprocessor, but not if two do; else long rings read faster.
+const SHORT_RINGS: std::ops::RangeInclusive<usize> = 265..=396;
 /// Columns of a block of the wide kernel.
 const WIDE_COLUMNS: usize = 128;
 /// From so many rows on FP8 weights are unpacked once, in place of by every block.
@@ -147,21 +149,25 @@ macro_rules! kernels {
     };
 }
 
-/// A streaming kernel and the bytes of its rings.
-fn stream_kernel(blocks: usize, token_tiles: usize, fp8: bool, scale_blocks: usize) -> (&'static str, usize) {
-    let kernels = match (blocks, token_tiles) {
-        (1, 1) => kernels!("gemm_stream_1_1"),
-        (2, 1) => kernels!("gemm_stream_2_1"),
-        (1, _) => kernels!("gemm_stream_1_2"),
-        (2, _) => kernels!("gemm_stream_2_2"),
-        _ => kernels!("gemm_stream_4_2"),
+/// A streaming kernel for a grid of so many blocks, and the bytes of its rings.
+fn stream_kernel(
+    blocks: usize,
+    token_tiles: usize,
+    fp8: bool,
+    scale_blocks: usize,
+    grid: usize,
+) -> (&'static str, usize) {
+    let (kernels, stages) = match (blocks, token_tiles) {
+        (1, 1) => (kernels!("gemm_stream_1_1"), 24),
+        (2, 1) if SHORT_RINGS.contains(&grid) && !fp8 => (["gemm_stream_2_1_short"; 2], 12),
+        (2, 1) => (kernels!("gemm_stream_2_1"), 16),
+        (1, _) => (kernels!("gemm_stream_1_2"), 16),
+        (2, _) => (kernels!("gemm_stream_2_2"), 8),
+        _ => (kernels!("gemm_stream_4_2"), 8),
     };
     // a slot of codes meets two of x; the scales of 8 rows are 16 bytes
     let warp_bytes = match fp8 {
-        false => {
-            let depth = if token_tiles == 1 { 24 } else { 16 };
-            depth / blocks.min(2) * (blocks + token_tiles) * 512
-        }
+        false => stages * (blocks + token_tiles) * 512,
         true => 5 * (blocks + 2 * token_tiles) * 512 + scale_blocks * blocks * 16,
     };
     (kernels[usize::from(fp8)], WARPS_PER_BLOCK * warp_bytes)
@@ -259,10 +265,10 @@ impl Device {
         let fp8 = w_scales.is_some();
         match plan {
             Plan::Stream { blocks, token_tiles } => {
-                let (kernel, ring) = stream_kernel(blocks, token_tiles, fp8, scale_blocks(k, segments));
                 let rows_per_block = 8 * blocks * WARPS_PER_BLOCK / segments;
-                let shape =
-                    Shape::new([n.div_ceil(rows_per_block) as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
+                let grid = n.div_ceil(rows_per_block);
+                let (kernel, ring) = stream_kernel(blocks, token_tiles, fp8, scale_blocks(k, segments), grid);
+                let shape = Shape::new([grid as u32, 1, 1], 32 * WARPS_PER_BLOCK as u32);
                 let next = match op.output {
                     GemmOutput::AddNorm { next, .. } => Some(next),
                     _ => None,

@@ -1,4 +1,4 @@
-//! Steps as one kernel against the same steps as many.
+//! Steps as one kernel against the same steps as many, on both sides of the most rows that it takes.
 
 use cuda::{CudaConfig, CudaExecutor, KvBudget};
 use models::{DType, DecoderSpec, Model, SamplingParams, synthetic};
@@ -13,7 +13,8 @@ pub fn cases() -> Vec<Case> {
     vec![Case { name: "persistent: steps have the bits of separate kernels", run: same_bits }]
 }
 
-const SLOTS: usize = 8;
+/// More than the most rows of a persistent step, 8.
+const SLOTS: usize = 12;
 /// Embedding, 6 a layer, norm, head and sampling; the layers and the embedding are one launch of the persistent kernel.
 const SEPARATE_LAUNCHES: u64 = 3 * 6 + 4;
 const PERSISTENT_LAUNCHES: u64 = 4;
@@ -60,21 +61,26 @@ fn same_bits(_: &Context, random: &mut Random) -> Outcome {
         let model = Model::open(&folder).map_err(failure)?;
         let all = requests(random, spec.context_length);
         let seed = random.word();
-        let texts = |persistent: bool, launches: u64| -> Result<Vec<Text>, _> {
+        let texts = |persistent: bool, launches: u64, at_once: usize| -> Result<Vec<Text>, _> {
             let config = CudaConfig { persistent, ..config(SLOTS as u32, 256, KvBudget::Pages(600)) };
             let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
             let found = executor.launches_per_decode_step();
             ensure(found == launches, || format!("{found} launches a step, not {launches}"))?;
-            Run::new(&mut executor).all(&all, &mut Random::new(seed), SLOTS)
+            Run::new(&mut executor).all(&all, &mut Random::new(seed), at_once)
         };
-        let (one, many) = (texts(true, PERSISTENT_LAUNCHES)?, texts(false, SEPARATE_LAUNCHES)?);
-        for (request, (one, many)) in all.iter().zip(one.iter().zip(&many)) {
-            ensure(one == many, || {
-                let at = one.iter().zip(many).position(|(a, b)| a != b);
-                let (hidden, prompt) = (spec.hidden_size, request.prompt.len());
-                format!("width {hidden}, prompt of {prompt}: differs from token {at:?} on")
-            })?;
-            tokens += one.len();
+        let many = texts(false, SEPARATE_LAUNCHES, SLOTS)?;
+        for at_once in [SLOTS, 1] {
+            let one = texts(true, PERSISTENT_LAUNCHES, at_once)?;
+            for (request, (one, many)) in all.iter().zip(one.iter().zip(&many)) {
+                ensure(one == many, || {
+                    let at = one.iter().zip(many).position(|(a, b)| a != b);
+                    let (hidden, prompt) = (spec.hidden_size, request.prompt.len());
+                    format!(
+                        "width {hidden}, prompt of {prompt}, {at_once} at once: differs from token {at:?} on"
+                    )
+                })?;
+                tokens += one.len();
+            }
         }
     }
     std::fs::remove_dir_all(&folder).map_err(failure)?;
