@@ -1,6 +1,11 @@
 //! MessagePack with field names: readers skip fields they do not know, writers may leave out defaults.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Error},
+};
+
+mod counts;
 
 /// A body that is not the expected message.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +25,12 @@ pub fn encode<T: Serialize>(message: &T) -> bytes::Bytes {
 /// # Errors
 /// If the bytes are not MessagePack of this type.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
-    rmp_serde::from_slice(body).map_err(|source| DecodeError { what: short_name::<T>(), source })
+    let decoded = if counts::fit(body) {
+        rmp_serde::from_slice(body)
+    } else {
+        Err(Error::custom("the body ends before the items that it announces"))
+    };
+    decoded.map_err(|source| DecodeError { what: short_name::<T>(), source })
 }
 
 fn short_name<T>() -> &'static str {

@@ -49,6 +49,7 @@ impl Device {
     /// than compute capability 9.0, or a kernel does not compile.
     pub fn open(config: &DeviceConfig) -> Result<Self, CudaError> {
         let began = Instant::now();
+        Library::CublasLt.load_ahead();
         require_gpu(config.ordinal)?;
         let initialised = Instant::now();
         let context = CudaContext::new(config.ordinal)?;
@@ -61,6 +62,7 @@ impl Device {
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
         let kernels =
             Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
+        let loaded = Instant::now();
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
         let device = Self { info, kernels, blas, launched: Cell::new(0), stream, context };
         tracing::info!(
@@ -68,7 +70,8 @@ impl Device {
             cublaslt = device.blas.is_some(),
             initialised_in = ?initialised - began,
             context_in = ?opened - initialised,
-            kernels_in = ?opened.elapsed(),
+            kernels_in = ?loaded - opened,
+            cublaslt_in = ?loaded.elapsed(),
             "opened gpu"
         );
         Ok(device)
@@ -232,9 +235,10 @@ impl Device {
 /// # Errors
 /// If driver or compiler are missing, there is no such GPU, or it is older than compute capability 9.0.
 pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
+    Library::Nvrtc.load_ahead();
     Library::Driver.require()?;
-    Library::Nvrtc.require()?;
     result::init()?;
+    Library::Nvrtc.require()?;
     let count = result::device::get_count()? as usize;
     if ordinal >= count {
         return Err(CudaError::NoSuchDevice { ordinal, count });

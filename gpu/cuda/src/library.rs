@@ -1,9 +1,9 @@
-use std::fmt;
+use std::{fmt, sync::OnceLock};
 
 use crate::CudaError;
 
-/// A shared library of CUDA, loaded at its first call. Calling into an absent one would panic, so everything here
-/// goes through [`Library::require`] first.
+/// A shared library of CUDA, loaded when it is first asked for. Calling into an absent one would panic, so everything
+/// here goes through [`Library::require`] first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
     Driver,
@@ -14,16 +14,25 @@ pub enum Library {
 impl Library {
     pub const ALL: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
 
-    /// Whether the loader finds it.
+    /// Whether the loader finds it. If so, it stays loaded: opening one takes tens of milliseconds.
     pub fn is_present(self) -> bool {
-        // SAFETY: these only try to open the library, which runs its initialisers and nothing else.
-        unsafe {
+        static LOADED: [OnceLock<bool>; 3] = [const { OnceLock::new() }; 3];
+        // SAFETY: these only open the library, which runs its initialisers and nothing else.
+        let load = || unsafe {
             match self {
-                Self::Driver => cudarc::driver::sys::is_culib_present(),
-                Self::Nvrtc => cudarc::nvrtc::sys::is_culib_present(),
-                Self::CublasLt => cudarc::cublaslt::sys::is_culib_present(),
+                Self::Driver => cudarc::driver::sys::is_culib_present() && kept(cudarc::driver::sys::culib()),
+                Self::Nvrtc => cudarc::nvrtc::sys::is_culib_present() && kept(cudarc::nvrtc::sys::culib()),
+                Self::CublasLt => {
+                    cudarc::cublaslt::sys::is_culib_present() && kept(cudarc::cublaslt::sys::culib())
+                }
             }
-        }
+        };
+        *LOADED[self as usize].get_or_init(load)
+    }
+
+    /// Loads it on a thread of its own, beside what the caller does until it needs it.
+    pub fn load_ahead(self) {
+        std::thread::spawn(move || self.is_present());
     }
 
     /// # Errors
@@ -31,6 +40,11 @@ impl Library {
     pub fn require(self) -> Result<(), CudaError> {
         if self.is_present() { Ok(()) } else { Err(CudaError::Missing(self)) }
     }
+}
+
+/// Handles of the bindings are never closed.
+fn kept<T>(_: &'static T) -> bool {
+    true
 }
 
 impl fmt::Display for Library {
