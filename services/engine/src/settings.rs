@@ -40,6 +40,9 @@ actors::settings! {
         optional chunked_prefill_size: u32;
         /// Prompt tokens of all sequences in one step; default: 1024, on a GPU 8192.
         optional max_prefill_tokens: u32;
+        /// Tokens of a step in which prompts stand beside sequences that decode, these included; grows with the number of
+        /// those, and on fast devices; 0 is no bound. Default: none, on a GPU 512.
+        optional mixed_step_tokens: u32;
         /// Order of waiting requests: fcfs or lpm (longest prefix match).
         value schedule_policy: String = "fcfs".to_owned();
         /// Longest sequence; default: what the model was made for.
@@ -79,12 +82,15 @@ pub struct StepLimits {
     pub chunk: u32,
     /// Prompt tokens of all sequences.
     pub prefill: u32,
+    /// Tokens where both prompts and outputs are computed.
+    pub mixed: Option<u32>,
 }
 
 impl StepLimits {
-    const CPU: Self = Self { running: 64, chunk: 512, prefill: 1024 };
-    /// A prompt fills the multiprocessors from about two thousand rows on.
-    const GPU: Self = Self { running: 256, chunk: 2048, prefill: 8192 };
+    const CPU: Self = Self { running: 64, chunk: 512, prefill: 1024, mixed: None };
+    /// A prompt fills the multiprocessors from about two thousand rows on; beside sequences that decode, whose weights are
+    /// read anyway, a token of it costs least in steps of up to 512 rows. Products take 256 rows at a time.
+    const GPU: Self = Self { running: 256, chunk: 2048, prefill: 8192, mixed: Some(512) };
 
     /// Tokens that one step may carry.
     pub fn tokens(&self) -> u32 {
@@ -103,6 +109,7 @@ impl EngineSettings {
             running: self.max_running_requests.unwrap_or(usual.running),
             chunk: self.chunked_prefill_size.unwrap_or(usual.chunk),
             prefill: self.max_prefill_tokens.unwrap_or(usual.prefill),
+            mixed: self.mixed_step_tokens.or(usual.mixed).filter(|&tokens| tokens > 0),
         }
     }
 
@@ -118,6 +125,7 @@ impl EngineSettings {
             max_total_tokens: self.max_total_tokens,
             chunked_prefill_size: limits.chunk,
             max_prefill_tokens: limits.prefill,
+            mixed_step_tokens: limits.mixed,
             schedule_policy,
             radix_cache: !self.disable_radix_cache,
             kv_events: true,
@@ -140,5 +148,7 @@ mod tests {
         let set = EngineFlags { chunked_prefill_size: Some(7), ..EngineFlags::default() }.resolve();
         assert_eq!(set.step_limits(Target::Cuda(0)), StepLimits { chunk: 7, ..StepLimits::GPU });
         assert_eq!(set.step_limits(Target::Cpu), StepLimits { chunk: 7, ..StepLimits::CPU });
+        let unbound = EngineFlags { mixed_step_tokens: Some(0), ..EngineFlags::default() }.resolve();
+        assert_eq!(unbound.step_limits(Target::Cuda(0)), StepLimits { mixed: None, ..StepLimits::GPU });
     }
 }

@@ -15,6 +15,10 @@ pub struct SchedulerConfig {
     pub chunked_prefill_size: u32,
     /// Prompt tokens of all sequences in one step.
     pub max_prefill_tokens: u32,
+    /// Tokens of a step in which prompts stand beside sequences that decode, these included. More, by halves of it, while
+    /// prompts would get fewer than [`PROMPT_SHARE`] tokens for each that decodes, or if the step is expected to take no
+    /// longer than [`QUICK_STEP`] all the same. `None`: the other bounds alone.
+    pub mixed_step_tokens: Option<u32>,
     pub schedule_policy: SchedulePolicy,
     /// Keep the KV of ended sequences for later ones (`--disable-radix-cache` turns it off; the choices of one
     /// request share their prompt all the same).
@@ -38,6 +42,7 @@ impl SchedulerConfig {
             max_total_tokens: None,
             chunked_prefill_size: 8192,
             max_prefill_tokens: 16384,
+            mixed_step_tokens: None,
             schedule_policy: SchedulePolicy::Fcfs,
             radix_cache: true,
             priority_preemption: true,
@@ -47,6 +52,13 @@ impl SchedulerConfig {
         }
     }
 }
+
+/// Prompt tokens that a mixed step has room for, for each sequence that decodes. Where outputs are at least a quarter as
+/// long as prompts, those that wait then enter as fast as others end.
+pub const PROMPT_SHARE: u32 = 4;
+
+/// A step that is not worth keeping shorter: small models would compute prompts in pieces that leave a device idle.
+pub const QUICK_STEP: Duration = Duration::from_millis(10);
 
 /// Which of the waiting requests of one priority goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -29,7 +29,9 @@ mod slab;
 mod speed;
 mod time;
 
-pub use config::{LPM_PATIENCE, LPM_WINDOW, SchedulePolicy, SchedulerConfig, UnknownPolicy};
+pub use config::{
+    LPM_PATIENCE, LPM_WINDOW, PROMPT_SHARE, QUICK_STEP, SchedulePolicy, SchedulerConfig, UnknownPolicy,
+};
 pub use event::{EndReason, Event, KvEvent, Usage};
 pub use load::Load;
 pub use request::{Admitted, Choice, Goal, Refusal, Request, RunKey};

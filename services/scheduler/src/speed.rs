@@ -74,16 +74,21 @@ impl Speed {
         }
     }
 
-    /// Prompt tokens that fit into a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].
+    /// Prompt tokens of a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].
     pub fn prefill_budget(&self, decodes: u32, target: Duration) -> u32 {
         if target.is_zero() {
             return u32::MAX;
         }
-        let Some(per_token) = self.prefill.get() else { return FIRST_CHUNK };
+        self.prefill_fits(decodes, target).map_or(FIRST_CHUNK, |tokens| tokens.max(LEAST_CHUNK))
+    }
+
+    /// Prompt tokens that fit into a step of `target` beside `decodes` sequences; `None` while nothing is measured.
+    pub fn prefill_fits(&self, decodes: u32, target: Duration) -> Option<u32> {
+        let per_token = self.prefill.get()?;
         let decoding = f64::from(decodes) * self.decode.get().unwrap_or(0.0);
         let left = (target.as_secs_f64() * PLANNED_SHARE - decoding).max(0.0);
         // Saturates: an immeasurably fast device has no bound.
-        ((left / per_token.max(f64::MIN_POSITIVE)) as u32).max(LEAST_CHUNK)
+        Some((left / per_token.max(f64::MIN_POSITIVE)) as u32)
     }
 
     /// How long a step may take before it counts as hung.

@@ -1,7 +1,7 @@
 use models::{Batch, Export, OpenSlot, PageCopy, Score, SequenceStep, StepId};
 
 use super::{Flight, Planned, Row, Scheduler};
-use crate::{Event, Goal, Micros, sequence::Sequence, slab::Key};
+use crate::{Event, Goal, Micros, PROMPT_SHARE, QUICK_STEP, sequence::Sequence, slab::Key};
 
 impl Scheduler {
     /// Fills `batch` with the next step, reusing its buffers. `events` reports starts, and ends by cancel or deadline.
@@ -48,6 +48,17 @@ impl Scheduler {
         in_time
             .min(self.config.max_prefill_tokens.max(1))
             .min(self.limits.step_tokens.saturating_sub(decodes))
+            .min(self.mixed_budget(decodes))
+    }
+
+    /// What those who decode concede to prompts, so that the next token is not long in coming.
+    fn mixed_budget(&self, decodes: u32) -> u32 {
+        let Some(least) = self.config.mixed_step_tokens.filter(|_| decodes > 0) else { return u32::MAX };
+        let unit = (least / 2).max(1);
+        let fair = decodes.saturating_mul(PROMPT_SHARE + 1).div_ceil(unit).saturating_mul(unit);
+        let quick =
+            self.speed.prefill_fits(decodes, QUICK_STEP).unwrap_or(0).saturating_add(decodes) / unit * unit;
+        least.max(fair).max(quick).saturating_sub(decodes).max(1)
     }
 
     fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {

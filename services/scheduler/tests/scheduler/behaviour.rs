@@ -99,6 +99,39 @@ fn a_long_prompt_never_holds_up_decoding() {
     }
 }
 
+/// Tokens of the steps that compute a prompt of 40 beside some sequences that decode.
+fn mixed_steps(decoding: u64, token_cost: u64) -> Vec<usize> {
+    let config = SchedulerConfig { mixed_step_tokens: Some(8), ..config() };
+    let mut world = World::new(config, fake::spec(128, 4, 8, 64, 1));
+    world.executor.token_cost = token_cost;
+    for run in 0..decoding {
+        world.admit(request(run, prompt(3, run as u32), 50)).unwrap();
+    }
+    world.turn();
+    world.turn();
+    world.admit(request(9, prompt(40, 9), 2)).unwrap();
+    let mut steps = Vec::new();
+    while world.runs[&RunKey(9)].outputs[&0].is_empty() {
+        if world.submit() {
+            steps.push(world.batch.tokens.len());
+        } else {
+            world.collect();
+        }
+    }
+    world.finish(TURNS);
+    world.assert_clean();
+    steps
+}
+
+#[test]
+fn beside_those_that_decode_a_prompt_is_computed_in_small_steps() {
+    const SLOW: u64 = 5000;
+    assert_eq!(mixed_steps(0, SLOW), [40]);
+    assert_eq!(mixed_steps(1, SLOW), [8, 8, 8, 8, 8, 1 + 5]);
+    assert_eq!(mixed_steps(2, SLOW), [12, 12, 12, 12], "four tokens of prompt for each that decodes");
+    assert_eq!(mixed_steps(1, 10), [1 + 40], "a fast device is done in a moment");
+}
+
 #[test]
 fn choices_compute_their_prompt_once() {
     for depth in [1, 2] {

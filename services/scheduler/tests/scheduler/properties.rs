@@ -18,6 +18,7 @@ struct Setup {
     depth: u32,
     chunk: u32,
     prefill: u32,
+    mixed: Option<u32>,
     lpm: bool,
     cache: bool,
     push_out: bool,
@@ -26,10 +27,11 @@ struct Setup {
 
 fn setup() -> impl Strategy<Value = Setup> {
     let executor = (6_u32..30, 1_u32..6, 1_u32..8, 4_u32..40, 1_u32..4);
+    let mixed = prop::option::of(1_u32..40);
     let config =
-        (1_u32..20, 1_u32..40, any::<bool>(), prop::bool::weighted(0.8), any::<bool>(), 1_u64..40_000);
+        (1_u32..20, 1_u32..40, mixed, any::<bool>(), prop::bool::weighted(0.8), any::<bool>(), 1_u64..40_000);
     (executor, config).prop_map(|((pages, page_size, slots, max_batch_tokens, depth), config)| {
-        let (chunk, prefill, lpm, cache, push_out, token_cost) = config;
+        let (chunk, prefill, mixed, lpm, cache, push_out, token_cost) = config;
         Setup {
             pages,
             page_size,
@@ -38,6 +40,7 @@ fn setup() -> impl Strategy<Value = Setup> {
             depth,
             chunk,
             prefill,
+            mixed,
             lpm,
             cache,
             push_out,
@@ -51,6 +54,7 @@ impl Setup {
         let config = SchedulerConfig {
             chunked_prefill_size: self.chunk,
             max_prefill_tokens: self.prefill,
+            mixed_step_tokens: self.mixed,
             schedule_policy: if self.lpm { SchedulePolicy::Lpm } else { SchedulePolicy::Fcfs },
             radix_cache: self.cache,
             priority_preemption: self.push_out,
