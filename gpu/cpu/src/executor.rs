@@ -192,6 +192,9 @@ impl Executor for CpuExecutor {
         for open in &batch.opens {
             state.slots.open(open, self.spec.context_length.min(self.spec.vocab_size) as usize);
         }
+        if let Some(&page) = batch.pages.iter().max() {
+            self.team.work().pool.uses(page);
+        }
         state.step.plan(batch, &state.slots, &self.team.work().dimensions);
         state.number += 1;
         let phases = state.step.phases.len() as u32;
@@ -242,6 +245,7 @@ impl CpuExecutor {
             let (pages, bytes) = (self.spec.pages, self.spec.kv.page_bytes());
             return refuse(format!("{len} bytes of page {page}; there are {pages} pages of {bytes} bytes"));
         }
+        self.team.work().pool.uses(page);
         // SAFETY: no step is running, and the executor is borrowed exclusively.
         Ok(unsafe { self.team.work().pool.page_mut(page as usize) })
     }

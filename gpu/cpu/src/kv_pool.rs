@@ -7,14 +7,17 @@
 //!   vector holds an element of 16 keys and a score needs no sum across lanes;
 //! * values position by position, each padded to whole vectors.
 
-use std::{fmt, mem::MaybeUninit};
+use std::{fmt, mem::MaybeUninit, sync::Arc};
 
 use crate::{
     memory::Region,
     simd::{LANES, Simd},
 };
 
+mod ahead;
 mod element;
+
+use ahead::Ahead;
 
 pub(crate) use element::Element;
 pub use element::KvDtype;
@@ -68,15 +71,23 @@ impl fmt::Display for PageShape {
 /// All pages.
 #[derive(Debug)]
 pub(crate) struct KvPool {
-    region: Region,
+    region: Arc<Region>,
+    ahead: Ahead,
     shape: PageShape,
     pages: usize,
 }
 
 impl KvPool {
-    /// Maps `pages` pages; none costs anything until it is written.
+    /// Maps `pages` pages. They take memory once they are used, or about to be.
     pub fn new(shape: PageShape, pages: usize) -> std::io::Result<Self> {
-        Ok(Self { region: Region::map(shape.page_bytes() * pages)?, shape, pages })
+        let len = shape.page_bytes() * pages;
+        let region = Arc::new(Region::map(len)?);
+        Ok(Self { ahead: Ahead::start(region.clone(), len), region, shape, pages })
+    }
+
+    /// Notes that this page is in use. Pages are best used from the first on: the next ones are made ready.
+    pub fn uses(&self, page: u32) {
+        self.ahead.used((page as usize + 1) * self.shape.page_bytes());
     }
 
     pub fn shape(&self) -> &PageShape {

@@ -4,6 +4,8 @@
 //! the next phase; nobody waits for a worker that holds no unit, so one that lost its core to another process delays
 //! a step by the unit in its hands at most. A worker without work spins for a moment, then sleeps.
 
+mod slice;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -85,6 +87,7 @@ struct Shared<W> {
 impl<W: Work> Team<W> {
     /// Starts `size - 1` threads beside the caller's and waits until they run.
     pub fn new(size: usize, work: W) -> std::io::Result<Self> {
+        slice::lengthen();
         let shared = Arc::new(Shared {
             work,
             progress: Line(AtomicU64::new(0)),
@@ -104,6 +107,7 @@ impl<W: Work> Team<W> {
             let serve = move || {
                 // Fails only if another thread could not be started and the team is given up.
                 if started.send(()).is_ok() {
+                    slice::lengthen();
                     shared.serve(worker);
                 }
             };
