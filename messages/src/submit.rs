@@ -33,6 +33,9 @@ pub struct Submit {
     /// Named by the router if it pays to compute the prompt there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<InstanceId>,
+    /// How much later than at the engine the prompt may be done there if that spares sequences that decode at the engine.
+    #[serde(default)]
+    pub prefill_patience_ms: u32,
     #[serde(default)]
     pub routing: Routing,
     /// Where token frames go.
@@ -46,6 +49,11 @@ pub struct Submit {
 }
 
 impl Submit {
+    /// Whether somebody has received some of the output already, and waits for more.
+    pub fn goes_on(&self) -> bool {
+        self.choices.iter().any(|choice| !choice.output.is_empty())
+    }
+
     /// A first attempt that asks for nothing but tokens, as drawn by default, and as yet for none of them.
     pub fn new(pool: Pool, prompt: TokenIds, tokenizer: InstanceId, ingress: InstanceId) -> Self {
         Self {
@@ -60,6 +68,7 @@ impl Submit {
             cache_salt: None,
             dispatch: None,
             prefill: None,
+            prefill_patience_ms: 0,
             routing: Routing::default(),
             tokenizer,
             ingress,

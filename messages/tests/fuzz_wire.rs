@@ -78,6 +78,7 @@ fn corpus() -> Vec<Bytes> {
         routing: Routing::default(),
         dispatch: Some((instance.clone(), 7)),
         prefill: Some(instance.clone()),
+        prefill_patience_ms: 500,
         tokenizer: instance.clone(),
         ingress: instance.clone(),
         avoid: Vec::new(),

@@ -152,6 +152,9 @@ impl EngineActor {
             self.fence();
             return;
         }
+        if let Some(remote) = &self.remote {
+            self.device.spare(remote.has_help());
+        }
         let alive = {
             let mut runs = self.runs.lock();
             metrics::gauge!("stator_engine_runs_live").set(runs.live() as f64);

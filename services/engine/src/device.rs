@@ -8,6 +8,7 @@ mod thread;
 use std::{
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -120,6 +121,7 @@ pub struct Device {
     pub dispatched: Arc<Notify>,
     /// Where blocks go that others want.
     pub feeds: Arc<Feeds>,
+    spares: Arc<AtomicBool>,
 }
 
 /// The intake is full; here is the command.
@@ -155,11 +157,13 @@ impl Device {
         let observed = Arc::new(Mutex::new(Observed::default()));
         let dispatched = Arc::new(Notify::new());
         let feeds = Arc::new(Feeds::default());
+        let spares = Arc::new(AtomicBool::new(false));
         let shared = thread::Shared {
             clock: clock.clone(),
             observed: observed.clone(),
             dispatched: dispatched.clone(),
             feeds: feeds.clone(),
+            spares: spares.clone(),
         };
         std::thread::Builder::new().name("device".to_owned()).spawn(move || {
             let Built { mut executor, memory } = match build() {
@@ -182,7 +186,7 @@ impl Device {
         let (spec, memory) = spec
             .await
             .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
-        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds }, reported))
+        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds, spares }, reported))
     }
 
     /// Queues a command for the next step boundary.
@@ -201,6 +205,11 @@ impl Device {
             command = refused;
             tokio::time::sleep(OFFER_AGAIN).await;
         }
+    }
+
+    /// Whether prompts are to take only a little of each step from sequences that decode.
+    pub fn spare(&self, spares: bool) {
+        self.spares.store(spares, Ordering::Relaxed);
     }
 
     pub fn load(&self) -> Load {

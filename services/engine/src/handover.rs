@@ -15,6 +15,20 @@ pub const NO_SLOTS: Duration = Duration::from_secs(2);
 const FASTER: u32 = 2;
 const MARGIN: Duration = Duration::from_millis(100);
 
+/// What computing the rest of a prompt here would mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Here {
+    pub takes: Duration,
+    /// How much longer it may take elsewhere, because others here are spared by that.
+    pub patience: Duration,
+}
+
+impl Here {
+    fn is_better(&self, elsewhere: Duration) -> bool {
+        elsewhere > self.takes * FASTER + MARGIN + self.patience
+    }
+}
+
 /// What decode hears of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
@@ -109,8 +123,8 @@ impl Handover {
         self.missing() - self.landed
     }
 
-    /// Takes news. `here` is how long computing what is left would take here, if that is known.
-    pub fn hear(&mut self, news: News, here: Option<Duration>, now: Instant) -> Verdict {
+    /// Takes news. `here` is what computing what is left would mean here, if that is known.
+    pub fn hear(&mut self, news: News, here: Option<Here>, now: Instant) -> Verdict {
         if news != News::Tick {
             self.heard = now;
         }
@@ -119,7 +133,7 @@ impl Handover {
                 (self.held, self.wanted) = (held, wanted);
                 if self.missing() == 0 { Verdict::Done } else { Verdict::Wait }
             }
-            News::Going { remaining } if here.is_some_and(|here| remaining > here * FASTER + MARGIN) => {
+            News::Going { remaining } if here.is_some_and(|here| here.is_better(remaining)) => {
                 Verdict::TakeBack(Why::Slow)
             }
             News::Slots { lent } => {
@@ -188,7 +202,7 @@ mod tests {
     fn it_is_taken_back_only_when_computing_here_is_clearly_faster() {
         let now = Instant::now();
         let mut handover = asked(now);
-        let here = Some(100 * MS);
+        let here = Some(Here { takes: 100 * MS, patience: Duration::ZERO });
         let going = |ms| News::Going { remaining: ms * MS };
         assert_eq!(handover.hear(going(300), here, now), Verdict::Wait);
         assert_eq!(
@@ -196,6 +210,9 @@ mod tests {
             Verdict::Wait,
             "nothing is known of computing here"
         );
+        let sparing = Some(Here { takes: 100 * MS, patience: 500 * MS });
+        assert_eq!(handover.hear(going(800), sparing, now), Verdict::Wait, "others are spared");
+        assert_eq!(handover.hear(going(801), sparing, now), Verdict::TakeBack(Why::Slow));
         assert_eq!(handover.hear(going(301), here, now), Verdict::TakeBack(Why::Slow));
     }
 

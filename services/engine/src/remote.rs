@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     device::{Command, Copy, Device},
-    handover::{News, Verdict, Why},
+    handover::{Here, News, Verdict, Why},
 };
 use entry::Entry;
 use slots::Slots;
@@ -65,6 +65,13 @@ impl Remote {
     pub fn suits(&self, submit: &Submit) -> bool {
         let page = self.device.spec.page_size as usize;
         submit.score_prompt_from.is_none() && submit.prompt.len() > page
+    }
+
+    /// Whether a prefill engine lives whose pages are of use here.
+    pub fn has_help(&self) -> bool {
+        let layout = self.slots.layout().to_string();
+        let prefills = self.context.directory.instances(Role::Prefill, &self.context.me.pool);
+        prefills.iter().any(|lease| lease.kv_layout.as_ref().is_none_or(|theirs| *theirs == layout))
     }
 
     /// Notes a run whose prompt `prefill` is to compute, before the device hears of it.
@@ -208,7 +215,7 @@ impl Remote {
         let entry = {
             let mut entries = self.entries.lock();
             let Some(entry) = entries.get_mut(&run) else { return };
-            let here = self.here(entry.handover.left());
+            let here = self.here(entry.handover.left(), entry.patience);
             let outcome = match entry.handover.hear(news, here, Instant::now()) {
                 Verdict::Wait => return,
                 Verdict::Done => None,
@@ -227,12 +234,15 @@ impl Remote {
         self.command(Command::Copy(Copy::GoOn(RunKey(run.0))));
     }
 
-    /// How long this engine would take for that many blocks; unknown while it has measured nothing.
-    fn here(&self, blocks: u32) -> Option<Duration> {
+    /// What computing that many blocks here would take; unknown while nothing was measured. `patience`: how much later
+    /// the prompt may be elsewhere if that spares sequences that decode here.
+    fn here(&self, blocks: u32, patience: Duration) -> Option<Here> {
         let load = self.device.load();
         let tokens = load.pending_prefill_tokens + u64::from(blocks) * u64::from(self.device.spec.page_size);
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-        Some(load.prefill_token_time.saturating_mul(tokens)).filter(|time| !time.is_zero())
+        let takes = load.prefill_token_time.saturating_mul(tokens);
+        let patience = if load.running > 0 { patience } else { Duration::ZERO };
+        (!takes.is_zero()).then_some(Here { takes, patience })
     }
 
     /// Takes slots back and tells the prefill engine to stop.

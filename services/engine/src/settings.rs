@@ -62,6 +62,9 @@ actors::settings! {
         optional kv_socket_folder: PathBuf;
         /// Decode: KV pages that may be on their way here at once; 0 computes every prompt here.
         value transfer_slots: u32 = 128;
+        /// Decode, while prefill instances live: how many times as long as otherwise a step may take because of prompts
+        /// that are computed here all the same, beside tokens for others; 0: as long as without prefill instances.
+        value step_stretch: f64 = 2.0;
         /// Least milliseconds of a step: slows any executor down, to rehearse faults with a small model.
         value step_floor_ms: f64 = 0.0;
         /// Sim: milliseconds of a step that only decodes.
@@ -129,6 +132,7 @@ impl EngineSettings {
             schedule_policy,
             radix_cache: !self.disable_radix_cache,
             kv_events: true,
+            step_stretch: self.step_stretch,
             ..SchedulerConfig::new(key)
         })
     }

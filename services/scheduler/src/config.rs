@@ -27,6 +27,9 @@ pub struct SchedulerConfig {
     pub priority_preemption: bool,
     /// Prefill chunks are sized so that a step is expected to stay within this time; zero turns that off.
     pub step_target: Duration,
+    /// While sequences that decode are to be spared ([`crate::Scheduler::spare`]): how many times as long as without
+    /// prompts a step is made by chunks of those that have put out nothing yet; zero turns that off.
+    pub step_stretch: f64,
     /// Record what enters and leaves the prefix cache.
     pub kv_events: bool,
     /// Keys the identity of KV blocks.
@@ -47,6 +50,7 @@ impl SchedulerConfig {
             radix_cache: true,
             priority_preemption: true,
             step_target: Duration::from_millis(250),
+            step_stretch: 0.0,
             kv_events: false,
             cluster_key,
         }

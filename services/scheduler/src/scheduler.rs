@@ -67,6 +67,8 @@ pub struct Scheduler {
     /// Had ended before they came.
     ended_at_intake: Vec<(Key<Sequence>, EndReason)>,
     speed: Speed,
+    /// Prompts are computed elsewhere as a rule: what is left of them here is not to hold up those that decode.
+    spares: bool,
     scratch: Scratch,
 }
 
@@ -150,6 +152,7 @@ impl Scheduler {
             cancels: Vec::new(),
             ended_at_intake: Vec::new(),
             speed: Speed::default(),
+            spares: false,
             scratch: Scratch::default(),
             config,
             limits,
@@ -164,6 +167,11 @@ impl Scheduler {
 
     fn capacity_tokens(&self) -> u64 {
         u64::from(self.blocks.total()) * u64::from(self.limits.page_size)
+    }
+
+    /// Whether prompts take only as much of a step as [`SchedulerConfig::step_stretch`] says.
+    pub fn spare(&mut self, spares: bool) {
+        self.spares = spares && self.config.step_stretch > 0.0;
     }
 
     /// True if no request is here and no step in flight.

@@ -4,10 +4,14 @@ use std::time::Duration;
 const FIRST_CHUNK: u32 = 256;
 /// A step that computes prompts takes at least this many of their tokens, however slow the device: prefill goes on.
 const LEAST_CHUNK: u32 = 16;
+/// The same beside sequences that are spared: a prompt goes on, however long steps become by that.
+const LEAST_SPARING_CHUNK: u32 = 4;
 /// Share of the target that is planned for; the rest absorbs what the estimate does not see.
 const PLANNED_SHARE: f64 = 0.8;
 /// What remains of an old measurement with each new one.
 const MEMORY: f64 = 0.7;
+/// The same where a difference is measured, in which the noise of single steps is large.
+const LONG_MEMORY: f64 = 0.95;
 /// How much longer than expected a step may take before it counts as hung, and never less than the floor.
 const HUNG_FACTOR: f64 = 4.0;
 const HUNG_FLOOR: Duration = Duration::from_secs(1);
@@ -23,6 +27,14 @@ pub(crate) struct Speed {
     decode: Rate,
     prefill: Rate,
     step: Rate,
+    /// Steps that only decode.
+    plain: Rate,
+    /// Prompt tokens in steps that decode nothing.
+    alone: Rate,
+    /// Prompt tokens in steps that also decode: what they add to [`Self::plain`], or seem to take away.
+    beside: Rate,
+    /// Most prompt tokens that lately went beside sequences that decode.
+    proven: u32,
 }
 
 #[derive(Debug, Default)]
@@ -42,8 +54,12 @@ pub(crate) struct Work {
 
 impl Rate {
     fn add(&mut self, seconds: f64, units: u32) {
-        self.seconds = self.seconds * MEMORY + seconds;
-        self.units = self.units * MEMORY + f64::from(units);
+        self.blend(seconds, units, MEMORY);
+    }
+
+    fn blend(&mut self, seconds: f64, units: u32, memory: f64) {
+        self.seconds = self.seconds * memory + seconds;
+        self.units = self.units * memory + f64::from(units);
     }
 
     /// Forgets what it knew if that many units took less time than it says.
@@ -65,13 +81,33 @@ impl Speed {
         self.step.add(seconds, 1);
         if work.prefill_tokens == 0 {
             self.decode.add(seconds, work.decodes);
+            self.plain.blend(seconds, 1, LONG_MEMORY);
         } else {
             // While prompts wait every step has some: a rate learned at a small batch, fixed costs included, must not
             // outlive it, or nothing would seem to be left for prompts.
             self.decode.at_most(seconds, work.decodes);
             let decoding = f64::from(work.decodes) * self.decode.get().unwrap_or(0.0);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
+            if work.decodes == 0 {
+                self.alone.add(seconds, work.prefill_tokens);
+            } else if let Some(plain) = self.plain.get() {
+                self.beside.blend(seconds - plain, work.prefill_tokens, LONG_MEMORY);
+                self.proven = work.prefill_tokens.max(self.proven / 2);
+            }
         }
+    }
+
+    /// Prompt tokens that make a step about `stretch` times as long as one that only decodes. At least
+    /// [`LEAST_SPARING_CHUNK`], and little more than was tried lately: what many tokens cost shows only then.
+    pub fn sparing_budget(&self, stretch: f64) -> u32 {
+        let Some((plain, beside)) = self.plain.get().zip(self.beside.get()) else {
+            return LEAST_SPARING_CHUNK;
+        };
+        // Beside others a token may cost less than alone, whose share of fixed costs is in there, but not far less.
+        let least = self.alone.get().unwrap_or(0.0) / 2.0;
+        let added = plain * (stretch - 1.0).max(0.0);
+        let tokens = (added / beside.max(least).max(f64::MIN_POSITIVE)) as u32;
+        tokens.min(self.proven + self.proven / 4 + 1).max(LEAST_SPARING_CHUNK)
     }
 
     /// Prompt tokens of a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].
@@ -152,6 +188,28 @@ mod tests {
             speed.observe(Work { decodes: 63, prefill_tokens }, step);
         }
         assert!(speed.prefill_budget(63, TARGET) > 1000);
+    }
+
+    #[test]
+    fn prompts_beside_spared_sequences_make_steps_longer_by_so_much_and_no_more() {
+        for decodes in [1, 40] {
+            let mut speed = Speed::default();
+            let plain = Work { decodes, prefill_tokens: 0 };
+            let mut steps = Vec::new();
+            for step in 0..40 {
+                let work = Work { decodes, prefill_tokens: speed.sparing_budget(2.0) };
+                steps.push(work);
+                speed.observe(work, device(work));
+                // Now and then something else has the core for a while.
+                let hitch = Duration::from_millis(if step % 7 == 3 { 20 } else { 0 });
+                (0..5).for_each(|_| speed.observe(plain, device(plain)));
+                speed.observe(plain, device(plain) + hitch);
+            }
+            let longest = steps.iter().map(|work| device(*work)).max().unwrap();
+            assert_eq!(steps[0].prefill_tokens, LEAST_SPARING_CHUNK, "nothing is known yet");
+            assert!(longest < device(plain) * 3, "{longest:?} of {:?}", device(plain));
+            assert!(device(steps[39]) > device(plain) * 3 / 2, "{:?}", steps[39]);
+        }
     }
 
     #[test]

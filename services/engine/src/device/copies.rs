@@ -1,4 +1,7 @@
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use kv::transfer::{LandedPage, Place};
 use models::{Copying, Executor, ExecutorError, PageMove};
@@ -7,15 +10,14 @@ use scheduler::{Landing, Scheduler};
 use super::{Copy, CopyOut, Report};
 use crate::feed::Feeds;
 
-/// Copied between two steps: about a millisecond of memory traffic, so that tokens of others are not held up.
-const BYTES_PER_PAUSE: usize = 4 << 20;
-/// Copied between two steps, however small pages are, and however fast the device is.
+/// How long pages are copied between two steps: tokens of others wait for it. At least one is.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Copied between two steps, however fast that is.
 const PAGES_PER_PAUSE: usize = 64;
 
 /// Pages that wait to be copied into or out of the pool.
 pub(super) struct Copies {
     waiting: VecDeque<Copy>,
-    per_pause: usize,
     page: Vec<u8>,
     /// Pages that the device copies out of their slots.
     pulled: VecDeque<(Box<dyn Copying>, Vec<LandedPage>)>,
@@ -23,8 +25,7 @@ pub(super) struct Copies {
 
 impl Copies {
     pub fn new(page_bytes: usize) -> Self {
-        let per_pause = (BYTES_PER_PAUSE / page_bytes.max(1)).clamp(1, PAGES_PER_PAUSE);
-        Self { waiting: VecDeque::new(), per_pause, page: vec![0; page_bytes], pulled: VecDeque::new() }
+        Self { waiting: VecDeque::new(), page: vec![0; page_bytes], pulled: VecDeque::new() }
     }
 
     /// Whether nothing waits to be copied.
@@ -48,8 +49,9 @@ impl Copies {
         reports: &mut Vec<Report>,
     ) -> Result<(), ExecutorError> {
         let (mut moves, mut moved) = (Vec::new(), Vec::new());
+        let began = Instant::now();
         let mut through_host = 0;
-        while through_host < self.per_pause && moves.len() < PAGES_PER_PAUSE {
+        while through_host + moves.len() < PAGES_PER_PAUSE && began.elapsed() < PAUSE {
             match self.waiting.pop_front() {
                 Some(Copy::Land { run, block, page }) => {
                     let address = page.address();

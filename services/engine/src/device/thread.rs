@@ -2,6 +2,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
     time::{Duration, Instant},
@@ -31,6 +32,7 @@ pub(super) struct Thread {
     copies: Copies,
     step_floor: Duration,
     step_began: Instant,
+    step_ended: Instant,
     began: Instant,
     /// Of steps in flight, and whether a pause without work came before each.
     tickets: VecDeque<(Ticket, bool)>,
@@ -46,6 +48,7 @@ pub(super) struct Shared {
     pub observed: Arc<Mutex<Observed>>,
     pub dispatched: Arc<Notify>,
     pub feeds: Arc<Feeds>,
+    pub spares: Arc<AtomicBool>,
 }
 
 /// The actor is gone or the device is lost: either ends the thread.
@@ -74,6 +77,7 @@ impl Thread {
             cache: CacheFeed::new(instance),
             step_floor,
             step_began: Instant::now(),
+            step_ended: Instant::now(),
             began: Instant::now(),
             tickets: VecDeque::new(),
             paused: true,
@@ -96,6 +100,7 @@ impl Thread {
         self.take_commands()?;
         self.copy_pages()?;
         let now = self.now();
+        self.scheduler.spare(self.shared.spares.load(Ordering::Relaxed));
         match self.scheduler.plan(now, &mut self.batch, &mut self.events) {
             Planned::Step { bound } => {
                 self.shared.clock.begin(self.batch.step, bound + self.step_floor);
@@ -163,6 +168,15 @@ impl Thread {
             self.shared.clock.rest();
         }
         let elapsed = outputs.elapsed;
+        tracing::trace!(
+            rows = self.batch.sequences.len(),
+            tokens = self.batch.tokens.len(),
+            us = elapsed.as_micros() as u64,
+            wall_us = self.step_began.elapsed().as_micros() as u64,
+            before_us = self.step_began.duration_since(self.step_ended).as_micros() as u64,
+            "step"
+        );
+        self.step_ended = Instant::now();
         metrics::histogram!("stator_engine_step_seconds").record(elapsed.as_secs_f64());
         if let Some(gap) = outputs.gap.filter(|_| !paused) {
             metrics::histogram!("stator_engine_step_gap_seconds").record(gap.as_secs_f64());

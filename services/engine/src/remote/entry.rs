@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use kv::transfer::{Grant, LandedPage};
 use messages::{Envelope, InstanceId, RunId, TokenIds, prefill::PrefillTask, submit::Submit};
@@ -12,6 +15,8 @@ pub(super) struct Entry {
     pub envelope: Envelope,
     pub handover: Handover,
     pub grant: Option<Grant>,
+    /// How much later than here the prompt may be done elsewhere if sequences that decode here are spared by that.
+    pub patience: Duration,
     task: PrefillTask,
     /// Pages that landed before one that precedes them, by their place in the grant.
     early: BTreeMap<u32, LandedPage>,
@@ -44,6 +49,7 @@ impl Entry {
             envelope: envelope.clone(),
             handover: Handover::new(Instant::now()),
             grant: None,
+            patience: Duration::from_millis(submit.prefill_patience_ms.into()),
             task,
             early: BTreeMap::new(),
             offered: 0,

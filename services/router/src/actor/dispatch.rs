@@ -154,6 +154,8 @@ impl RouterActor {
             submit.run = Some(RunId::draw());
             submit.dispatch = under_way.as_ref().map(|it| (self.context.me.instance.clone(), it.number));
             submit.prefill = under_way.as_ref().and_then(|it| it.prefill.clone());
+            let patience = self.settings.remote_prefill_patience_ms;
+            submit.prefill_patience_ms = if submit.goes_on() { 0 } else { patience };
             let subject = subject::instance_requests(bus.namespace(), Role::Decode, &submit.pool, engine);
             (subject, codec::encode(&submit))
         };

@@ -142,7 +142,8 @@ impl State {
             return None;
         }
         let token_ns = |member: &Member| member.load().reported().map_or(0, |load| load.prefill_token_ns);
-        let engine_queued = self.candidates[engine].prefill_tokens;
+        let Candidate { prefill_tokens: engine_queued, requests, .. } = self.candidates[engine];
+        let spares = requests > 0 && !wish.submit.goes_on();
         let engine = &self.decode.members()[engine];
         let local = Bid { missing, queued: engine_queued, token_ns: token_ns(engine) };
         let prompt = wish.submit.prompt.len() as u32;
@@ -154,8 +155,11 @@ impl State {
         };
         let remotes = self.candidates.iter().zip(self.prefill.members()).enumerate();
         let remotes = remotes.filter(|(_, (_, member))| member.exchanges_pages_with(engine));
-        let place =
-            self.remote.best(&local, remotes.map(|(place, (seen, member))| (place, bid(seen, member))))?;
+        let place = self.remote.best(
+            &local,
+            spares,
+            remotes.map(|(place, (seen, member))| (place, bid(seen, member))),
+        )?;
         let left = prompt.saturating_sub(self.candidates[place].overlap_blocks * wish.page_size);
         self.prefill.dispatched(place, number, Work { prefill_tokens: left, blocks: 0 }, wish.chain, now);
         Some(self.prefill.members()[place].instance().clone())

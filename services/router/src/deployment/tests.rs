@@ -6,7 +6,7 @@ use messages::{
     kv::KvSnapshot,
     lease::Lease,
     load::Load,
-    submit::{Routing, Submit},
+    submit::{ChoiceStart, Routing, Submit},
 };
 
 use super::*;
@@ -155,6 +155,20 @@ fn a_prefill_instance_is_named_where_it_pays_and_its_own_prefix_counts() {
     assert_eq!(first.prefill, Some(id("q")));
     cache(&here, Role::Decode, "a", &CHAIN);
     assert_eq!(choose(&here, &submit(Routing::default()), 2).unwrap().prefill, None, "all of it is cached");
+}
+
+#[test]
+fn new_requests_wait_for_a_prefill_instance_to_spare_others_and_streams_that_go_on_do_not() {
+    let eager = RouterSettings { remote_prefill_tokens: 16, ..settings() };
+    let here = deployment(&eager, &["a"], &["p"]);
+    let busy = Load { prefill_token_ns: 1_000_000, ..load("a", 2, 3) };
+    let queue = Load { prefill_token_ns: 1_000_000, pending_prefill_tokens: 300, ..load("p", 2, 1) };
+    here.lock().decode.heard_load(busy, &id("router-1"), Instant::now());
+    here.lock().prefill.heard_load(queue, &id("router-1"), Instant::now());
+    let first = submit(Routing::default());
+    assert_eq!(choose(&here, &first, 1).unwrap().prefill, Some(id("p")));
+    let choices = vec![ChoiceStart { index: 0, output: [7].into_iter().collect() }];
+    assert_eq!(choose(&here, &Submit { choices, ..first }, 2).unwrap().prefill, None);
 }
 
 fn claim(tenant: &str) -> Claim {

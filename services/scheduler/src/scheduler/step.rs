@@ -61,6 +61,12 @@ impl Scheduler {
         least.max(fair).max(quick).saturating_sub(decodes).max(1)
     }
 
+    /// Prompt tokens beside `decodes` sequences for such that have put out nothing yet.
+    fn first_budget(&self, decodes: u32) -> u32 {
+        let spares = self.spares && decodes > 0;
+        if spares { self.speed.sparing_budget(self.config.step_stretch) } else { u32::MAX }
+    }
+
     fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {
         let mut at = 0;
         // Preemption only ever takes from behind `at`.
@@ -94,6 +100,8 @@ impl Scheduler {
 
     fn add_prefills(&mut self, batch: &mut Batch, flight: &mut Flight) {
         let mut budget = self.prefill_budget(flight.work.decodes);
+        // Output that has to be computed again is of a stream that stands still: such are spared, too.
+        let mut first = self.first_budget(flight.work.decodes);
         for at in 0..self.running.len() {
             let key = self.running[at];
             let sequence = &self.sequences[key];
@@ -101,19 +109,27 @@ impl Scheduler {
             if missing <= 1 {
                 continue;
             }
-            let mut chunk = missing.min(self.config.chunked_prefill_size.max(1)).min(budget);
+            let is_first = sequence.output.is_empty();
+            let left = if is_first { budget.min(first) } else { budget };
+            let mut chunk = missing.min(self.config.chunked_prefill_size.max(1)).min(left);
             let run = &self.runs[sequence.run];
             if run.is_scoring() {
                 // What is scored is the prompt: no chunk goes on into the output.
                 let computed = sequence.target(run) - missing;
                 chunk = chunk.min(run.prompt_len() - computed);
             }
-            if chunk == 0 {
+            if budget == 0 {
                 break;
+            }
+            if chunk == 0 {
+                continue;
             }
             self.add_row(key, chunk, batch, flight);
             flight.work.prefill_tokens += chunk;
             budget -= chunk;
+            if is_first {
+                first -= chunk;
+            }
         }
     }
 

@@ -133,6 +133,45 @@ fn beside_those_that_decode_a_prompt_is_computed_in_small_steps() {
 }
 
 #[test]
+fn while_sequences_are_spared_a_prompt_takes_small_chunks_beside_them_and_large_ones_alone() {
+    for spares in [true, false] {
+        let config = SchedulerConfig { step_stretch: 2.0, ..config() };
+        let mut world = World::new(config, fake::spec(64, 4, 8, 64, 1));
+        world.scheduler.spare(spares);
+        world.admit(request(0, prompt(40, 0), 20)).unwrap();
+        assert!(world.submit());
+        assert_eq!(world.batch.tokens.len(), 40, "nobody decodes");
+        (0..5).for_each(|_| assert!(world.turn()));
+        world.admit(request(1, prompt(40, 1), 2)).unwrap();
+        while !world.submit() {
+            world.collect();
+        }
+        assert_eq!(world.batch.tokens.len() < 20, spares, "{} tokens", world.batch.tokens.len());
+        world.finish(TURNS);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_stream_that_was_broken_off_is_not_held_up_for_the_sake_of_others() {
+    let mut world =
+        World::new(SchedulerConfig { step_stretch: 2.0, ..config() }, fake::spec(64, 4, 8, 64, 1));
+    world.scheduler.spare(true);
+    world.admit(request(0, prompt(8, 0), 30)).unwrap();
+    (0..6).for_each(|_| assert!(world.turn()));
+    let (full, _) = fake::alone(&prompt(30, 1), 0, &SamplingParams::default(), 12);
+    let mut repair = request(1, prompt(30, 1), 12);
+    repair.choices = vec![Choice { index: 0, output: full[..10].to_vec() }];
+    world.admit(repair).unwrap();
+    while !world.submit() {
+        world.collect();
+    }
+    assert_eq!(world.batch.tokens.len(), 1 + 40);
+    world.finish(TURNS);
+    world.assert_clean();
+}
+
+#[test]
 fn choices_compute_their_prompt_once() {
     for depth in [1, 2] {
         for length in [1, 4, 13, 16] {

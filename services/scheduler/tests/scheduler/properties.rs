@@ -22,16 +22,23 @@ struct Setup {
     lpm: bool,
     cache: bool,
     push_out: bool,
+    spares: bool,
     token_cost: u64,
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
     let executor = (6_u32..30, 1_u32..6, 1_u32..8, 4_u32..40, 1_u32..4);
-    let mixed = prop::option::of(1_u32..40);
-    let config =
-        (1_u32..20, 1_u32..40, mixed, any::<bool>(), prop::bool::weighted(0.8), any::<bool>(), 1_u64..40_000);
+    let config = (
+        1_u32..20,
+        1_u32..40,
+        prop::option::of(1_u32..40),
+        any::<bool>(),
+        prop::bool::weighted(0.8),
+        any::<(bool, bool)>(),
+        1_u64..40_000,
+    );
     (executor, config).prop_map(|((pages, page_size, slots, max_batch_tokens, depth), config)| {
-        let (chunk, prefill, mixed, lpm, cache, push_out, token_cost) = config;
+        let (chunk, prefill, mixed, lpm, cache, (push_out, spares), token_cost) = config;
         Setup {
             pages,
             page_size,
@@ -44,6 +51,7 @@ fn setup() -> impl Strategy<Value = Setup> {
             lpm,
             cache,
             push_out,
+            spares,
             token_cost,
         }
     })
@@ -58,10 +66,12 @@ impl Setup {
             schedule_policy: if self.lpm { SchedulePolicy::Lpm } else { SchedulePolicy::Fcfs },
             radix_cache: self.cache,
             priority_preemption: self.push_out,
+            step_stretch: 2.0,
             ..SchedulerConfig::new(cluster_key())
         };
         let spec = fake::spec(self.pages, self.page_size, self.slots, self.max_batch_tokens, self.depth);
         let mut world = World::new(config, spec);
+        world.scheduler.spare(self.spares);
         world.executor.token_cost = self.token_cost;
         world
     }

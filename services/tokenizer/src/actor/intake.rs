@@ -177,6 +177,7 @@ impl TokenizerActor {
             routing: generate.routing.clone(),
             dispatch: None,
             prefill: None,
+            prefill_patience_ms: 0,
             tokenizer: self.context.me.instance.clone(),
             ingress: generate.ingress.clone(),
             avoid: generate.avoid.clone(),
