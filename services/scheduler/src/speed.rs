@@ -29,7 +29,7 @@ pub(crate) struct Speed {
     step: Rate,
     /// Steps that only decode.
     plain: Rate,
-    /// Prompt tokens in steps that decode nothing.
+    /// Prompt tokens in steps that decode nothing, at best.
     alone: Rate,
     /// Prompt tokens in steps that also decode: what they add to [`Self::plain`], or seem to take away.
     beside: Rate,
@@ -89,16 +89,17 @@ impl Speed {
             let decoding = f64::from(work.decodes) * self.decode.get().unwrap_or(0.0);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
             if work.decodes == 0 {
+                self.alone.at_most(seconds, work.prefill_tokens);
                 self.alone.add(seconds, work.prefill_tokens);
             } else if let Some(plain) = self.plain.get() {
                 self.beside.blend(seconds - plain, work.prefill_tokens, LONG_MEMORY);
-                self.proven = work.prefill_tokens.max(self.proven / 2);
+                self.proven = work.prefill_tokens.max(self.proven - self.proven / 8);
             }
         }
     }
 
     /// Prompt tokens that make a step about `stretch` times as long as one that only decodes. At least
-    /// [`LEAST_SPARING_CHUNK`], and little more than was tried lately: what many tokens cost shows only then.
+    /// [`LEAST_SPARING_CHUNK`], and no more than twice what was tried lately: what many tokens cost shows only then.
     pub fn sparing_budget(&self, stretch: f64) -> u32 {
         let Some((plain, beside)) = self.plain.get().zip(self.beside.get()) else {
             return LEAST_SPARING_CHUNK;
@@ -107,7 +108,7 @@ impl Speed {
         let least = self.alone.get().unwrap_or(0.0) / 2.0;
         let added = plain * (stretch - 1.0).max(0.0);
         let tokens = (added / beside.max(least).max(f64::MIN_POSITIVE)) as u32;
-        tokens.min(self.proven + self.proven / 4 + 1).max(LEAST_SPARING_CHUNK)
+        tokens.min(self.proven.saturating_mul(2)).max(LEAST_SPARING_CHUNK)
     }
 
     /// Prompt tokens of a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].
