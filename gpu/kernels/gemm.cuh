@@ -15,7 +15,11 @@ enum Output {
     GATE_BF16 = 3,   // out: bf16 [m, n / 2]: silu(row 2i) * row 2i+1
 };
 
-DEVICE float silu_mul(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
+// An exponential too small to be normal changes nothing beside 1.
+DEVICE float silu_mul(float gate, float up) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    return __fdividef(gate, 1.0f + exp2_fast(-LOG2_E * gate)) * up;
+}
 
 // What ADD_F32 does, as the memory's own additions do it: numbers too small to be normal count as zero.
 DEVICE float add_flushed(float old, float v) {

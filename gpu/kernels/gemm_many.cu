@@ -39,34 +39,34 @@ DEVICE void turn_quad(u32 (&w)[4]) {
 }
 
 // Stores a row of which lane t of four holds columns 8j + 2t and the next; `at` is element (row, column) of the product.
-template <int COLUMNS, typename Value>
-DEVICE void store_row(int output, void* out, u64 at, int columns_left, bool valid, Value value) {
+template <int OUTPUT, int COLUMNS, typename Value>
+DEVICE void store_row(void* out, u64 at, int columns_left, bool valid, Value value) {
     int t = threadIdx.x % 4;
-    if (output == ADD_F32 || output == STORE_F32) {
+    if constexpr (OUTPUT == ADD_F32 || OUTPUT == STORE_F32) {
         float* target = (float*)out + at + 2 * t;
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j++) {
-            if (!valid || 8 * j >= columns_left) continue;
             float2 v = make_float2(value(j, 0), value(j, 1));
-            if (output == STORE_F32) *(float2*)(target + 8 * j) = v;
+            if (!valid || 8 * j >= columns_left) continue;
+            if (OUTPUT == STORE_F32) *(float2*)(target + 8 * j) = v;
             else asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target + 8 * j), "f"(v.x), "f"(v.y) : "memory");
         }
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int j = 0; j < COLUMNS / 8; j += 4) {
-        u32 words[4];
+        for (int j = 0; j < COLUMNS / 8; j += 4) {
+            u32 words[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float v0 = value(j + i, 0), v1 = value(j + i, 1);
-            words[i] = output == STORE_BF16 ? pack_bf16(v0, v1) : __float_as_uint(silu_mul(v0, v1));
+            for (int i = 0; i < 4; i++) {
+                float v0 = value(j + i, 0), v1 = value(j + i, 1);
+                words[i] = OUTPUT == STORE_BF16 ? pack_bf16(v0, v1) : __float_as_uint(silu_mul(v0, v1));
+            }
+            turn_quad(words);
+            if (!valid || 8 * (j + t) >= columns_left) continue;
+            u64 mine = at + 8 * (j + t);
+            auto gated = [&](int i) { return pack_bf16(__uint_as_float(words[i]), __uint_as_float(words[i + 1])); };
+            if (OUTPUT == STORE_BF16) *(uint4*)((u16*)out + mine) = make_uint4(words[0], words[1], words[2], words[3]);
+            else *(uint2*)((u16*)out + mine / 2) = make_uint2(gated(0), gated(2));
         }
-        turn_quad(words);
-        if (!valid || 8 * (j + t) >= columns_left) continue;
-        u64 mine = at + 8 * (j + t);
-        auto gated = [&](int i) { return pack_bf16(__uint_as_float(words[i]), __uint_as_float(words[i + 1])); };
-        if (output == STORE_BF16) *(uint4*)((u16*)out + mine) = make_uint4(words[0], words[1], words[2], words[3]);
-        else *(uint2*)((u16*)out + mine / 2) = make_uint2(gated(0), gated(2));
     }
 }
 
@@ -126,7 +126,15 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n
                 int row = tile.row + warp_row + 8 * half;
                 float scale = scales && row < m ? scales[row] : 1.0f;
                 auto value = [&](int j, int i) { return sum[4 * j + 2 * half + i] * scale; };
-                store_row<COLUMNS>(output, out, (u64)row * n + tile.column, n - tile.column, row < m, value);
+                u64 at = (u64)row * n + tile.column;
+                int left = n - tile.column;
+                bool valid = row < m;
+                switch (output) {
+                    case STORE_BF16: store_row<STORE_BF16, COLUMNS>(out, at, left, valid, value); break;
+                    case STORE_F32: store_row<STORE_F32, COLUMNS>(out, at, left, valid, value); break;
+                    case ADD_F32: store_row<ADD_F32, COLUMNS>(out, at, left, valid, value); break;
+                    default: store_row<GATE_BF16, COLUMNS>(out, at, left, valid, value);
+                }
             }
         };
         wait_for_producer();

@@ -13,6 +13,7 @@ pub enum KernelFile {
     Fp8,
     Gemm,
     GemmMany,
+    GemmWide,
     Pages,
     Persistent,
     PrefillAttention,
@@ -22,12 +23,13 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Fp8,
         Self::Gemm,
         Self::GemmMany,
+        Self::GemmWide,
         Self::Pages,
         Self::Persistent,
         Self::PrefillAttention,
@@ -43,6 +45,7 @@ impl KernelFile {
             Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
             Self::GemmMany => "gemm_many.cu",
+            Self::GemmWide => "gemm_wide.cu",
             Self::Persistent => "persistent.cu",
             Self::PrefillAttention => "prefill_attention.cu",
             Self::Pages => "pages.cu",
@@ -65,6 +68,7 @@ impl KernelFile {
             Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
+            Self::GemmWide => include_str!("../../kernels/gemm_wide.cu"),
             Self::Persistent => include_str!("../../kernels/persistent.cu"),
             Self::PrefillAttention => include_str!("../../kernels/prefill_attention.cu"),
             Self::Pages => include_str!("../../kernels/pages.cu"),
@@ -82,6 +86,7 @@ impl KernelFile {
         const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
         const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
+        const WEIGHTS: (&str, &str) = ("gemm_weights.cuh", include_str!("../../kernels/gemm_weights.cuh"));
         const WORK: (&str, &str) = ("decode_work.cuh", include_str!("../../kernels/decode_work.cuh"));
         const LOAD: (&str, &str) = ("decode_load.cuh", include_str!("../../kernels/decode_load.cuh"));
         const MULTIPLY: (&str, &str) =
@@ -90,7 +95,7 @@ impl KernelFile {
             Self::DecodeAttention => &[COMMON, FP8, ATTENTION, WORK, LOAD, MULTIPLY],
             Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
             Self::Fp8 | Self::Qkv => &[COMMON, FP8],
-            Self::Gemm => &[COMMON, FP8, GEMM],
+            Self::Gemm | Self::GemmWide => &[COMMON, FP8, GEMM, WEIGHTS],
             Self::GemmMany => &[COMMON, GEMM],
             Self::Persistent => &[
                 COMMON,
@@ -123,6 +128,13 @@ impl KernelFile {
                 "gemm_stream_1_2",
                 "gemm_stream_2_2",
                 "gemm_stream_4_2",
+                "gemm_stream_1_1_fp8",
+                "gemm_stream_2_1_fp8",
+                "gemm_stream_1_2_fp8",
+                "gemm_stream_2_2_fp8",
+                "gemm_stream_4_2_fp8",
+            ],
+            Self::GemmWide => &[
                 "gemm_wide_32",
                 "gemm_wide_64",
                 "gemm_wide_64_fold",
@@ -130,11 +142,6 @@ impl KernelFile {
                 "gemm_wide_32_split",
                 "gemm_wide_64_split",
                 "gemm_wide_128_split",
-                "gemm_stream_1_1_fp8",
-                "gemm_stream_2_1_fp8",
-                "gemm_stream_1_2_fp8",
-                "gemm_stream_2_2_fp8",
-                "gemm_stream_4_2_fp8",
                 "gemm_wide_32_fp8",
                 "gemm_wide_64_fp8",
                 "gemm_wide_64_fold_fp8",

@@ -11,64 +11,61 @@ const BOX_COLUMNS: u32 = 64;
 /// Tiles in shared memory begin at multiples of this, which the swizzle needs.
 pub(crate) const SWIZZLE_ALIGNMENT: usize = 1024;
 
-/// How the copy engine finds boxes of a matrix: `box_rows` rows by 64 columns, laid out in shared memory as the kernels
-/// want them (rows of 128 bytes of bf16 or 64 bytes of codes, swizzled over their width). Parts of a box outside of the
-/// matrix read as zeros.
+/// An element that boxes may hold: bf16, or FP8 codes.
+pub(crate) trait BoxElement: Element {
+    const TYPE: sys::CUtensorMapDataType;
+}
+
+impl BoxElement for bf16 {
+    const TYPE: sys::CUtensorMapDataType = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
+
+impl BoxElement for u8 {
+    const TYPE: sys::CUtensorMapDataType = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+}
+
+/// How the copy engine finds boxes of a matrix, laid out in shared memory as the kernels want them: rows of 128 or 64 bytes,
+/// swizzled over their width. Parts of a box outside of the matrix read as zeros.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
-    /// Of the first `rows` rows of `columns` elements, row-major; `columns` is a multiple of 8, `box_rows` at most 256.
+    /// Of the first `rows` rows of `columns` elements, row-major, in boxes of `box_rows` rows (at most 256) by 64 columns.
+    /// Rows are multiples of 16 bytes.
     ///
     /// # Panics
     /// If the view is shorter.
-    pub fn new(matrix: View<'_, bf16>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
-        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-        Self::encode(
-            matrix,
-            element,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            size,
-            [BOX_COLUMNS, box_rows as u32],
-        )
+    pub fn new<T: BoxElement>(
+        matrix: View<'_, T>,
+        size: [usize; 2],
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        Self::of_boxes(matrix, size, [box_rows as u32, BOX_COLUMNS])
     }
 
-    /// The same of FP8 codes; `columns` is a multiple of 16.
+    /// The same in boxes of whole rows of 64 or 128 bytes.
     ///
     /// # Panics
     /// If the view is shorter.
-    pub fn of_codes(matrix: View<'_, u8>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
-        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
-        Self::encode(
-            matrix,
-            element,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-            size,
-            [BOX_COLUMNS, box_rows as u32],
-        )
+    pub fn of_rows<T: BoxElement>(
+        matrix: View<'_, T>,
+        size: [usize; 2],
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        Self::of_boxes(matrix, size, [box_rows as u32, size[1] as u32])
     }
 
-    /// Of rows of 64 or 128 codes, whose boxes are whole rows, swizzled over their width.
-    ///
-    /// # Panics
-    /// If the view is shorter.
-    pub fn of_rows(matrix: View<'_, u8>, size: [usize; 2], box_rows: usize) -> Result<Self, CudaError> {
-        let element = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
-        let swizzle = match size[1] {
+    fn of_boxes<T: BoxElement>(
+        matrix: View<'_, T>,
+        [rows, columns]: [usize; 2],
+        [box_rows, box_columns]: [u32; 2],
+    ) -> Result<Self, CudaError> {
+        let swizzle = match box_columns as usize * size_of::<T>() {
             64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
             _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
-        Self::encode(matrix, element, swizzle, size, [size[1] as u32, box_rows as u32])
-    }
-
-    fn encode<T: Element>(
-        matrix: View<'_, T>,
-        element: sys::CUtensorMapDataType,
-        swizzle: sys::CUtensorMapSwizzle,
-        [rows, columns]: [usize; 2],
-        extent: [u32; 2],
-    ) -> Result<Self, CudaError> {
+        let extent = [box_columns, box_rows];
         assert!(matrix.len() >= rows * columns, "a matrix of {rows} x {columns}");
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [columns as u64, rows as u64];
@@ -79,7 +76,7 @@ impl TensorMap {
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map.0,
-                element,
+                T::TYPE,
                 sizes.len() as u32,
                 matrix.address() as *mut c_void,
                 sizes.as_ptr(),

@@ -115,6 +115,11 @@ pub fn qwen3_8b_spec() -> DecoderSpec {
     }
 }
 
+/// The spec of Qwen3-32B.
+pub fn qwen3_32b_spec() -> DecoderSpec {
+    DecoderSpec { hidden_size: 5120, layers: 64, heads: 64, intermediate_size: 25_600, ..qwen3_8b_spec() }
+}
+
 fn write_json(path: &Path, value: &serde_json::Value) -> io::Result<()> {
     fs::write(path, format!("{value:#}\n"))
 }

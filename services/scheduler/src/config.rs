@@ -16,8 +16,8 @@ pub struct SchedulerConfig {
     /// Prompt tokens of all sequences in one step.
     pub max_prefill_tokens: u32,
     /// Tokens of a step in which prompts stand beside sequences that decode, these included. More, by halves of it, while
-    /// prompts would get fewer than [`PROMPT_SHARE`] tokens for each that decodes, or if the step is expected to take no
-    /// longer than [`QUICK_STEP`] all the same. `None`: the other bounds alone.
+    /// prompts would get fewer than [`PROMPT_SHARE`] tokens for each sequence that is there, waiting or not, or if the step
+    /// is expected to take no longer than [`QUICK_STEP`] all the same. `None`: the other bounds alone.
     pub mixed_step_tokens: Option<u32>,
     pub schedule_policy: SchedulePolicy,
     /// Keep the KV of ended sequences for later ones (`--disable-radix-cache` turns it off; the choices of one
@@ -57,8 +57,8 @@ impl SchedulerConfig {
     }
 }
 
-/// Prompt tokens that a mixed step has room for, for each sequence that decodes. Where outputs are at least a quarter as
-/// long as prompts, those that wait then enter as fast as others end.
+/// Prompt tokens that a mixed step has room for, for each sequence that decodes or waits. Where outputs are at least a
+/// quarter as long as prompts, those that wait then enter as fast as others end.
 pub const PROMPT_SHARE: u32 = 4;
 
 /// A step that is not worth keeping shorter: small models would compute prompts in pieces that leave a device idle.

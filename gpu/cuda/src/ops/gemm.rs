@@ -131,10 +131,10 @@ impl Plan {
         let (rows, cut) = match m {
             ..=32 => (32, if segments == 1 { Cut::Whole } else { Cut::Split }),
             33..=64 => (64, if segments == 1 { Cut::Whole } else { Cut::Split }),
-            _ if segments > 1 && k <= SHORT_K && NARROW_BLOCKS.contains(&blocks(64)) => (64, Cut::Folded),
             MANY_ROWS.. if !fp8 && (segments == 1 || !many::too_few(m, n)) => {
                 return Self::Many(Many::folded(m, n, k));
             }
+            _ if segments > 1 && k <= SHORT_K && NARROW_BLOCKS.contains(&blocks(64)) => (64, Cut::Folded),
             _ if segments == 1 || blocks(128) > ENOUGH_BLOCKS => (128, Cut::Folded),
             _ => (128, Cut::Split),
         };
@@ -307,7 +307,7 @@ impl Device {
                 let shape = if fresh { shape.alone() } else { shape };
                 let w_map = match op.w {
                     Weights::Bf16(w) => TensorMap::new(w, [n, k], WIDE_COLUMNS)?,
-                    Weights::Fp8(w) => TensorMap::of_codes(w.codes, [n, k], WIDE_COLUMNS)?,
+                    Weights::Fp8(w) => TensorMap::new(w.codes, [n, k], WIDE_COLUMNS)?,
                 };
                 let maps = [w_map, TensorMap::new(op.x, [m, k], rows)?];
                 let scales = match op.scale {
@@ -377,8 +377,9 @@ mod tests {
         assert_eq!(Plan::new(128, 4096, 4096, false), Plan::Wide { rows: 128, cut: Cut::Split });
         assert_eq!(Plan::new(128, 24_576, 4096, false), Plan::Wide { rows: 128, cut: Cut::Folded });
         assert_eq!(Plan::new(256, 1024, 3072, false), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(256, 4096, 1024, false), Plan::Wide { rows: 64, cut: Cut::Folded });
-        assert_eq!(Plan::new(1024, 1024, 3072, false), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert_eq!(Plan::new(128, 6144, 1024, false), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert!(matches!(Plan::new(256, 4096, 1024, false), Plan::Many(_)));
+        assert!(matches!(Plan::new(512, 1024, 3072, false), Plan::Many(_)));
         assert!(matches!(Plan::new(256, 4096, 4096, false), Plan::Many(_)));
         assert!(matches!(Plan::new(256, 151_936, 4096, false), Plan::Many(_)));
     }

@@ -12,16 +12,6 @@ pub use self::reference::compare;
 use self::steps::Steps;
 use crate::{bench, executor::config, harness::Context};
 
-fn qwen3_32b_spec() -> DecoderSpec {
-    DecoderSpec {
-        hidden_size: 5120,
-        layers: 64,
-        heads: 64,
-        intermediate_size: 25_600,
-        ..synthetic::qwen3_8b_spec()
-    }
-}
-
 /// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens, mixed
 /// steps as sequences that decode and prompt tokens beside them.
 struct Timed {
@@ -76,7 +66,7 @@ fn models() -> [Timed; 4] {
         },
         Timed {
             name: "Qwen3-32B-FP8",
-            spec: qwen3_32b_spec(),
+            spec: synthetic::qwen3_32b_spec(),
             weights: WeightFormat::Fp8,
             kv_format,
             decodes: &[(1024, 1), (1024, 8), (1024, 64)],

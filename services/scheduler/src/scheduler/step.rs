@@ -55,7 +55,9 @@ impl Scheduler {
     fn mixed_budget(&self, decodes: u32) -> u32 {
         let Some(least) = self.config.mixed_step_tokens.filter(|_| decodes > 0) else { return u32::MAX };
         let unit = (least / 2).max(1);
-        let fair = decodes.saturating_mul(PROMPT_SHARE + 1).div_ceil(unit).saturating_mul(unit);
+        let present = (self.running.len() + self.waiting.len()).min(self.limits.running as usize) as u32;
+        let fair =
+            decodes.saturating_add(present.saturating_mul(PROMPT_SHARE)).div_ceil(unit).saturating_mul(unit);
         let quick =
             self.speed.prefill_fits(decodes, QUICK_STEP).unwrap_or(0).saturating_add(decodes) / unit * unit;
         least.max(fair).max(quick).saturating_sub(decodes).max(1)

@@ -127,8 +127,8 @@ fn mixed_steps(decoding: u64, token_cost: u64) -> Vec<usize> {
 fn beside_those_that_decode_a_prompt_is_computed_in_small_steps() {
     const SLOW: u64 = 5000;
     assert_eq!(mixed_steps(0, SLOW), [40]);
-    assert_eq!(mixed_steps(1, SLOW), [8, 8, 8, 8, 8, 1 + 5]);
-    assert_eq!(mixed_steps(2, SLOW), [12, 12, 12, 12], "four tokens of prompt for each that decodes");
+    assert_eq!(mixed_steps(1, SLOW), [12, 12, 12, 1 + 7], "four tokens of prompt for each of two");
+    assert_eq!(mixed_steps(2, SLOW), [16, 16, 2 + 12]);
     assert_eq!(mixed_steps(1, 10), [1 + 40], "a fast device is done in a moment");
 }
 

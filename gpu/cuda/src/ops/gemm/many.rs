@@ -63,10 +63,10 @@ impl Many {
     }
 }
 
-/// Whether so few rows are better off with a cluster of blocks for each tile: the narrowest tiles leave most of the
+/// Whether so few rows are better off with a cluster of blocks for each tile: the narrowest tiles leave two thirds of the
 /// GPU idle.
 pub(super) fn too_few(m: usize, n: usize) -> bool {
-    FOLDED[0].tiles(m, n) < PAIRS / 2
+    FOLDED[0].tiles(m, n) < PAIRS / 3
 }
 
 #[cfg(test)]
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(Many::folded(256, 6144, 4096).columns, 96);
         assert_eq!(Many::folded(1024, 4096, 12_288).columns, 128);
         assert_eq!(Many::folded(1024, 24_576, 4096).columns, 192);
-        assert!(too_few(256, 1024) && !too_few(256, 4096));
+        assert!(too_few(256, 1024) && !too_few(512, 1024) && !too_few(256, 4096));
     }
 
     #[test]
