@@ -1,122 +1,109 @@
-// Attention of the persistent kernel, in the order of attention.cuh: four warps, tile after tile.
+// Attention of the persistent kernel, in the order of attention.cuh: four warps, tile after tile of the ring.
 
 // Address of 16 bytes of a row of probabilities, swizzled so that 8 rows of one column meet 32 banks.
 DEVICE u32 chunk_address(u32 base, int row, int chunk) { return base + (row * 16 + (chunk ^ (row & 7))) * 16; }
 
 struct Item {
     int sequence, kv_head, context, tile, tiles;
-    u32 number;
+    u32 number, part;
+    bool begins;  // the first tile of its heads
 };
 
 template <int D>
 struct Tile {
-    static constexpr int STRIDE = 2 * D + 16;  // bytes; rows of one chunk meet 32 banks
-    static constexpr int BYTES = TILE_KEYS * STRIDE;
+    static constexpr int STRIDE = 2 * D + 16;              // bytes of a row of queries; rows of one chunk meet 32 banks
+    static constexpr int HALVES = D / 64, SLOTS = 2 * HALVES;  // slots of keys or of values, and of both
 };
 
-// Where a block's keys and values lie, and who may touch them.
-struct Tiles {
-    u32 keys, values;
-    u64* full[2];
-    u64* empty[2];
-};
+// Address of 16 bytes of a row of 64 columns of keys or values, swizzled by the copy engine.
+DEVICE u32 half_address(u32 slot, int row, int chunk) { return slot + row * 128 + (chunk ^ row % 8) * 16; }
 
-// The next item of a block in this layer or the first of the next layer.
+// Tiles of one key head after another, sequence by sequence. A block has a run of them, so that most have the queries of
+// the one before.
 struct Items {
     const u32 *starts, *contexts;  // in shared memory
     int rows, kv_heads, window;
-    u32 count;
+    u32 begin, end;
+    __device__ __forceinline__ Items(const u32* starts, const u32* contexts, int rows, int kv_heads, int window)
+        : starts(starts), contexts(contexts), rows(rows), kv_heads(kv_heads), window(window) {
+        u32 count = starts[rows] * kv_heads, each = count / gridDim.x, more = count % gridDim.x, block = blockIdx.x;
+        begin = block * each + (block < more ? block : more);
+        end = begin + each + (block < more ? 1 : 0);
+    }
     __device__ __forceinline__ Item find(u32 number) const {
         Item it;
-        u32 unit = number / kv_heads;
         int sequence = 0;
 #pragma unroll 1
-        while (sequence + 1 < rows && starts[sequence + 1] <= unit) sequence++;
+        while (sequence + 1 < rows && starts[sequence + 1] * kv_heads <= number) sequence++;
+        int start = starts[sequence], own = number - start * kv_heads;
+        it.tiles = starts[sequence + 1] - start;
+        it.kv_head = own / it.tiles;
+        int tile = own - it.kv_head * it.tiles;
+        it.begins = tile == 0;
+        it.part = (start + tile) * kv_heads + it.kv_head;
         it.number = number;
         it.sequence = sequence;
         it.context = contexts[sequence];
-        it.kv_head = number - unit * kv_heads;
-        it.tile = (it.context > window ? it.context - window : 0) / TILE_KEYS + (unit - starts[sequence]);
-        it.tiles = starts[sequence + 1] - starts[sequence];
+        it.tile = (it.context > window ? it.context - window : 0) / TILE_KEYS + tile;
         return it;
     }
 };
 
-// Copies the keys and values of earlier steps, item after item.
-template <int D>
-DEVICE void copy_tiles(const Model& m, const Step& step, const Items& items, const Tiles& tiles) {
-    int lane = threadIdx.x % 32;
-    u32 n = 0;
-#pragma unroll 1
-    for (int layer = 0; layer < m.layer_count; layer++) {
-        const u16* layer_pages = m.layers[layer].pages;
-#pragma unroll 1
-        for (u32 number = blockIdx.x; number < items.count; number += gridDim.x, n++) {
-            Item it = items.find(number);
-            int first = it.tile * TILE_KEYS, rows = it.context - 1 - first;
-            rows = rows < TILE_KEYS ? rows : TILE_KEYS;
-            // the tile's pages, one a lane
-            const u32* table = step.tables + step.table_starts[it.sequence];
-            int page = (first >> m.page_shift) + lane;
-            u32 ids = lane << m.page_shift < TILE_KEYS && page << m.page_shift < it.context ? table[page] : 0;
-#pragma unroll
-            for (int is_value = 0; is_value < 2; is_value++) {
-                if (n) barrier_wait(tiles.empty[is_value], (n - 1) & 1);
-                u32 target = is_value ? tiles.values : tiles.keys;
-                u64 head = (u64)is_value * m.kv_heads + it.kv_head;
-                constexpr int ROWS = 256 / D;  // that a warp copies at once
-                int page_size = 1 << m.page_shift, at = first & (page_size - 1);  // tiles begin within a page if that is large
-                int run = page_size < TILE_KEYS ? page_size : TILE_KEYS, sub = lane / (D / 8), chunk = lane % (D / 8);
-#pragma unroll 1
-                for (int row0 = 0; row0 < rows; row0 += run) {
-                    u64 page = __shfl_sync(FULL_WARP, ids, (at + row0) >> m.page_shift);
-                    u64 offset = ((page * 2 * m.kv_heads + head) << m.page_shift) + ((at + row0) & (page_size - 1)) + sub;
-                    const u16* source = layer_pages + offset * D + chunk * 8;
-                    u32 to = target + (row0 + sub) * Tile<D>::STRIDE + chunk * 16;
-                    int left = (run < rows - row0 ? run : rows - row0) - sub;
-#pragma unroll 1
-                    for (; left > 0; left -= 8 * ROWS) {
-#pragma unroll
-                        for (int i = 0; i < 8; i++)
-                            if (i * ROWS < left) copy_async(to + i * ROWS * Tile<D>::STRIDE, source + i * ROWS * D, true);
-                        source += 8 * ROWS * D;
-                        to += 8 * ROWS * Tile<D>::STRIDE;
-                    }
-                    __syncwarp();
-                    copy_commit();
-                    if (number == blockIdx.x) copy_wait<1>();  // nobody waits for them yet: no burst
-                }
-                asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(tiles.full[is_value]))
-                             : "memory");
-            }
-        }
-    }
-    copy_commit();
-    copy_wait<0>();
+// Pages of a tile, one a lane.
+DEVICE u32 page_of(const Model& m, const Step& step, const Item& it) {
+    int lane = threadIdx.x % 32, page = (it.tile * TILE_KEYS >> m.page_shift) + lane;
+    bool valid = lane << m.page_shift < TILE_KEYS && page << m.page_shift < it.context;
+    return valid ? step.tables[step.table_starts[it.sequence] + page] : MISSING;
 }
 
-// Scores of 16 query rows against 32 keys.
+// Copies a block's tiles of a layer, from slot n on; `page` is this lane's page of the first, then of the next layer's first.
 template <int D>
-DEVICE void tile_scores(Fragment (&s)[4], u32 queries, u32 keys) {
+DEVICE void copy_tiles(const Model& m, const Step& step, const Items& items, const Ring& ring, u32& n, int layer, u32& page) {
+    int lane = threadIdx.x % 32, page_size = 1 << m.page_shift, rows = page_size < TILE_KEYS ? page_size : TILE_KEYS;
+#pragma unroll 1
+    for (u32 number = items.begin; number < items.end; number++) {
+        Item it = items.find(number);
+        bool valid = page != MISSING;
+        u32 bytes = __popc(__ballot_sync(FULL_WARP, valid)) * rows * 128;
+        int row = ((page * 2 * m.kv_heads + it.kv_head) << m.page_shift) + layer * m.layer_rows;
+        if (page_size > TILE_KEYS) row += it.tile * TILE_KEYS & (page_size - 1);
+        page = page_of(m, step, items.find(number + 1 < items.end ? number + 1 : items.begin));  // arrives while this waits
+#pragma unroll 1
+        for (int i = 0; i < Tile<D>::SLOTS; i++, n++) {
+            ring.begin(n, bytes);
+            if (valid)
+                copy_box(ring.address(n) + lane * rows * 128, m.pages, i % Tile<D>::HALVES * 64,
+                         row + (i / Tile<D>::HALVES * m.kv_heads << m.page_shift), ring.full + ring.place(n));
+        }
+    }
+}
+
+// Scores of 16 query rows against 32 keys, from `key0` on, of the tile in slot n and those that follow it.
+template <int D>
+DEVICE void tile_scores(Fragment (&s)[4], u32 queries, const Ring& ring, u32 n, int key0) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; i++) s[i] = Fragment{};
 #pragma unroll
-    for (int step = 0; step < D / 16; step += 2) {
-        uint4 a0 = load_matrices(queries + lane % 16 * Tile<D>::STRIDE + (2 * step + lane / 16) * 16);
-        uint4 a1 = load_matrices(queries + lane % 16 * Tile<D>::STRIDE + (2 * step + 2 + lane / 16) * 16);
+    for (int half = 0; half < Tile<D>::HALVES; half++) {
+        u32 keys = ring.address(n + half);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint4 b = load_matrices(keys + (8 * i + lane % 8) * Tile<D>::STRIDE + (2 * step + lane / 8) * 16);
-            mma(s[i], a0.x, a0.y, a0.z, a0.w, b.x, b.y);
-            mma(s[i], a1.x, a1.y, a1.z, a1.w, b.z, b.w);
+        for (int step = 0; step < 4; step += 2) {
+            u32 at = queries + lane % 16 * Tile<D>::STRIDE + (8 * half + 2 * step + lane / 16) * 16;
+            uint4 a0 = load_matrices(at), a1 = load_matrices(at + 32);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint4 b = load_matrices(half_address(keys, key0 + 8 * i + lane % 8, 2 * step + lane / 8));
+                mma(s[i], a0.x, a0.y, a0.z, a0.w, b.x, b.y);
+                mma(s[i], a1.x, a1.y, a1.z, a1.w, b.z, b.w);
+            }
         }
     }
 }
 
-// Product of 16 rows of probabilities over 128 keys with 32 columns of values, and their sums.
-template <int D>
-DEVICE void tile_values(Fragment (&o)[4], Fragment& sums, u32 probabilities, u32 values) {
+// Product of 16 rows of probabilities over 128 keys with 32 columns of values, from 16 bytes `chunk` of a slot on, and
+// their sums.
+DEVICE void tile_values(Fragment (&o)[4], Fragment& sums, u32 probabilities, u32 values, int chunk) {
     constexpr u32 ONES = 0x3f803f80u;
     int lane = threadIdx.x % 32;
     sums = Fragment{};
@@ -126,10 +113,9 @@ DEVICE void tile_values(Fragment (&o)[4], Fragment& sums, u32 probabilities, u32
     for (int step = 0; step < 8; step++) {
         uint4 p = load_matrices(chunk_address(probabilities, lane % 16, 2 * step + lane / 16));
         mma(sums, p.x, p.y, p.z, p.w, ONES, ONES);
-        u32 row = values + (step * 16 + lane % 16) * Tile<D>::STRIDE;
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            uint4 b = load_matrices_transposed(row + (i + lane / 16) * 16);
+            uint4 b = load_matrices_transposed(half_address(values, step * 16 + lane % 16, chunk + i + lane / 16));
             mma(o[i], p.x, p.y, p.z, p.w, b.x, b.y);
             mma(o[i + 1], p.x, p.y, p.z, p.w, b.z, b.w);
         }
@@ -213,6 +199,27 @@ struct Head {
                 asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(to_bf16(v[0])) : "memory");
         }
     }
+    // A row of the tile whose first slot is n.
+    __device__ __forceinline__ void to_slots(const Ring& ring, u32 n, int row) const {
+        int lane = threadIdx.x % 32;
+        if (PER == 2) {
+            u32 within = lane % 4 * 4;
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(half_address(ring.address(n), row, lane / 4) + within),
+                         "r"(pack_bf16(low[0], low[PER - 1]))
+                         : "memory");
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(half_address(ring.address(n + 1), row, lane / 4) + within),
+                         "r"(pack_bf16(high[0], high[PER - 1]))
+                         : "memory");
+        } else {
+            u32 within = lane % 8 * 2;
+            asm volatile("st.shared.u16 [%0], %1;" ::"r"(half_address(ring.address(n), row, lane / 8) + within),
+                         "h"(to_bf16(low[0]))
+                         : "memory");
+            asm volatile("st.shared.u16 [%0], %1;" ::"r"(half_address(ring.address(n), row, 4 + lane / 8) + within),
+                         "h"(to_bf16(high[0]))
+                         : "memory");
+        }
+    }
     __device__ __forceinline__ void to_page(u16* out) const {
         int lane = threadIdx.x % 32;
 #pragma unroll
@@ -247,65 +254,57 @@ struct FoldTask {
 
 template <int D>
 DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
-    constexpr int BATCH = 10;
-    int lane = threadIdx.x % 32, tiles = task.parts;
+    constexpr int BATCH = 8;
+    int lane = threadIdx.x % 32;
+    u32 step = task.stride * (D / 2);
     float value0 = 0.0f, value1 = 0.0f, sum = 0.0f, running = NEGATIVE_INFINITY;
 #pragma unroll 1
-    for (int first = 0; first < tiles; first += 30) {
-        int count = tiles - first < 30 ? tiles - first : 30;
-        float2 stats = make_float2(NEGATIVE_INFINITY, 0.0f);
-        float w_olds = 0.0f, w_news = 0.0f;
+    for (int first = 0; first < task.parts; first += BATCH) {
+        int count = task.parts - first < BATCH ? task.parts - first : BATCH;
+        const ulonglong2* at = task.values + (u64)first * step;
+        ulonglong2 v[BATCH], s;
 #pragma unroll 1
-        for (int base = 0; base < count; base += BATCH) {
-            ulonglong2 v[BATCH], s = {};
-            bool ok;
-#pragma unroll 1
-            while (true) {
-                if (base == 0 && lane < count) s = peek_pair(task.stats + (first + lane) * task.stride);
+        while (true) {
+            s = peek_pair(task.stats + (first + (lane < count ? lane : 0)) * task.stride);
+            u32 other = (u32)(s.x >> 32) ^ tag | (u32)(s.y >> 32) ^ tag;
 #pragma unroll
-                for (int b = 0; b < BATCH; b++)
-                    if (base + b < count) v[b] = peek_pair(task.values + (u64)(first + base + b) * task.stride * (D / 2));
-                ok = base > 0 || lane >= count || ((u32)(s.x >> 32) == tag && (u32)(s.y >> 32) == tag);
+            for (int b = 0; b < BATCH; b++) v[b] = peek_pair(at + (b < count ? b * step : 0));
 #pragma unroll
-                for (int b = 0; b < BATCH; b++)
-                    if (base + b < count) ok = ok && (u32)(v[b].x >> 32) == tag && (u32)(v[b].y >> 32) == tag;
-                if (__all_sync(FULL_WARP, ok)) break;
-                pause();
-            }
-            if (base == 0) {
-                if (lane < count) stats = make_float2(__uint_as_float((u32)s.x), __uint_as_float((u32)s.y));
-                float before = __shfl_up_sync(FULL_WARP, stats.x, 1);
-                before = lane ? before : NEGATIVE_INFINITY;
+            for (int b = 0; b < BATCH; b++) other |= (u32)(v[b].x >> 32) ^ tag | (u32)(v[b].y >> 32) ^ tag;
+            if (__all_sync(FULL_WARP, other == 0)) break;
+            pause();
+        }
+        // of part first + lane
+        float own = lane < count ? __uint_as_float((u32)s.x) : NEGATIVE_INFINITY, own_sum = __uint_as_float((u32)s.y);
+        // the greatest of the parts before each
+        float before = __shfl_up_sync(FULL_WARP, own, 1);
+        before = lane ? before : NEGATIVE_INFINITY;
 #pragma unroll
-                for (int offset = 1; offset < 32; offset <<= 1) {
-                    float other = __shfl_up_sync(FULL_WARP, before, offset);
-                    if (lane >= offset) before = fmaxf(before, other);
-                }
-                before = fmaxf(before, running);
-                Fold fold(before, stats.x);
-                running = __shfl_sync(FULL_WARP, before, 31);
-                w_olds = fold.old_weight;
-                w_news = fold.new_weight;
-            }
+        for (int offset = 1; offset < BATCH; offset <<= 1) {
+            float other = __shfl_up_sync(FULL_WARP, before, offset);
+            if (lane >= offset) before = fmaxf(before, other);
+        }
+        before = fmaxf(before, running);
+        Fold fold(before, own);
+        running = __shfl_sync(FULL_WARP, before, BATCH - 1);
 #pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                if (base + b >= count) break;
-                float w_old = __shfl_sync(FULL_WARP, w_olds, base + b);
-                float w_new = __shfl_sync(FULL_WARP, w_news, base + b);
-                float part = __shfl_sync(FULL_WARP, stats.y, base + b);
-                sum = __fmaf_rn(sum, w_old, __fmul_rn(part, w_new));
-                value0 = __fmaf_rn(value0, w_old, __fmul_rn(__uint_as_float((u32)v[b].x), w_new));
-                value1 = __fmaf_rn(value1, w_old, __fmul_rn(__uint_as_float((u32)v[b].y), w_new));
-            }
+        for (int b = 0; b < BATCH; b++) {
+            if (b >= count) break;
+            float w_old = __shfl_sync(FULL_WARP, fold.old_weight, b);
+            float w_new = __shfl_sync(FULL_WARP, fold.new_weight, b);
+            float part = __shfl_sync(FULL_WARP, own_sum, b);
+            sum = __fmaf_rn(sum, w_old, __fmul_rn(part, w_new));
+            value0 = __fmaf_rn(value0, w_old, __fmul_rn(__uint_as_float((u32)v[b].x), w_new));
+            value1 = __fmaf_rn(value1, w_old, __fmul_rn(__uint_as_float((u32)v[b].y), w_new));
         }
     }
-    float inverse = tiles ? 1.0f / sum : 0.0f;
+    float inverse = task.parts ? 1.0f / sum : 0.0f;
     post(attended + task.place * 4, pack_bf16(value0 * inverse, value1 * inverse));
 }
 
 template <int D>
-DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, const Tiles& tiles, u32 query_tile,
-                          float (*maxima)[16], u32 epoch) {
+DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, const Ring& ring, u32 slot, u32 layer_slots,
+                          u32 query_tile, float (*maxima)[16], u32 epoch) {
     u32 probabilities = query_tile + 16 * Tile<D>::STRIDE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int set = epoch & 1, group = m.heads / m.kv_heads, qkv_width = (m.heads + 2 * m.kv_heads) * D;
@@ -313,58 +312,53 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
     for (int i = threadIdx.x; i < 16 * Tile<D>::STRIDE / 16; i += 128)
         asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(query_tile + i * 16), "r"(0) : "memory");
     group_sync(3);
-    u32 n = 0;
-    Item first = items.find(blockIdx.x);
+    constexpr int HALVES = Tile<D>::HALVES;
+    Item first = items.find(items.begin);
     int tasks = step.rows * m.heads * (D / 64), own_task = gridDim.x - 1 - blockIdx.x + gridDim.x * warp;
     FoldTask own_fold = FoldTask::of<D>(m, items, own_task < tasks ? own_task : 0);
 #pragma unroll 1
-    for (int layer = 0; layer < m.layer_count; layer++) {
+    for (int layer = 0; layer < m.layer_count; layer++, slot += layer_slots) {
         Messages message = Messages::of<D>(m, set, layer);
         const LayerWeights& weights = m.layers[layer];
         u32 tag = epoch * m.layer_count + layer + 1;
         Item it = first;
 #pragma unroll 1
-        for (; it.number < items.count; n++) {
+        for (u32 n = slot; it.number < items.end; n += Tile<D>::SLOTS) {
             const u8* row = message.qkv() + (u64)it.sequence * qkv_width * 2;
             u64 angle = (u64)step.positions[it.sequence] * (D / 2);
-#pragma unroll 1
-            for (int q = warp; q < group; q += 4) {
-                Head<D> head;
-                int number = it.kv_head * group + q;
-                typename Head<D>::Tables tables(weights.bias ? weights.bias + number * D : nullptr, weights.q_norm,
-                                                m.cosines + angle, m.sines + angle, true);
-                head.take(row + number * D * 2);
-                head.make(tables, m.norm_width, m.eps);
-                head.to_tile(query_tile, q);
-            }
             int newest = it.context - 1 - it.tile * TILE_KEYS, is_value = warp & 1;
             bool makes = newest < TILE_KEYS && warp >= 2;  // the newest key or value
             Head<D> own;
             u32 place = NO_SLOT;
-            if (makes) {
-                int number = m.heads + is_value * m.kv_heads + it.kv_head;
-                typename Head<D>::Tables tables(weights.bias ? weights.bias + number * D : nullptr, weights.k_norm,
-                                                m.cosines + angle, m.sines + angle, !is_value);
-                place = step.places[it.sequence];
+            // a warp's queries, then its newest key or value
+#pragma unroll 1
+            for (int q = (it.begins || it.number == items.begin) ? warp : group; q < group || makes; q += 4) {
+                bool query = q < group;
+                int number = query ? it.kv_head * group + q : m.heads + is_value * m.kv_heads + it.kv_head;
+                typename Head<D>::Tables tables(weights.bias ? weights.bias + number * D : nullptr,
+                                                query ? weights.q_norm : weights.k_norm, m.cosines + angle,
+                                                m.sines + angle, query || !is_value);
                 own.take(row + number * D * 2);
                 own.make(tables, m.norm_width, m.eps);
-                barrier_wait(tiles.full[is_value], n & 1);
-                own.to_tile(is_value ? tiles.values : tiles.keys, newest);
-                // what lies behind has no weight, but must be numbers
-                if (is_value)
-#pragma unroll 1
-                    for (int i = (newest + 1) * (Tile<D>::STRIDE / 16) + lane; i < Tile<D>::BYTES / 16; i += 32)
-                        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(tiles.values + i * 16), "r"(0)
-                                     : "memory");
+                if (!query) {
+                    place = step.places[it.sequence];
+                    break;
+                }
+                own.to_tile(query_tile, q);
             }
-            barrier_wait(tiles.full[0], n & 1);
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) ring.wait(n + half);
+            if (makes && !is_value) {
+                own.to_slots(ring, n, newest);
+                shared_fence();
+            }
             group_sync(3);
             if (place != NO_SLOT) {
                 u64 block = ((u64)(place >> m.page_shift) * 2 + is_value) * m.kv_heads + it.kv_head;
                 own.to_page(weights.pages + ((block << m.page_shift) + (place & ((1u << m.page_shift) - 1))) * D);
             }
             Fragment s[4];
-            tile_scores<D>(s, query_tile, tiles.keys + warp * 32 * Tile<D>::STRIDE);
+            tile_scores<D>(s, query_tile, ring, n, warp * 32);
             int last = it.context - 1, first_key = it.tile * TILE_KEYS;
             bool masked = newest < TILE_KEYS - 1 || first_key <= last - m.window;
             float low_max = NEGATIVE_INFINITY, high_max = NEGATIVE_INFINITY;
@@ -385,7 +379,7 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
                 maxima[warp][g + 8] = high_max;
             }
             group_sync(3);
-            if (threadIdx.x == 0) barrier_arrive(tiles.empty[0]);
+            if (threadIdx.x < HALVES) ring.release(n + threadIdx.x);
             low_max = fmaxf(fmaxf(maxima[0][g], maxima[1][g]), fmaxf(maxima[2][g], maxima[3][g])) * m.scale;
             high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * m.scale;
 #pragma unroll
@@ -399,45 +393,62 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
                              "r"(high)
                              : "memory");
             }
-            barrier_wait(tiles.full[1], n & 1);
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) ring.wait(n + HALVES + half);
+            if (makes && is_value) {
+                own.to_slots(ring, n + HALVES, newest);
+                // what lies behind has no weight, but must be numbers
+#pragma unroll 1
+                for (int i = (newest + 1) * 8 + lane; i < TILE_KEYS * 8; i += 32)
+#pragma unroll
+                    for (int half = 0; half < HALVES; half++)
+                        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(ring.address(n + HALVES + half) + i * 16),
+                                     "r"(0)
+                                     : "memory");
+                shared_fence();
+            }
             group_sync(3);
             constexpr int WARP_COLUMNS = D == 64 ? 32 : D / 4;
             if (warp * WARP_COLUMNS < D) {
                 Fragment o[4];
                 Fragment sums;
-                tile_values<D>(o, sums, probabilities, tiles.values + warp * WARP_COLUMNS * 2);
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
+                int chunk = warp * WARP_COLUMNS / 8;
+                tile_values(o, sums, probabilities, ring.address(n + HALVES + chunk / 8), chunk % 8);
+#pragma unroll 1
+                for (int half = 0; half * 8 < group; half++) {
                     int q = g + 8 * half;
                     if (q >= group) continue;
-                    float maximum = NEGATIVE_INFINITY;
-                    Fold fold(maximum, half ? high_max : low_max);
-                    float inverse = 1.0f / fold(0.0f, sums.c[2 * half]);
-                    u64 part = (u64)it.number * group + q;
+                    float highest = half ? high_max : low_max, sum = half ? sums.c[2] : sums.c[0];
+                    u64 part = (u64)it.part * group + q;
+                    if (it.tiles == 1) {
+                        float maximum = NEGATIVE_INFINITY;
+                        Fold fold(maximum, highest);
+                        float inverse = 1.0f / fold(0.0f, sum);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int column = warp * WARP_COLUMNS + i * 8 + 2 * t;
-                        float v0 = o[i].c[2 * half], v1 = o[i].c[2 * half + 1];
-                        if (it.tiles == 1) {
+                        for (int i = 0; i < 4; i++) {
+                            int column = warp * WARP_COLUMNS + i * 8 + 2 * t;
+                            float v0 = half ? o[i].c[2] : o[i].c[0], v1 = half ? o[i].c[3] : o[i].c[1];
                             int word = ((it.kv_head * group + q) * D + column) / 2;
                             post(message.attended() + ((u64)it.sequence * m.heads * (D / 2) + place_of(word)) * 4,
                                  pack_bf16(fold(0.0f, v0) * inverse, fold(0.0f, v1) * inverse));
-                        } else {
-                            post_pair(m.part_values + part * (D / 2) + column / 2, v0, v1, tag);
                         }
+                    } else {
+                        ulonglong2* to = m.part_values + part * (D / 2) + warp * WARP_COLUMNS / 2 + t;
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            post_pair(to + 4 * i, half ? o[i].c[2] : o[i].c[0], half ? o[i].c[3] : o[i].c[1], tag);
+                        if (warp == 0 && t == 0) post_pair(m.part_stats + part, highest, sum, tag);
                     }
-                    if (it.tiles > 1 && warp == 0 && t == 0)
-                        post_pair(m.part_stats + part, half ? high_max : low_max, sums.c[2 * half], tag);
                 }
             }
             group_sync(3);
-            if (threadIdx.x == 0) barrier_arrive(tiles.empty[1]);
-            it = items.find(it.number + gridDim.x);
+            if (threadIdx.x < HALVES) ring.release(n + HALVES + threadIdx.x);
+            it = items.find(it.number + 1);
         }
-        if (own_task < tasks && own_fold.parts != 1) fold_parts_of<D>(own_fold, message.attended(), tag);
 #pragma unroll 1
-        for (int number = own_task + 4 * gridDim.x; number < tasks; number += 4 * gridDim.x) {
-            FoldTask task = FoldTask::of<D>(m, items, number);
+        for (int number = own_task; number < tasks; number += 4 * gridDim.x) {
+            FoldTask task = own_fold;
+            if (number != own_task) task = FoldTask::of<D>(m, items, number);
             if (task.parts != 1) fold_parts_of<D>(task, message.attended(), tag);
         }
         // what the step before last read, for the next

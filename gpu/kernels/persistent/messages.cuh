@@ -17,6 +17,7 @@ struct LayerWeights {
 };
 
 struct Model {
+    TensorMap pages;  // of all layers: rows of a head at a position
     const LayerWeights* layers;
     const float* norms;  // [layers][before attention, before the gated product][width]
     const u16* embedding;
@@ -27,6 +28,7 @@ struct Model {
     u32* epoch;         // number of steps so far
     const u32* last_tokens;
     int layer_count, width, heads, kv_heads, intermediate, page_shift, window, norm_width;
+    int layer_rows;  // rows of the pages of one layer
     float eps, scale;
 };
 

@@ -76,20 +76,26 @@ DEVICE void gather(const Worker& me, const u8* message, int rows, const Share& s
     __syncwarp();
 }
 
-// N blocks of 32 columns of pairs of units: weights are the left operand, 8 rows of each unit of a pair.
-template <int PAIRS, int N>
-DEVICE void multiply_blocks(Fragment (&acc)[PAIRS], const u32 (&w)[PAIRS], u32 x) {
-#pragma unroll
-    for (int j = 0; j < N; j++) {
-        uint4 v = load_shared(x + j * 64);
+// 32 columns of pairs of units and of x: weights are the left operand, 8 rows of each unit of a pair.
+template <int PAIRS>
+struct Operands {
+    uint4 x, low[PAIRS], high[PAIRS];
+    __device__ __forceinline__ void load(const u32 (&w)[PAIRS], u32 from) {
+        x = load_shared(from);
 #pragma unroll
         for (int p = 0; p < PAIRS; p++) {
-            uint4 a = load_matrices(w[p] + j * 64), b = load_matrices(w[p] + j * 64 + 32);
-            mma(acc[p], a.x, a.y, a.z, a.w, v.x, v.y);
-            mma(acc[p], b.x, b.y, b.z, b.w, v.z, v.w);
+            low[p] = load_matrices(w[p]);
+            high[p] = load_matrices(w[p] + 32);
         }
     }
-}
+    __device__ __forceinline__ void multiply(Fragment (&acc)[PAIRS]) const {
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            mma(acc[p], low[p].x, low[p].y, low[p].z, low[p].w, x.x, x.y);
+            mma(acc[p], high[p].x, high[p].y, high[p].z, high[p].w, x.z, x.w);
+        }
+    }
+};
 
 // One segment of `units` units, whose slots lie `stride` apart. `x`: this lane's part of its row in shared memory.
 template <int PAIRS>
@@ -109,20 +115,18 @@ DEVICE void multiply_segment(Fragment (&acc)[PAIRS], const Worker& me, u32 x, in
             w[p] = read + me.ring.place(slot + unit * stride + s) * SLOT_BYTES + at % SLOT_BLOCKS * 64;
         }
         at += run;
-#pragma unroll 1
-        for (; run >= 8; run -= 8) {
-            multiply_blocks<PAIRS, 8>(acc, w, from);
-            from += 8 * 64;
-#pragma unroll
-            for (int p = 0; p < PAIRS; p++) w[p] += 8 * 64;
-        }
-#pragma unroll 1
-        for (; run > 0; run--) {
-            multiply_blocks<PAIRS, 1>(acc, w, from);
+        Operands<PAIRS> now, next;
+        now.load(w, from);
+#pragma unroll 2
+        for (; run > 1; run--) {
             from += 64;
 #pragma unroll
             for (int p = 0; p < PAIRS; p++) w[p] += 64;
+            next.load(w, from);  // arrives while these are multiplied
+            now.multiply(acc);
+            now = next;
         }
+        now.multiply(acc);
     }
 }
 
@@ -142,7 +146,7 @@ DEVICE float2 multiply_pass(const Worker& me, u32 x, int k, int index, int units
     group_sync(1 + me.group);
     if (me.segment == 3 && me.lane < units)
 #pragma unroll 1
-        for (int s = 0; s < slots; s++) barrier_arrive(me.ring.empty + me.ring.place(slot + me.lane * 2 * slots + s));
+        for (int s = 0; s < slots; s++) me.ring.release(slot + me.lane * 2 * slots + s);
     const float* part = parts + ((me.segment - index) & 3) % (2 * PAIRS) * 64 + me.t * 16 + me.g;
     float2 total = make_float2(part[0], part[8]);
 #pragma unroll
@@ -167,7 +171,7 @@ DEVICE void post_residual(const Model& m, const Worker& me, float2 residual, u8*
 
 template <int D>
 DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const Share* shares, const Signals& signals,
-                            u32 inputs, const float (*scales)[MAX_ROWS], u32 epoch) {
+                            u32 inputs, const float (*scales)[MAX_ROWS], u32 tile_slots, u32 epoch) {
     int set = epoch & 1;
     int units = m.width / 8, own = first_unit(units, blockIdx.x) + 2 * me.segment + me.group;
     bool owner = own < first_unit(units, blockIdx.x + 1);
@@ -242,7 +246,7 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
                 }
             }
             if (mine == 0 && me.lane == 0) barrier_arrive(signals.settled);
-            me.slot += share.count * slots;
+            me.slot += share.count * slots + (kind == QKV ? tile_slots : 0);
         }
     }
 }

@@ -1,9 +1,9 @@
-// Shares of weights, and the ring in shared memory that they pass.
+// Shares of weights, and the ring in shared memory that they, keys and values pass.
 
 #define SLOT_COLUMNS 1024
 #define SLOT_BLOCKS (SLOT_COLUMNS / 32)
 #define SLOT_STRIDE (2 * SLOT_COLUMNS + 16)  // bytes; rows of one chunk meet 32 banks
-#define SLOT_BYTES (8 * SLOT_STRIDE)
+#define SLOT_BYTES (17 * 1024)  // a tile begins at a multiple of 1024
 #define MAX_SLOTS 12
 #define WIDE_PASS 4  // units of a group at once
 
@@ -42,18 +42,34 @@ struct Share {
     }
 };
 
-// Weights pass in the order of their use. Slot n holds up to SLOT_COLUMNS columns of 8 rows.
+// What is read passes in the order of its use: of each layer the weights of the first product, tiles of keys and values, the
+// other weights. Slot n holds up to SLOT_COLUMNS columns of 8 rows of weights, or 64 columns of a tile.
 struct Ring {
     u32 base;
     u64 *full, *empty;
     volatile u32* filled;  // the slot that a place was last filled with: a phase bit only tells neighbouring rounds apart
+    u32 in_flight;         // slots that are being filled
     u32 size, inverse;     // places, and 2^32 / size rounded up
     __device__ __forceinline__ u32 round(u32 n) const { return __umulhi(n, inverse); }
     __device__ __forceinline__ u32 place(u32 n) const { return n - round(n) * size; }
+    __device__ __forceinline__ u32 address(u32 n) const { return base + place(n) * SLOT_BYTES; }
     __device__ __forceinline__ void wait(u32 n) const {
         u32 p = place(n);
         while (filled[p] != n) {}
         barrier_wait(full + p, round(n) & 1);
+    }
+    __device__ __forceinline__ void release(u32 n) const { barrier_arrive(empty + place(n)); }
+    // Waits until slot n may be filled, and announces what it will hold; a warp calls it.
+    __device__ __forceinline__ void begin(u32 n, u32 bytes) const {
+        u32 p = place(n);
+        if (n >= size) barrier_wait(empty + p, (round(n) - 1) & 1);
+        // few at a time: what blocks tell each other would wait behind a burst of them
+        if (n >= in_flight) barrier_wait(full + place(n - in_flight), round(n - in_flight) & 1);
+        if (threadIdx.x % 32 == 0) {
+            barrier_expect(full + p, bytes);
+            filled[p] = n;
+        }
+        __syncwarp();
     }
 };
 
@@ -65,19 +81,10 @@ DEVICE void copy_weights(const Ring& ring, u32& n, const u16* w, const Share& sh
 #pragma unroll 1
         for (int column = 0; column < k; column += SLOT_COLUMNS, n++) {
             int bytes = 2 * (k - column < SLOT_COLUMNS ? k - column : SLOT_COLUMNS);
-            u32 place = ring.place(n);
-            if (n >= ring.size) barrier_wait(ring.empty + place, (ring.round(n) - 1) & 1);
-            // one at a time: what blocks tell each other would wait behind a burst of them
-            if (n > 0) barrier_wait(ring.full + ring.place(n - 1), ring.round(n - 1) & 1);
-            if (lane == 0) {
-                barrier_expect(ring.full + place, 8 * bytes);
-                ring.filled[place] = n;
-            }
-            __syncwarp();
+            ring.begin(n, 8 * bytes);
             if (lane < 8)
-                copy_bulk(ring.base + place * SLOT_BYTES + lane * SLOT_STRIDE, w + (u64)(unit * 8 + lane) * k + column,
-                          bytes, ring.full + place);
+                copy_bulk(ring.address(n) + lane * SLOT_STRIDE, w + (u64)(unit * 8 + lane) * k + column, bytes,
+                          ring.full + ring.place(n));
         }
     }
 }
-

@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{
     Buffer, CudaError, Device, View,
-    ops::{PersistentLayer, PersistentShape, PersistentState, PersistentStep},
+    ops::{KvPages, KvView, PersistentLayer, PersistentShape, PersistentState, PersistentStep},
 };
 
 /// Bytes of weights up to which a step waits for blocks and launches more than for memory.
 const MOST_WEIGHT_BYTES: usize = 2 << 30;
 /// Attention tiles of one key head, a block, from which on a kernel of its own is faster.
-const MOST_TILES_PER_BLOCK: usize = 5;
+const MOST_TILES_PER_BLOCK: usize = 16;
 
 /// Decode steps of few rows as one kernel from the embedding to the last layer. Its bits are those of the other kernels,
 /// so that a step may take either way.
@@ -113,7 +113,7 @@ impl Persistent {
             norms: self.norms.view(),
             cosines: weights.cosines.view(),
             sines: weights.sines.view(),
-            kv: forward.kv_pages(0),
+            kv: KvPages { pages: KvView::Bf16(forward.kv.view().cast()), ..forward.kv_pages(0) },
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),

@@ -75,6 +75,11 @@ pub struct KvPages<'a> {
 }
 
 impl KvPages<'_> {
+    /// Rows of a head at a position in each of `layers` layers.
+    pub(super) fn layer_rows(&self, layers: usize) -> usize {
+        self.pages.len() / self.head_dim / layers
+    }
+
     pub(super) fn page_shift(&self) -> Result<u32, CudaError> {
         check(self.page_size.is_power_of_two() && self.page_size >= MIN_PAGE_SIZE, || {
             format!("pages of {} tokens", self.page_size)

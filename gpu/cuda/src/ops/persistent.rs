@@ -8,16 +8,17 @@ use super::{
 use crate::{
     Buffer, CudaError, Device, View,
     launch::{Shape, arguments},
+    tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
 /// Most rows of a persistent step: columns of one tensor-core product.
 pub const PERSISTENT_ROWS: usize = 8;
-const THREADS: u32 = 512;
+const THREADS: u32 = 480;
 /// Shared memory of a block, beside what the kernel declares itself.
 const SHARED_BYTES: usize = 225 << 10;
-/// Columns of eight rows of weights that a place of the ring holds, and its bytes.
+/// Columns of eight rows of weights that a place of the ring holds, and its bytes: those of 64 columns of a tile fit too.
 const SLOT_COLUMNS: usize = 1024;
-const SLOT_BYTES: usize = 8 * (2 * SLOT_COLUMNS + 16);
+const SLOT_BYTES: usize = 17 << 10;
 const MAX_SLOTS: usize = 12;
 /// Sums of products on their way between warps.
 const PART_BYTES: usize = 2 * 4 * 6 * 64 * 4;
@@ -79,13 +80,12 @@ impl PersistentShape {
     }
 
     fn attention_bytes(&self) -> usize {
-        let stride = 2 * self.head_dim + 16;
-        (2 * TILE_KEYS + 16) * stride + 16 * TILE_KEYS * 2
+        16 * (2 * self.head_dim + 16) + 16 * TILE_KEYS * 2
     }
 
     /// Places for weights beside the inputs of so many rows.
     fn ring_slots(&self, rows: usize) -> usize {
-        let taken = self.attention_bytes() + PART_BYTES + self.input_bytes(rows);
+        let taken = SWIZZLE_ALIGNMENT + self.attention_bytes() + PART_BYTES + self.input_bytes(rows);
         (SHARED_BYTES.saturating_sub(taken) / SLOT_BYTES).min(MAX_SLOTS)
     }
 
@@ -97,8 +97,8 @@ impl PersistentShape {
         if !whole || !grouped || units > MAX_UNITS {
             return 0;
         }
-        // a unit's weights lie in the ring together, and those of both groups of warps pass it in turns
-        let least = self.longest_input().div_ceil(SLOT_COLUMNS).max(2);
+        // a unit's weights lie in the ring together, and so do keys and values of a tile
+        let least = self.longest_input().div_ceil(SLOT_COLUMNS).max(2 * self.head_dim / 64);
         (1..=PERSISTENT_ROWS).rev().find(|&rows| self.ring_slots(rows) >= least).unwrap_or(0)
     }
 
@@ -200,7 +200,7 @@ pub struct PersistentStep<'a> {
     /// [positions, head_dim / 2]
     pub cosines: View<'a, f32>,
     pub sines: View<'a, f32>,
-    /// One layer's pages, of which all have the form.
+    /// Of all layers.
     pub kv: KvPages<'a>,
     /// As in [`super::Embed`].
     pub ids: View<'a, u32>,
@@ -218,9 +218,10 @@ pub struct PersistentStep<'a> {
 }
 
 /// `Model` of messages.cuh.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 struct ModelWords {
+    pages: TensorMap,
     layers: u64,
     norms: u64,
     embedding: u64,
@@ -232,7 +233,7 @@ struct ModelWords {
     part_stats: u64,
     epoch: u64,
     last_tokens: u64,
-    sizes: [i32; 8],
+    sizes: [i32; 9],
     eps: f32,
     scale: f32,
 }
@@ -272,8 +273,10 @@ impl Device {
             page_shift as usize,
             window(shape.window) as usize,
             shape.norm_width,
+            op.kv.layer_rows(shape.layers),
         ];
         let model = ModelWords {
+            pages: op.kv.pages.map(shape.head_dim, op.kv.page_size.min(TILE_KEYS))?,
             layers: state.layers.view().address(),
             norms: op.norms.address(),
             embedding: op.embedding.address(),
@@ -290,7 +293,8 @@ impl Device {
             scale: log2_scale(shape.scale),
         };
         let (input_bytes, ring_slots) = (shape.input_bytes(rows), shape.ring_slots(rows));
-        let shared = shape.attention_bytes() + PART_BYTES + input_bytes + ring_slots * SLOT_BYTES;
+        let shared =
+            SWIZZLE_ALIGNMENT + ring_slots * SLOT_BYTES + shape.attention_bytes() + PART_BYTES + input_bytes;
         let arguments = arguments![
             op.ids,
             op.slots,
@@ -348,7 +352,7 @@ mod tests {
     #[test]
     fn rows_are_bounded_by_what_is_left_for_weights() {
         assert_eq!(shape(1024, 16, 8, 128, 3072).max_rows(132), 8);
-        assert_eq!(shape(2048, 16, 8, 128, 6144).max_rows(132), 3);
+        assert_eq!(shape(2048, 16, 8, 128, 8192).max_rows(132), 4);
         assert_eq!(shape(960, 15, 5, 64, 2560).max_rows(132), 8);
         assert_eq!(shape(100, 2, 1, 64, 320).max_rows(132), 0, "rows of no whole blocks of 64");
     }
