@@ -228,9 +228,32 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int count = vocab - first < slice ? vocab - first : slice;
     count = count > 0 ? count : 0;
     const float* source = logits + (u64)row * vocab + first;
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        float v = source[i];
-        mine[i] = v == v ? v : NEGATIVE_INFINITY;
+    u64 highest = 0;  // of what this thread brings
+    auto take = [&](int i, float v) {
+        v = v == v ? v : NEGATIVE_INFINITY;
+        u64 r = rank_of(v, first + i);
+        if (r > highest) highest = r;
+        return v;
+    };
+    if (vocab % 4 == 0 && slice % 4 == 0) {
+        constexpr int BATCH = 4;  // loads under way
+        for (int base = threadIdx.x; base < count / 4; base += BATCH * THREADS) {
+            float4 v[BATCH];
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                int i = base + b * THREADS;
+                if (i < count / 4) v[b] = __ldcg((const float4*)source + i);
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                int i = base + b * THREADS;
+                if (i < count / 4)
+                    ((float4*)mine)[i] = make_float4(take(4 * i, v[b].x), take(4 * i + 1, v[b].y),
+                                                     take(4 * i + 2, v[b].z), take(4 * i + 3, v[b].w));
+            }
+        }
+    } else {
+        for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = take(i, source[i]);
     }
     __syncthreads();
     auto best = [&](u64 below) {
@@ -244,7 +267,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     auto token_of = [](u64 r) { return 0xffffffffu - (u32)r; };
     auto logit_of = [](u64 r) { return from_order_key((u32)(r >> 32)); };
 
-    u64 top = best(~0ull);
+    u64 top = cluster_reduce(shared, highest, Max());
     float log_total = 0.0f;
     if (p.top_logprobs >= 0) {
         float maximum = logit_of(top);
