@@ -163,6 +163,9 @@ struct __align__(64) TensorMap {
     u64 words[16];
 };
 
+// Brings a map to where the copy engine looks for it.
+DEVICE void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // Starts copying the box at (row, column) to shared memory, swizzled in rows of 128 bytes; what lies outside of the
 // matrix becomes zeros. The whole box counts on `barrier`. One thread calls it; `target` is a multiple of 1024.
 DEVICE void copy_box(u32 target, const TensorMap& map, int column, int row, u64* barrier) {
@@ -211,6 +214,7 @@ DEVICE void matrices_wait() {
 // d (64 x N) = a (64 x 16) * b (16 x N), added to d if `add`, by four warps; both operands in shared memory, bf16, rows
 // along k. Lane 4g + t of warp w holds in d[4j .. 4j+3] row 16w + g, columns 8j + 2t, 8j + 2t + 1, and row 16w + g + 8.
 #define ACCUMULATORS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ACCUMULATORS_8(d, i) ACCUMULATORS_4(d, i), ACCUMULATORS_4(d, i + 4)
 #define ACCUMULATORS_16(d, i) \
     ACCUMULATORS_4(d, i), ACCUMULATORS_4(d, i + 4), ACCUMULATORS_4(d, i + 8), ACCUMULATORS_4(d, i + 12)
 #define ACCUMULATORS_32(d, i) ACCUMULATORS_16(d, i), ACCUMULATORS_16(d, i + 16)
@@ -219,6 +223,7 @@ DEVICE void matrices_wait() {
 #define ACCUMULATORS_96(d, i) ACCUMULATORS_64(d, i), ACCUMULATORS_32(d, i + 64)
 
 
+#define OPERANDS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define OPERANDS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define OPERANDS_32 OPERANDS_16 ", " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -238,6 +243,7 @@ DEVICE void matrices_wait() {
                      : OUTPUTS                                                                                   \
                      : "l"(a), "l"(b), "r"((int)add));                                                           \
     }
+MULTIPLY(16, 8, ACCUMULATORS_8(d, 0), 8, 9, 10)
 MULTIPLY(32, 16, ACCUMULATORS_16(d, 0), 16, 17, 18)
 MULTIPLY(64, 32, ACCUMULATORS_32(d, 0), 32, 33, 34)
 MULTIPLY(96, 48, ACCUMULATORS_48(d, 0), 48, 49, 50)
@@ -297,8 +303,11 @@ DEVICE void multiply(float (&d)[64], const u32* a, u64 b, bool add) {
 
 // ---- clusters ----------------------------------------------------------------------------------------------------
 
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 
 DEVICE u32 cluster_rank() {
@@ -332,6 +341,15 @@ DEVICE float4 read_peer(const float4* local, u32 rank) {
         : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
         : "r"(shared_address(local)), "r"(rank)
         : "memory");
+    return v;
+}
+
+DEVICE float read_peer(const float* local, u32 rank) {
+    float v;
+    asm volatile("{.reg .u32 peer; mapa.shared::cluster.u32 peer, %1, %2; ld.shared::cluster.f32 %0, [peer];}"
+                 : "=f"(v)
+                 : "r"(shared_address(local)), "r"(rank)
+                 : "memory");
     return v;
 }
 

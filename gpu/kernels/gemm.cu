@@ -30,14 +30,6 @@ DEVICE void add(Fragment& total, const Fragment& part) {
 // places that this kernel's blocks would have been dealt.
 #define LONG_PRODUCT (4u << 20)
 
-// The norm that follows a sum (ADD_F32), if `weighed` is given: its weights [n]; rows times weights [m, n] and
-// sums of squares [m, n / 8] are left for the next product.
-struct NextNorm {
-    const float* weight;
-    u16* weighed;
-    float* squares;
-};
-
 // Bytes of a warp's scales: blocks of 128 columns that a segment of k may touch, 8 * R rows, even and odd ones.
 DEVICE int stream_scale_blocks(int k, int segments) { return ((k + 63) / 64 / segments + 1) / 2 + 2; }
 

@@ -2,8 +2,8 @@
 //
 // Canonical order, a function of (n, k) alone, so that a row's bits depend on no other row: k falls into blocks of
 // 64, the blocks into `segments` equal runs. A run is summed by tensor-core steps of 16 elements, in ascending order
-// from zero; the runs are added in ascending order. Three kernels follow it: `stream` for up to 16 rows of x, `wide`
-// for more, `many` for hundreds.
+// from zero; the runs are added in ascending order. Four kernels follow it: `stream` for up to 16 rows of x, `cluster`
+// for up to 64, `wide` for more and for weights in fp8, `many` for hundreds.
 //
 // Rows of the product may be scaled: what a norm has left to do. Needs k and n to be multiples of 8. Rows of w and x
 // beyond n, m and elements beyond k count as zero.
@@ -30,3 +30,31 @@ DEVICE float add_flushed(float old, float v) {
 
 // First block of 64 of a segment.
 DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 64 * segment / segments; }
+
+// Runs of k that a cluster of blocks shares out.
+#define SPLIT_SEGMENTS 4
+
+// The norm that follows a sum (ADD_F32), if `weighed` is given: its weights [n]; rows times weights [m, n] and
+// sums of squares [m, n / 8] are left for the next product.
+struct NextNorm {
+    const float* weight;
+    u16* weighed;
+    float* squares;
+};
+
+// Four neighbouring columns of one row, at element `at` of the product; `old` is what ADD_F32 adds them to.
+DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
+    if (output == STORE_BF16) {
+        *(uint2*)((u16*)out + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    } else if (output == STORE_F32) {
+        *(float4*)((float*)out + at) = v;
+    } else if (output == ADD_F32) {
+        *(float4*)((float*)out + at) = make_float4(add_flushed(old.x, v.x), add_flushed(old.y, v.y),
+                                                    add_flushed(old.z, v.z), add_flushed(old.w, v.w));
+    } else {
+        *(u32*)((u16*)out + at / 2) = pack_bf16(silu_mul(v.x, v.y), silu_mul(v.z, v.w));
+    }
+}
+
+DEVICE float add(float a, float b) { return a + b; }
+DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }

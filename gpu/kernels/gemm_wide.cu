@@ -13,25 +13,8 @@
 #define WIDE_WARPS 8  // that multiply
 #define WIDE_THREADS (32 * WIDE_WARPS + 32)
 #define ROW_GROUP 16
-#define SPLIT_SEGMENTS 4
 
 enum Segments { WHOLE, FOLDED, SPLIT };
-
-// Four neighbouring columns of one row, at element `at` of the product; `old` is what ADD_F32 adds them to.
-DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
-    if (output == STORE_BF16) {
-        *(uint2*)((u16*)out + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-    } else if (output == STORE_F32) {
-        *(float4*)((float*)out + at) = v;
-    } else if (output == ADD_F32) {
-        *(float4*)((float*)out + at) = make_float4(add_flushed(old.x, v.x), add_flushed(old.y, v.y),
-                                                    add_flushed(old.z, v.z), add_flushed(old.w, v.w));
-    } else {
-        *(u32*)((u16*)out + at / 2) = pack_bf16(silu_mul(v.x, v.y), silu_mul(v.z, v.w));
-    }
-}
-
-DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 // Unpacks the codes of 16 rows by 64 elements for the tensor cores: four steps of 16. Rows of 64 bytes, swizzled by the
 // copy engine; `scales` are those of this lane's rows g and g + 8.
@@ -225,8 +208,6 @@ WIDE(32, 32, 5, WHOLE, 2, Bf16Weights, )
 WIDE(64, 64, 4, WHOLE, 2, Bf16Weights, )
 WIDE(64_fold, 64, 4, FOLDED, 2, Bf16Weights, )
 WIDE(128_fold, 128, 6, FOLDED, 1, Bf16Weights, )
-WIDE(32_split, 32, 5, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
-WIDE(64_split, 64, 4, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
 WIDE(128_split, 128, 3, SPLIT, 2, Bf16Weights, CLUSTER_SPLIT)
 WIDE(32_fp8, 32, 8, WHOLE, 2, Fp8Weights, )
 WIDE(64_fp8, 64, 6, WHOLE, 2, Fp8Weights, )

@@ -29,7 +29,7 @@ pub use config::{CudaConfig, KvBudget, KvFormat, WeightFormat};
 
 use crate::{
     Buffer, CudaError, Device, Graph, memory,
-    ops::{FillBf16, GemmMode},
+    ops::{FillBf16, GemmMode, fused_rows},
     transfer::Mover,
 };
 use check::check_bounds;
@@ -151,6 +151,7 @@ impl CudaExecutor {
             None
         };
         let forward = Forward {
+            fused_rows: fused_rows(dimensions.widest(), weights.holds_fp8()),
             dimensions,
             weights,
             buffers,

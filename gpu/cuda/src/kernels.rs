@@ -12,6 +12,7 @@ pub enum KernelFile {
     Elementwise,
     Fp8,
     Gemm,
+    GemmCluster,
     GemmMany,
     GemmWide,
     Pages,
@@ -23,11 +24,12 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Fp8,
         Self::Gemm,
+        Self::GemmCluster,
         Self::GemmMany,
         Self::GemmWide,
         Self::Pages,
@@ -44,6 +46,7 @@ impl KernelFile {
             Self::Elementwise => "elementwise.cu",
             Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
+            Self::GemmCluster => "gemm_cluster.cu",
             Self::GemmMany => "gemm_many.cu",
             Self::GemmWide => "gemm_wide.cu",
             Self::Persistent => "persistent.cu",
@@ -67,6 +70,7 @@ impl KernelFile {
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
             Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
+            Self::GemmCluster => include_str!("../../kernels/gemm_cluster.cu"),
             Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
             Self::GemmWide => include_str!("../../kernels/gemm_wide.cu"),
             Self::Persistent => include_str!("../../kernels/persistent.cu"),
@@ -87,6 +91,7 @@ impl KernelFile {
         const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
         const WEIGHTS: (&str, &str) = ("gemm_weights.cuh", include_str!("../../kernels/gemm_weights.cuh"));
+        const QKV: (&str, &str) = ("qkv.cuh", include_str!("../../kernels/qkv.cuh"));
         const WORK: (&str, &str) = ("decode_work.cuh", include_str!("../../kernels/decode_work.cuh"));
         const LOAD: (&str, &str) = ("decode_load.cuh", include_str!("../../kernels/decode_load.cuh"));
         const MULTIPLY: (&str, &str) =
@@ -94,8 +99,10 @@ impl KernelFile {
         match self {
             Self::DecodeAttention => &[COMMON, FP8, ATTENTION, WORK, LOAD, MULTIPLY],
             Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
-            Self::Fp8 | Self::Qkv => &[COMMON, FP8],
+            Self::Fp8 => &[COMMON, FP8],
+            Self::Qkv => &[COMMON, FP8, QKV],
             Self::Gemm | Self::GemmWide => &[COMMON, FP8, GEMM, WEIGHTS],
+            Self::GemmCluster => &[COMMON, FP8, GEMM, QKV],
             Self::GemmMany => &[COMMON, GEMM],
             Self::Persistent => &[
                 COMMON,
@@ -139,8 +146,6 @@ impl KernelFile {
                 "gemm_wide_64",
                 "gemm_wide_64_fold",
                 "gemm_wide_128_fold",
-                "gemm_wide_32_split",
-                "gemm_wide_64_split",
                 "gemm_wide_128_split",
                 "gemm_wide_32_fp8",
                 "gemm_wide_64_fp8",
@@ -149,6 +154,20 @@ impl KernelFile {
                 "gemm_wide_32_split_fp8",
                 "gemm_wide_64_split_fp8",
                 "gemm_wide_128_split_fp8",
+            ],
+            Self::GemmCluster => &[
+                "gemm_cluster_64_32",
+                "gemm_cluster_128_32",
+                "gemm_cluster_192_32",
+                "gemm_cluster_256_32",
+                "gemm_cluster_64_64",
+                "gemm_cluster_128_64",
+                "gemm_cluster_192_64",
+                "gemm_cluster_256_64",
+                "gemm_heads_64_32",
+                "gemm_heads_64_64",
+                "gemm_heads_128_32",
+                "gemm_heads_128_64",
             ],
             Self::GemmMany => &[
                 "gemm_many_64_fold",

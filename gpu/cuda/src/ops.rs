@@ -18,7 +18,7 @@ pub use attention::{
 };
 pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
-pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale};
+pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale, fused_rows};
 pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;

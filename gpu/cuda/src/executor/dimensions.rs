@@ -73,6 +73,11 @@ impl Dimensions {
         self.heads * self.head_dim
     }
 
+    /// Most columns of a product of a layer.
+    pub fn widest(&self) -> usize {
+        self.qkv_width().max(2 * self.intermediate).max(self.hidden)
+    }
+
     /// Elements of one page of one layer.
     pub fn page_elements(&self, page_size: usize) -> usize {
         2 * self.kv_heads * page_size * self.head_dim

@@ -27,7 +27,7 @@ pub(super) struct Buffers {
     pub hidden: Buffer<f32>,
     /// Residual stream times the weights of the norm that follows, [tokens, hidden].
     weighed: Buffer<bf16>,
-    /// What is left of that norm: sums of squares [FUSED_ROWS, hidden / 8] where products do it, else [tokens].
+    /// What is left of that norm: sums of squares [FUSED_ROWS, hidden / 8] where products do it.
     squares: Buffer<f32>,
     scales: Buffer<f32>,
     /// [tokens, qkv width]
@@ -118,6 +118,8 @@ pub(super) struct Forward {
     pub persistent: Option<Persistent>,
     pub page_size: usize,
     pub mode: GemmMode,
+    /// Up to so many rows products do the halves of norms.
+    pub fused_rows: usize,
 }
 
 impl Forward {
@@ -208,11 +210,8 @@ impl Forward {
         let Dimensions { heads, hidden, window, .. } = *dimensions;
         let tokens = counts.tokens;
         let scale = self.norm(device, &layer.attention_norm, tokens)?;
-        let qkv = GemmOutput::Bf16(buffers.qkv.view());
-        let sizes = [tokens, dimensions.qkv_width(), hidden];
-        self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
         let kv = self.kv_pages(number);
-        device.qkv_head(QkvHead {
+        let qkv = GemmOutput::Heads(QkvHead {
             queries: buffers.queries.view(),
             kv,
             qkv: buffers.qkv.view(),
@@ -226,7 +225,9 @@ impl Forward {
             heads,
             norm_width: dimensions.model_head_dim,
             eps: dimensions.eps,
-        })?;
+        });
+        let sizes = [tokens, dimensions.qkv_width(), hidden];
+        self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
         if counts.decodes > 0 {
             device.decode_attention(DecodeAttention {
                 out: buffers.attended.view(),
@@ -361,7 +362,7 @@ impl Forward {
 
     /// What the makers of few rows do of the norm with these weights.
     fn next_norm<'a>(&'a self, weight: Option<&'a Buffer<f32>>, tokens: usize) -> Option<NextNorm<'a>> {
-        let weight = weight.filter(|_| tokens <= FUSED_ROWS)?.view();
+        let weight = weight.filter(|_| tokens <= self.fused_rows)?.view();
         Some(NextNorm { weight, weighed: self.buffers.weighed.view(), squares: self.buffers.squares.view() })
     }
 
@@ -377,7 +378,7 @@ impl Forward {
     /// What is left to do of a norm of the residual stream: of few rows the products around it do all.
     fn norm(&self, device: &Device, weight: &Buffer<f32>, tokens: usize) -> Result<RowScale<'_>, CudaError> {
         let Dimensions { hidden, eps, .. } = self.dimensions;
-        if tokens <= FUSED_ROWS {
+        if tokens <= self.fused_rows {
             return Ok(RowScale::Rms { squares: self.buffers.squares.view(), eps });
         }
         let scales = (self.mode == GemmMode::BatchInvariant).then(|| self.buffers.scales.view());

@@ -140,8 +140,12 @@ impl Weights {
 
     /// Of the element type of the layers' matrices.
     pub fn name(&self) -> &'static str {
+        if self.holds_fp8() { "fp8" } else { "bf16" }
+    }
+
+    pub fn holds_fp8(&self) -> bool {
         let mut matrices = self.layers.iter().flat_map(Layer::matrices);
-        if matrices.any(|matrix| matches!(matrix, LayerMatrix::Fp8(_))) { "fp8" } else { "bf16" }
+        matrices.any(|matrix| matches!(matrix, LayerMatrix::Fp8(_)))
     }
 }
 

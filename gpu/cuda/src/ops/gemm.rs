@@ -1,10 +1,11 @@
+mod cluster;
 mod many;
 
 use half::bf16;
 
-use self::many::Many;
+use self::{cluster::Cluster, many::Many};
 
-use super::{NextNorm, Weights, check, check_len};
+use super::{KvView, NextNorm, QkvHead, Weights, check, check_len};
 use crate::{
     CudaError, Device, View,
     blas::BlasOutput,
@@ -31,10 +32,12 @@ pub enum GemmOutput<'a> {
     F32(View<'a, f32>),
     /// [m, n], added to what is there.
     AddF32(View<'a, f32>),
-    /// The same, and the first half of the norm that follows; at most [`FUSED_ROWS`] rows.
+    /// The same, and the first half of the norm that follows; at most as many rows as [`fused_rows`].
     AddNorm { sum: View<'a, f32>, next: NextNorm<'a> },
     /// [m, n / 2]: silu(column 2i) * column 2i + 1.
     Gate(View<'a, bf16>),
+    /// Queries, keys and values, and what follows them; `qkv` takes the product where that is a launch of its own.
+    Heads(QkvHead<'a>),
 }
 
 /// What rows of a product are multiplied by: the second half of the norm of `x`.
@@ -42,9 +45,9 @@ pub enum GemmOutput<'a> {
 pub enum RowScale<'a> {
     /// Nothing.
     One,
-    /// 1 / rms of rows whose sums of squares are given, [m, k / 8]; at most [`FUSED_ROWS`] rows.
+    /// 1 / rms of rows whose sums of squares are given, [m, k / 8]; at most as many rows as [`fused_rows`].
     Rms { squares: View<'a, f32>, eps: f32 },
-    /// [m]; in the mode [`GemmMode::BatchInvariant`] alone, and for more rows than [`FUSED_ROWS`].
+    /// [m]; in the mode [`GemmMode::BatchInvariant`] alone, and for more rows than the streaming kernel takes.
     Given(View<'a, f32>),
 }
 
@@ -63,8 +66,10 @@ pub struct Gemm<'a> {
     pub mode: GemmMode,
 }
 
-/// Most rows of x that the streaming kernel takes, which does the halves of norms on the way.
-pub const FUSED_ROWS: usize = 16;
+/// Most rows of x that the streaming kernel takes.
+const STREAM_ROWS: usize = 16;
+/// Most rows of any product that does the halves of norms on the way.
+pub const FUSED_ROWS: usize = cluster::ROWS;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const STREAM_WARPS: usize = 528;
 const WARPS_PER_BLOCK: usize = 4;
@@ -83,6 +88,11 @@ const NARROW_BLOCKS: std::ops::RangeInclusive<usize> = 96..=ENOUGH_BLOCKS;
 /// Rows of x from which on pairs of blocks take tiles.
 const MANY_ROWS: usize = 129;
 
+/// Up to how many rows of x products with up to n columns do the halves of the norms before and behind them.
+pub fn fused_rows(n: usize, fp8: bool) -> usize {
+    if fp8 || segments(n) == 1 { STREAM_ROWS } else { FUSED_ROWS }
+}
+
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
 fn segments(n: usize) -> usize {
@@ -94,6 +104,8 @@ fn segments(n: usize) -> usize {
 enum Plan {
     /// A warp takes `8 * blocks` rows of w over one segment, `token_tiles` times 8 rows of x.
     Stream { blocks: usize, token_tiles: usize },
+    /// A cluster of blocks makes a tile, one segment each.
+    Cluster(Cluster),
     /// `rows` of x a block.
     Wide { rows: usize, cut: Cut },
     /// Pairs of blocks take tile after tile.
@@ -114,7 +126,7 @@ enum Cut {
 impl Plan {
     fn new(m: usize, n: usize, k: usize, fp8: bool) -> Self {
         let segments = segments(n);
-        if m <= FUSED_ROWS {
+        if m <= STREAM_ROWS {
             let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
             let token_tiles = m.div_ceil(8);
             // one tile of x leaves room for deep rings, which read faster than wide ones
@@ -126,6 +138,9 @@ impl Plan {
                 1
             };
             return Self::Stream { blocks, token_tiles };
+        }
+        if m <= fused_rows(n, fp8) {
+            return Self::Cluster(Cluster::new(m, n));
         }
         let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
         let (rows, cut) = match m {
@@ -181,9 +196,9 @@ fn scale_blocks(k: usize, segments: usize) -> usize {
 /// A wide kernel and the stages of its ring.
 fn wide_kernel(rows: usize, cut: Cut, fp8: bool) -> (&'static str, usize) {
     let (kernels, stages) = match (rows, cut) {
-        (32, Cut::Split) => (kernels!("gemm_wide_32_split"), [5, 8]),
+        (32, Cut::Split) => (["gemm_wide_32_split_fp8"; 2], [8; 2]),
         (32, _) => (kernels!("gemm_wide_32"), [5, 8]),
-        (64, Cut::Split) => (kernels!("gemm_wide_64_split"), [4, 6]),
+        (64, Cut::Split) => (["gemm_wide_64_split_fp8"; 2], [6; 2]),
         (64, Cut::Folded) => (kernels!("gemm_wide_64_fold"), [4, 10]),
         (64, Cut::Whole) => (kernels!("gemm_wide_64"), [4, 6]),
         (_, Cut::Split) => (kernels!("gemm_wide_128_split"), [3, 8]),
@@ -210,15 +225,21 @@ impl Device {
                 next.check(m, n)?;
             }
             GemmOutput::Gate(out) => check_len("out", out, m * n / 2)?,
+            GemmOutput::Heads(heads) => {
+                check(heads.width() == n && heads.tokens == m, || format!("heads of {m} rows of {n}"))?;
+            }
         }
-        let few = m <= FUSED_ROWS;
+        let few = m <= fused_rows(n, matches!(op.w, Weights::Fp8(_)));
         let fits = match op.scale {
             RowScale::One => true,
             RowScale::Rms { squares, .. } => few && squares.len() >= m * k / 8,
-            RowScale::Given(scales) => !few && scales.len() >= m,
+            RowScale::Given(scales) => m > STREAM_ROWS && scales.len() >= m,
         };
         check(fits, || format!("a scale of {m} rows"))?;
         check(few || !matches!(op.output, GemmOutput::AddNorm { .. }), || format!("a norm after {m} rows"))?;
+        if let GemmOutput::Heads(heads) = op.output {
+            return self.heads(op, heads);
+        }
         if let Weights::Fp8(w) = op.w
             && let Some(room) = w.room.filter(|_| m >= UNPACKED_ROWS)
         {
@@ -248,6 +269,16 @@ impl Device {
         }
     }
 
+    /// A product of queries, keys and values: by one launch where the kernel for its rows can do what follows.
+    fn heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
+        let plan = Plan::new(op.m, op.n, op.k, matches!(op.w, Weights::Fp8(_)));
+        if let (Plan::Cluster(_), KvView::Bf16(_)) = (plan, heads.kv.pages) {
+            return self.gemm_heads(op, heads);
+        }
+        self.gemm(Gemm { output: GemmOutput::Bf16(heads.qkv), ..op })?;
+        self.qkv_head(heads)
+    }
+
     fn gemm_plan(&self, op: Gemm<'_>, plan: Plan, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
         let (address, output) = match op.output {
@@ -255,6 +286,7 @@ impl Device {
             GemmOutput::F32(out) => (out.address(), 1),
             GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => (out.address(), 2),
             GemmOutput::Gate(out) => (out.address(), 3),
+            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
         };
         let segments = segments(n);
         let sizes = [m, n, k, segments].map(|size| size as i32);
@@ -296,6 +328,7 @@ impl Device {
                 // SAFETY: signature of gemm_stream; lengths checked in `gemm`.
                 unsafe { self.launch(kernel, shape.shared(ring), arguments) }
             }
+            Plan::Cluster(cluster) => self.gemm_cluster(op, cluster),
             Plan::Wide { rows, cut } => {
                 let (kernel, stages) = wide_kernel(rows, cut, fp8);
                 let blocks = m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
@@ -352,7 +385,9 @@ impl Device {
             GemmOutput::Bf16(out) => BlasOutput::Bf16(out),
             GemmOutput::F32(out) => BlasOutput::F32(out),
             GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => BlasOutput::AddF32(out),
-            GemmOutput::Gate(_) => return Err(CudaError::Unsupported("a gate by the library".into())),
+            GemmOutput::Gate(_) | GemmOutput::Heads(_) => {
+                return Err(CudaError::Unsupported("a gate or heads by the library".into()));
+            }
         };
         blas.product(self, output, op.x, w, sizes)
     }

@@ -33,45 +33,73 @@ pub struct QkvHead<'a> {
     pub eps: f32,
 }
 
+/// `HeadOutput` of qkv.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadOutput {
+    queries: u64,
+    pages: u64,
+    bias: u64,
+    norms: [u64; 2],
+    cosines: u64,
+    sines: u64,
+    positions: u64,
+    places: u64,
+    heads: i32,
+    kv_heads: i32,
+    page_shift: i32,
+    norm_width: i32,
+    eps: f32,
+}
+
+impl QkvHead<'_> {
+    /// Columns of the product.
+    pub(super) fn width(&self) -> usize {
+        (self.heads + 2 * self.kv.kv_heads) * self.kv.head_dim
+    }
+
+    /// What kernels are told; lengths are checked here.
+    pub(super) fn output(&self) -> Result<HeadOutput, CudaError> {
+        let KvPages { kv_heads, head_dim, .. } = self.kv;
+        check([64, 128].contains(&head_dim), || format!("heads of {head_dim} elements"))?;
+        check_len("queries", self.queries, self.tokens * self.heads * head_dim)?;
+        check_len("positions", self.positions, self.tokens)?;
+        check_len("places", self.places, self.tokens)?;
+        check(self.bias.is_none_or(|bias| bias.len() >= self.width()), || "a bias for every row".into())?;
+        check(self.norms.is_none_or(|norms| norms.iter().all(|n| n.len() >= head_dim)), || {
+            "norms of a head's width".into()
+        })?;
+        Ok(HeadOutput {
+            queries: self.queries.address(),
+            pages: self.kv.pages.address(),
+            bias: self.bias.map_or(0, |bias| bias.address()),
+            norms: self.norms.map_or([0; 2], |norms| norms.map(|norm| norm.address())),
+            cosines: self.cosines.address(),
+            sines: self.sines.address(),
+            positions: self.positions.address(),
+            places: self.places.address(),
+            heads: self.heads as i32,
+            kv_heads: kv_heads as i32,
+            page_shift: self.kv.page_shift()? as i32,
+            norm_width: self.norm_width as i32,
+            eps: self.eps,
+        })
+    }
+}
+
 const WARPS: usize = 8;
 
 impl Device {
     pub fn qkv_head(&self, op: QkvHead<'_>) -> Result<(), CudaError> {
-        let KvPages { kv_heads, head_dim, .. } = op.kv;
-        let kernel = match head_dim {
+        let output = op.output()?;
+        check_len("qkv", op.qkv, op.tokens * op.width())?;
+        let kernel = match op.kv.head_dim {
             64 => op.kv.pages.kernel(["qkv_head_64", "qkv_head_64_fp8"]),
-            128 => op.kv.pages.kernel(["qkv_head_128", "qkv_head_128_fp8"]),
-            other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
+            _ => op.kv.pages.kernel(["qkv_head_128", "qkv_head_128_fp8"]),
         };
-        let heads = op.heads + 2 * kv_heads;
-        check_len("queries", op.queries, op.tokens * op.heads * head_dim)?;
-        check_len("qkv", op.qkv, op.tokens * heads * head_dim)?;
-        check_len("positions", op.positions, op.tokens)?;
-        check_len("places", op.places, op.tokens)?;
-        check(op.bias.is_none_or(|bias| bias.len() >= heads * head_dim), || "a bias for every row".into())?;
-        check(op.norms.is_none_or(|norms| norms.iter().all(|n| n.len() >= head_dim)), || {
-            "norms of a head's width".into()
-        })?;
-        let arguments = arguments![
-            op.queries,
-            op.kv.pages.address(),
-            op.qkv,
-            op.bias,
-            op.norms.map(|norms| norms[0]),
-            op.norms.map(|norms| norms[1]),
-            op.cosines,
-            op.sines,
-            op.positions,
-            op.places,
-            op.tokens as i32,
-            op.heads as i32,
-            kv_heads as i32,
-            op.kv.page_shift()? as i32,
-            op.norm_width as i32,
-            op.eps,
-        ];
-        let blocks = (op.tokens * heads).div_ceil(WARPS);
+        let units = op.tokens * (op.heads + 2 * op.kv.kv_heads);
+        let shape = Shape::new([units.div_ceil(WARPS) as u32, 1, 1], 32 * WARPS as u32);
         // SAFETY: signature of qkv_head; lengths checked, positions and places are trusted.
-        unsafe { self.launch(kernel, Shape::new([blocks as u32, 1, 1], 32 * WARPS as u32), arguments) }
+        unsafe { self.launch_mapped(kernel, shape, &[output], arguments![op.qkv, op.tokens as i32]) }
     }
 }

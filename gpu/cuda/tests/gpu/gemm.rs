@@ -1,6 +1,6 @@
 use cuda::{
     Device, Library, View,
-    ops::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, NextNorm, RmsNorm, RowScale},
+    ops::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, NextNorm, QkvHead, RmsNorm, RowScale},
 };
 use half::bf16;
 
@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "gemm rows do not depend on the batch", run: invariant },
         Case { name: "gemm sums do not depend on the batch", run: sums },
         Case { name: "norms halved between products", run: norms },
+        Case { name: "heads by their product or after it", run: heads },
         Case { name: "variant gemm agrees with f64", run: library },
     ]
 }
@@ -100,7 +101,14 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
         &[(200, 576, 140)]
     } else {
         // the last number of rows is past every split: tiles of many rows
-        &[(576, 576, 300), (4096, 1024, 1100), (1024, 3072, 300), (6144, 4096, 500), (24_576, 1024, 300)]
+        &[
+            (576, 576, 300),
+            (4096, 1024, 1100),
+            (1024, 3072, 300),
+            (6144, 4096, 500),
+            (4096, 2048, 300),
+            (24_576, 1024, 300),
+        ]
     };
     let mut compared = 0;
     for &(n, k, rows) in shapes {
@@ -158,7 +166,15 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let (mode, more) = (GemmMode::BatchInvariant, FUSED_ROWS + 5);
     let mut worst: f64 = 0.0;
-    for (m, k, width, n) in [(1, 72, 1024, 136), (7, 320, 72, 264), (9, 200, 576, 64), (16, 64, 4096, 72)] {
+    for (m, k, width, n) in [
+        (1, 72, 1024, 136),
+        (7, 320, 72, 264),
+        (9, 200, 576, 64),
+        (16, 64, 4096, 72),
+        (17, 2048, 1024, 72),
+        (33, 136, 576, 200),
+        (64, 264, 1024, 8200),
+    ] {
         let (x, up) = (random.halves(m * k, 1.0), random.halves(width * k, 0.3));
         let (down, weight) = (random.halves(n * width, 0.3), random.floats(width, 2.0));
         let base = random.floats(m * width, 4.0);
@@ -223,6 +239,81 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
         same_bits("few rows against many", &few, &many[..m * n])?;
     }
     Ok(format!("error {worst:.1e}, bit-equal to many rows"))
+}
+
+/// Queries, keys and values of every row count that one launch takes have the bits of two launches.
+fn heads(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let mut compared = 0;
+    for (head_dim, heads, kv_heads, hidden, bias, norm) in
+        [(64, 9, 3, 576, false, false), (64, 4, 1, 136, true, true), (128, 16, 8, 1024, true, true)]
+    {
+        let (positions, pages, page_size) = (100, 9, 16);
+        let n = (heads + 2 * kv_heads) * head_dim;
+        let w = device.upload(&random.halves(n * hidden, 0.1))?;
+        let bias = if bias { Some(device.upload(&random.halves(n, 1.0))?) } else { None };
+        let norms = if norm {
+            Some([
+                device.upload(&random.floats(head_dim, 2.0))?,
+                device.upload(&random.floats(head_dim, 2.0))?,
+            ])
+        } else {
+            None
+        };
+        let angles = random.floats(positions * head_dim / 2, 3.0);
+        let cosines = device.upload(&angles.iter().map(|a| a.cos()).collect::<Vec<_>>())?;
+        let sines = device.upload(&angles.iter().map(|a| a.sin()).collect::<Vec<_>>())?;
+        for m in [1, 16, 17, 32, 33, 64, 65] {
+            let x = device.upload(&random.halves(m * hidden, 1.0))?;
+            let position: Vec<u32> = (0..m).map(|_| random.below(positions) as u32).collect();
+            let position = device.upload(&position)?;
+            let mut places: Vec<u32> = random.shuffled(pages * page_size)[..m].to_vec();
+            places[m / 2] = u32::MAX;
+            let places = device.upload(&places)?;
+            let qkv = device.allocate::<bf16>(m * n)?;
+            let product = Gemm {
+                output: GemmOutput::Bf16(qkv.view()),
+                x: x.view(),
+                w: w.view().into(),
+                scale: RowScale::One,
+                m,
+                n,
+                k: hidden,
+                mode: GemmMode::BatchInvariant,
+            };
+            let outcome = |apart: bool| -> Result<_, Failure> {
+                let queries = poisoned::<bf16>(device, m * heads * head_dim)?;
+                let slab = poisoned::<bf16>(device, pages * 2 * kv_heads * page_size * head_dim)?;
+                let op = QkvHead {
+                    queries: queries.view(),
+                    kv: KvPages { pages: slab.view().into(), kv_heads, head_dim, page_size },
+                    qkv: qkv.view(),
+                    bias: bias.as_ref().map(|bias| bias.view()),
+                    norms: norms.as_ref().map(|[q, k]| [q.view(), k.view()]),
+                    cosines: cosines.view(),
+                    sines: sines.view(),
+                    positions: position.view(),
+                    places: places.view(),
+                    tokens: m,
+                    heads,
+                    norm_width: head_dim,
+                    eps: 1e-6,
+                };
+                if apart {
+                    device.gemm(product)?;
+                    device.qkv_head(op)?;
+                } else {
+                    device.gemm(Gemm { output: GemmOutput::Heads(op), ..product })?;
+                }
+                Ok((device.read(queries.view())?, device.read(slab.view())?))
+            };
+            let (one, two) = (outcome(false)?, outcome(true)?);
+            same_bits(&format!("queries of {m} rows"), &one.0, &two.0)?;
+            same_bits(&format!("pages of {m} rows"), &one.1, &two.1)?;
+            compared += 1;
+        }
+    }
+    Ok(format!("{compared} batches bit-equal"))
 }
 
 fn library(context: &Context, random: &mut Random) -> Outcome {

@@ -1,0 +1,157 @@
+use super::{Gemm, GemmOutput, QkvHead, RowScale, Weights};
+use crate::{
+    CudaError, Device,
+    launch::{Shape, arguments},
+    tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
+};
+
+/// Most rows of x.
+pub(super) const ROWS: usize = 64;
+/// Blocks of a cluster: one for each segment of k.
+const SEGMENTS: usize = 4;
+/// Clusters that run at once if their blocks have a multiprocessor each, on an H100: the groups that its multiprocessors
+/// form do not divide evenly. One more, and some work twice as long.
+const CLUSTERS: usize = 31;
+/// Columns of k that a block takes at once.
+const BLOCK_K: usize = 64;
+
+/// A tile of the product, and the ring of its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cluster {
+    columns: usize,
+    rows: usize,
+    stages: usize,
+    kernel: &'static str,
+}
+
+/// Those of up to 128 columns leave room for two blocks on a multiprocessor.
+const LOW: [Cluster; 4] = [
+    Cluster { columns: 64, rows: 32, stages: 8, kernel: "gemm_cluster_64_32" },
+    Cluster { columns: 128, rows: 32, stages: 5, kernel: "gemm_cluster_128_32" },
+    Cluster { columns: 192, rows: 32, stages: 7, kernel: "gemm_cluster_192_32" },
+    Cluster { columns: 256, rows: 32, stages: 5, kernel: "gemm_cluster_256_32" },
+];
+const HIGH: [Cluster; 4] = [
+    Cluster { columns: 64, rows: 64, stages: 6, kernel: "gemm_cluster_64_64" },
+    Cluster { columns: 128, rows: 64, stages: 4, kernel: "gemm_cluster_128_64" },
+    Cluster { columns: 192, rows: 64, stages: 6, kernel: "gemm_cluster_192_64" },
+    Cluster { columns: 256, rows: 64, stages: 5, kernel: "gemm_cluster_256_64" },
+];
+
+impl Cluster {
+    /// The tile with which a multiprocessor reads least. Many clusters follow each other where there is room, two blocks
+    /// at a time.
+    pub fn new(m: usize, n: usize) -> Self {
+        let tiles = if m <= 32 { LOW } else { HIGH };
+        let read = |tile: &Self| tile.clusters(m, n).div_ceil(CLUSTERS) * (tile.columns + tile.rows);
+        if tiles[1].clusters(m, n) > 2 * CLUSTERS {
+            return tiles[1];
+        }
+        tiles.into_iter().min_by_key(read).unwrap_or(tiles[1])
+    }
+
+    /// For columns that are heads of so many elements.
+    fn of_heads(m: usize, head_dim: usize) -> Self {
+        let (tile, kernels) = if m <= 32 {
+            (LOW[3], ["gemm_heads_64_32", "gemm_heads_128_32"])
+        } else {
+            (HIGH[3], ["gemm_heads_64_64", "gemm_heads_128_64"])
+        };
+        Self { kernel: kernels[usize::from(head_dim == 128)], ..tile }
+    }
+
+    fn clusters(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.rows) * n.div_ceil(self.columns)
+    }
+
+    fn shape(&self, m: usize, n: usize) -> Shape {
+        // four warps for 64 columns, at least eight; one that copies; four for scales
+        let warps = (4 * self.columns / 64).max(8) + 5;
+        let ring = self.stages * (self.columns + self.rows) * 2 * BLOCK_K;
+        let blocks = self.clusters(m, n) * SEGMENTS;
+        Shape::new([blocks as u32, 1, 1], 32 * warps as u32).shared(ring + SWIZZLE_ALIGNMENT)
+    }
+
+    fn maps(&self, op: &Gemm<'_>) -> Result<[TensorMap; 2], CudaError> {
+        let Weights::Bf16(w) = op.w else {
+            return Err(CudaError::Unsupported("clusters over FP8 weights".into()));
+        };
+        Ok([TensorMap::new(w, [op.n, op.k], self.columns)?, TensorMap::new(op.x, [op.m, op.k], self.rows)?])
+    }
+}
+
+/// `HeadProduct` of gemm_cluster.cu.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+struct HeadProduct {
+    maps: [TensorMap; 2],
+    to: crate::ops::qkv::HeadOutput,
+}
+
+impl Device {
+    pub(super) fn gemm_cluster(&self, op: Gemm<'_>, cluster: Cluster) -> Result<(), CudaError> {
+        let (out, output, next) = match op.output {
+            GemmOutput::Bf16(out) => (out.address(), 0, None),
+            GemmOutput::F32(out) => (out.address(), 1, None),
+            GemmOutput::AddF32(out) => (out.address(), 2, None),
+            GemmOutput::AddNorm { sum, next } => (sum.address(), 2, Some(next)),
+            GemmOutput::Gate(out) => (out.address(), 3, None),
+            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
+        };
+        let [squares, given, eps] = scale_words(op.scale);
+        let arguments = arguments![
+            out,
+            op.m as i32,
+            op.n as i32,
+            op.k as i32,
+            output,
+            next.map(|next| next.weight),
+            next.map(|next| next.weighed),
+            next.map(|next| next.squares),
+            squares,
+            given,
+            eps,
+        ];
+        // SAFETY: signature of gemm_cluster; lengths checked in `gemm`.
+        unsafe {
+            self.launch_mapped(cluster.kernel, cluster.shape(op.m, op.n), &cluster.maps(&op)?, arguments)
+        }
+    }
+
+    pub(super) fn gemm_heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
+        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim);
+        let product = HeadProduct { maps: cluster.maps(&op)?, to: heads.output()? };
+        let [squares, given, eps] = scale_words(op.scale);
+        let arguments = arguments![op.m as i32, op.n as i32, op.k as i32, squares, given, eps];
+        // SAFETY: signature of gemm_heads; lengths checked in `gemm` and `QkvHead::output`, positions and places are
+        // trusted.
+        unsafe { self.launch_mapped(cluster.kernel, cluster.shape(op.m, op.n), &[product], arguments) }
+    }
+}
+
+/// Addresses of sums of squares and of scales, and eps.
+fn scale_words(scale: RowScale<'_>) -> [u64; 3] {
+    match scale {
+        RowScale::One => [0; 3],
+        RowScale::Rms { squares, eps } => [squares.address(), 0, u64::from(eps.to_bits())],
+        RowScale::Given(scales) => [0, scales.address(), 0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cluster;
+
+    fn columns(m: usize, n: usize) -> usize {
+        Cluster::new(m, n).columns
+    }
+
+    #[test]
+    fn tiles_are_dealt_to_clusters_that_run_at_once() {
+        assert_eq!(columns(64, 1024), 64);
+        assert_eq!(columns(64, 4096), 192);
+        assert_eq!(columns(17, 4096), 192);
+        assert_eq!(columns(64, 6144), 256);
+        assert_eq!(columns(64, 24_576), 128);
+    }
+}
