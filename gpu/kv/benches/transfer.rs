@@ -62,26 +62,36 @@ fn page_mut(pool: &mut [u8], index: u32) -> &mut [u8] {
     &mut pool[(index % POOL) as usize * PAGE..][..PAGE]
 }
 
-fn memcpy(from: &[u8], to: &mut [u8], start: &Barrier) {
+/// When a direction began, after waiting for the others, and when its last byte had arrived.
+type Span = (Instant, Instant);
+
+fn begin(start: &Barrier) -> Instant {
     start.wait();
+    Instant::now()
+}
+
+fn memcpy(from: &[u8], to: &mut [u8], start: &Barrier) -> Span {
+    let began = begin(start);
     for index in 0..PAGES {
         page_mut(to, index).copy_from_slice(page(from, index));
     }
+    (began, Instant::now())
 }
 
-fn loopback(core: usize, from: &[u8], to: &mut [u8], start: &Barrier) -> Result<(), AnyError> {
+fn loopback(core: usize, from: &[u8], to: &mut [u8], start: &Barrier) -> Result<Span, AnyError> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut sending = TcpStream::connect(listener.local_addr()?)?;
     sending.set_nodelay(true)?;
     let (mut receiving, _) = listener.accept()?;
-    start.wait();
+    let began = begin(start);
     thread::scope(|scope| {
         let sender = scope.spawn(move || -> Result<(), AnyError> {
             pin(core + 1)?;
             Ok((0..PAGES).try_for_each(|index| sending.write_all(page(from, index)))?)
         });
         (0..PAGES).try_for_each(|index| receiving.read_exact(page_mut(to, index)))?;
-        sender.join().map_err(|_| "the sender panicked")?
+        sender.join().map_err(|_| "the sender panicked")??;
+        Ok((began, Instant::now()))
     })
 }
 
@@ -92,7 +102,7 @@ fn transfer(
     from: &[u8],
     to: &mut [u8],
     start: &Barrier,
-) -> Result<(), AnyError> {
+) -> Result<Span, AnyError> {
     let layout = PageLayout {
         revision: "r".to_owned(),
         name: "f16".to_owned(),
@@ -105,7 +115,7 @@ fn transfer(
     let receiver = Receiver::start(config, &transports.0, move |event| drop(sender.send(event)))?;
     let grant = receiver.grant(PAGES, "bench")?;
     let mut writer = transports.open(&grant, &layout)?;
-    start.wait();
+    let began = begin(start);
     thread::scope(|scope| {
         let pusher = scope.spawn(move || -> Result<(), AnyError> {
             pin(core + 1)?;
@@ -136,34 +146,35 @@ fn transfer(
             }
             landed += 1;
         }
-        pusher.join().map_err(|_| "the pusher panicked")?
+        pusher.join().map_err(|_| "the pusher panicked")??;
+        Ok((began, Instant::now()))
     })
 }
 
 /// Gigabytes a second over `directions` at once, each with threads of its own.
 fn measure(way: &Way, pools: &mut [(Vec<u8>, Vec<u8>)]) -> Result<f64, AnyError> {
-    let (directions, start) = (pools.len(), Barrier::new(pools.len() + 1));
+    let (directions, start) = (pools.len(), Barrier::new(pools.len()));
     thread::scope(|scope| {
         let start = &start;
         let pools = pools.iter_mut().enumerate();
-        let run = |(core, (from, to)): (usize, &'_ mut (Vec<u8>, Vec<u8>))| -> Result<(), AnyError> {
+        let run = |(core, (from, to)): (usize, &'_ mut (Vec<u8>, Vec<u8>))| -> Result<Span, AnyError> {
             pin(core)?;
             match way {
-                Way::Memcpy => memcpy(from, to, start),
-                Way::Loopback => loopback(core, from, to, start)?,
+                Way::Memcpy => Ok(memcpy(from, to, start)),
+                Way::Loopback => loopback(core, from, to, start),
                 Way::Transfer { transports, by_layer } => {
-                    transfer(transports, *by_layer, core, from, to, start)?;
+                    transfer(transports, *by_layer, core, from, to, start)
                 }
             }
-            Ok(())
         };
         let running: Vec<_> = pools.map(|direction| scope.spawn(move || run(direction))).collect();
-        start.wait();
-        let began = Instant::now();
+        let mut spans = Vec::new();
         for thread in running {
-            thread.join().map_err(|_| "a direction panicked")??;
+            spans.push(thread.join().map_err(|_| "a direction panicked")??);
         }
-        Ok((directions * PAGES as usize * PAGE) as f64 / began.elapsed().as_secs_f64() / 1e9)
+        let began = spans.iter().map(|(began, _)| *began).min().ok_or("no direction")?;
+        let ended = spans.iter().map(|(_, ended)| *ended).max().ok_or("no direction")?;
+        Ok((directions * PAGES as usize * PAGE) as f64 / (ended - began).as_secs_f64() / 1e9)
     })
 }
 

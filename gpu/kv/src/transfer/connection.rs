@@ -11,7 +11,7 @@ use super::{
     arena::{Claimed, Stop, Stream},
     handshake,
     ledger::{Memory, Piece},
-    socket::Socket,
+    socket::{Socket, Waits},
     wire::{Frame, checksum, seed},
 };
 
@@ -145,6 +145,7 @@ fn layers<'a>(
 /// Takes a byte stream apart into headers and bodies.
 struct Frames<'a> {
     socket: &'a Socket,
+    waits: Waits,
     /// Headers that were read ahead. With inline bodies it has room for one, so that no body is copied.
     ahead: Box<[u8]>,
     from: usize,
@@ -154,7 +155,7 @@ struct Frames<'a> {
 impl<'a> Frames<'a> {
     fn new(socket: &'a Socket, bodies: Bodies) -> Self {
         let frames = if bodies.are_stored() { FRAMES } else { 1 };
-        Self { socket, ahead: vec![0; frames * Frame::BYTES].into(), from: 0, to: 0 }
+        Self { socket, waits: Waits::default(), ahead: vec![0; frames * Frame::BYTES].into(), from: 0, to: 0 }
     }
 
     /// Whether another header was read already.
@@ -170,7 +171,8 @@ impl<'a> Frames<'a> {
             }
             self.ahead.copy_within(self.from..self.to, 0);
             (self.from, self.to) = (0, self.to - self.from);
-            self.to += self.socket.read(&mut [IoSliceMut::new(&mut self.ahead[self.to..])])?;
+            let rest = IoSliceMut::new(&mut self.ahead[self.to..]);
+            self.to += self.waits.read(self.socket, &mut [rest])?;
         }
     }
 
@@ -182,7 +184,8 @@ impl<'a> Frames<'a> {
         while filled < body.len() {
             let rest = &mut body[filled..];
             let wanted = rest.len();
-            let read = self.socket.read(&mut [IoSliceMut::new(rest), IoSliceMut::new(&mut self.ahead)])?;
+            let buffers = &mut [IoSliceMut::new(rest), IoSliceMut::new(&mut self.ahead)];
+            let read = self.waits.read(self.socket, buffers)?;
             filled += read.min(wanted);
             (self.from, self.to) = (0, read.saturating_sub(wanted));
         }

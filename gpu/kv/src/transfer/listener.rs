@@ -42,8 +42,11 @@ impl Listener {
         let (accepting, stop, link) = (listening.clone(), stopping.clone(), Arc::new(link));
         let seats = Arc::new(());
         let thread = thread::Builder::new().name("kv-accept".to_owned()).spawn(move || {
-            while !stop.load(Ordering::Acquire) {
+            loop {
                 let accepted = net::accept_with(&accepting, SocketFlags::CLOEXEC);
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
                 let (Ok(socket), true) = (accepted, Arc::strong_count(&seats) <= MAX_CONNECTIONS) else {
                     thread::sleep(SHORT_OF_RESOURCES);
                     continue;

@@ -10,7 +10,7 @@ use super::{
     DeviceSlab, DeviceWriter, Epoch, Grant, OpenError, PageIndex, PageWriter, Place, WriteError,
     device_checksum,
     region::Region,
-    socket::Socket,
+    socket::{Socket, Waits},
     turn::Turn,
     wire::{Frame, Notice, checksum, seed},
 };
@@ -21,6 +21,9 @@ const FRAME_BYTES: u32 = 256 << 10;
 /// Layers that follow each other on a connection are sent together once they have so many bytes, or with the last of
 /// their page. Nobody waits for a part of a page, and each frame costs both ends a system call.
 const RUN_BYTES: usize = 64 << 10;
+/// Layers in memory that is mapped are told of once they have so many bytes, or with the last of their page: the
+/// receiver checks them while others are being copied.
+const TOLD_BYTES: usize = 256 << 10;
 /// Notices read at once.
 const NOTICES: usize = 64;
 
@@ -48,6 +51,7 @@ impl Store {
 /// A connection and what was read of a notice.
 struct Line {
     socket: Socket,
+    waits: Waits,
     notices: [u8; NOTICES * Notice::BYTES],
     read: usize,
     /// Frames of layers in memory that is mapped, not yet sent: at most those of a window of pages.
@@ -66,6 +70,8 @@ pub(super) struct Pusher {
     stall: Duration,
     /// Lines on which the receiver confirmed the end.
     confirmed: usize,
+    /// Bytes that the receiver may check once it is told.
+    untold: usize,
     /// Nothing may be sent any more.
     over: bool,
 }
@@ -94,8 +100,13 @@ impl Pusher {
         for socket in &sockets {
             socket.set_timeouts(Some(stall), Some(stall))?;
         }
-        let line =
-            |socket| Line { socket, notices: [0; NOTICES * Notice::BYTES], read: 0, frames: Vec::new() };
+        let line = |socket| Line {
+            socket,
+            waits: Waits::default(),
+            notices: [0; NOTICES * Notice::BYTES],
+            read: 0,
+            frames: Vec::new(),
+        };
         Ok(Self {
             epoch: grant.epoch,
             pages: grant.pages,
@@ -107,6 +118,7 @@ impl Pusher {
             store,
             stall,
             confirmed: 0,
+            untold: 0,
             over: false,
         })
     }
@@ -143,9 +155,9 @@ impl Pusher {
 
     /// Reads notices of a line; waits for one if told to.
     fn hear(&mut self, line: usize, wait: bool) -> Result<(), WriteError> {
-        let Line { socket, notices, read, .. } = &mut self.lines[line];
-        let rest = &mut notices[*read..];
-        let heard = if wait { socket.read(&mut [IoSliceMut::new(rest)]) } else { socket.try_read(rest) };
+        let Line { socket, waits, notices, read, .. } = &mut self.lines[line];
+        let rest = &mut [IoSliceMut::new(&mut notices[*read..])];
+        let heard = if wait { waits.read(socket, rest) } else { socket.try_read(rest) };
         *read += match heard {
             Ok(heard) => heard,
             Err(error) => return Err(self.lost(error)),
@@ -216,6 +228,7 @@ impl Pusher {
                 // told to be complete. The receiver reads the layers only after their frame, and lends the slot to
                 // nobody else until this writer's connection has ended.
                 unsafe { region.bytes_mut(offset, bytes.len()) }.copy_from_slice(bytes);
+                self.untold += bytes.len();
                 checksum(self.epoch, index, layer, bytes)
             }
             Store::Device(slab) => match slab.store(offset as u64, bytes) {
@@ -225,7 +238,7 @@ impl Pusher {
         };
         let frame = self.frame(index, layer, bytes.len() as u32, sum);
         self.lines[0].frames.extend_from_slice(&frame);
-        if self.places[at].missing == 0 { self.tell() } else { Ok(()) }
+        if self.places[at].missing == 0 || self.untold >= TOLD_BYTES { self.tell() } else { Ok(()) }
     }
 
     /// Pushes layers behind their frame, perhaps with those that follow.
@@ -280,6 +293,7 @@ impl Pusher {
 
     /// Sends all that waits.
     fn tell(&mut self) -> Result<(), WriteError> {
+        self.untold = 0;
         for line in &mut self.lines {
             let sent = line.socket.write(&line.frames, &[]);
             line.frames.clear();

@@ -2,6 +2,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -64,10 +65,11 @@ impl Socket {
     }
 
     /// Reads what is there, perhaps nothing, without waiting.
-    pub fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        match retry(|| net::recv(&self.0, &mut *bytes, RecvFlags::DONTWAIT)) {
-            Ok((_, 0)) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((_, read)) => Ok(read),
+    pub fn try_read(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let mut control = RecvAncillaryBuffer::default();
+        match retry(|| net::recvmsg(&self.0, buffers, &mut control, RecvFlags::DONTWAIT)) {
+            Ok(read) if read.bytes == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => Ok(read.bytes),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             Err(error) => Err(error),
         }
@@ -130,5 +132,33 @@ impl Socket {
     /// A second handle to the same connection.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self(self.0.try_clone()?))
+    }
+}
+
+/// Polled for so long before a thread sleeps: on a virtual machine, being woken takes longer than a page does.
+const POLL: Duration = Duration::from_micros(50);
+/// Who had to wait for so long does not poll the next time.
+const STREAMING: Duration = Duration::from_micros(200);
+
+/// Waits of one reader. While bytes come without pause it looks for the next ones for a moment before it sleeps, and
+/// leaves the core to whoever wants it meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    streaming: bool,
+}
+
+impl Waits {
+    /// As [`Socket::read`].
+    pub fn read(&mut self, socket: &Socket, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let began = Instant::now();
+        while self.streaming && began.elapsed() < POLL {
+            match socket.try_read(buffers)? {
+                0 => thread::yield_now(),
+                read => return Ok(read),
+            }
+        }
+        let read = socket.read(buffers)?;
+        self.streaming = began.elapsed() < STREAMING;
+        Ok(read)
     }
 }
