@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 /// Tokens up to which a block is hashed in one piece.
 const SMALL: usize = 64;
+/// Token ids below this are hashed as three bytes each: 16 of them and their parent fill one block of BLAKE3, where four
+/// bytes each would take two.
+const NARROW: u32 = 1 << 24;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockHash(u128);
@@ -29,12 +32,20 @@ impl fmt::Debug for BlockHash {
 
 /// Secret shared by a cluster.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey([u8; 32]);
+pub struct ClusterKey {
+    key: [u8; 32],
+    /// Of small blocks of narrow tokens, so that no other input means the same bytes.
+    narrow: [u8; 32],
+}
 
 impl ClusterKey {
     /// Derives the key from any text.
     pub fn derive(secret: &str) -> Self {
-        Self(blake3::derive_key("stator 2026 cluster key of KV block identity", secret.as_bytes()))
+        let derive = |context| blake3::derive_key(context, secret.as_bytes());
+        Self {
+            key: derive("stator 2026 cluster key of KV block identity"),
+            narrow: derive("stator 2026 cluster key of KV block identity, three bytes a token"),
+        }
     }
 }
 
@@ -55,7 +66,7 @@ pub struct CacheScope<'a> {
 impl ClusterKey {
     /// The parent of every first block in `scope`.
     pub fn root(&self, scope: &CacheScope<'_>) -> BlockHash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
         for part in [Some(scope.revision), scope.adapter, scope.salt] {
             let text = part.unwrap_or_default();
             hasher.update(&[u8::from(part.is_some())]);
@@ -67,10 +78,10 @@ impl ClusterKey {
 
     /// The block after `parent` that holds `tokens` and covers non-text inputs with these content hashes.
     pub fn child(&self, parent: BlockHash, tokens: &[u32], inputs: &[[u8; 16]]) -> BlockHash {
-        if inputs.is_empty() && tokens.len() <= SMALL {
-            return self.small_child(parent, tokens);
+        if inputs.is_empty() && tokens.len() <= SMALL && tokens.iter().all(|id| *id < NARROW) {
+            return self.narrow_child(parent, tokens);
         }
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&parent.0.to_le_bytes());
         let mut bytes = [0; 4 * 64];
         for chunk in tokens.chunks(64) {
@@ -86,16 +97,14 @@ impl ClusterKey {
         cut(&hasher.finalize())
     }
 
-    /// The same bytes without the state of a hasher that takes them bit by bit: routers do this for every block of every
-    /// prompt.
-    fn small_child(&self, parent: BlockHash, tokens: &[u32]) -> BlockHash {
-        let mut bytes = [0; 16 + 4 * SMALL + 4];
+    /// Routers do this for every block of every prompt.
+    fn narrow_child(&self, parent: BlockHash, tokens: &[u32]) -> BlockHash {
+        let mut bytes = [0; 16 + 3 * SMALL];
         bytes[..16].copy_from_slice(&parent.0.to_le_bytes());
-        for (slot, id) in bytes[16..].chunks_exact_mut(4).zip(tokens) {
-            slot.copy_from_slice(&id.to_le_bytes());
+        for (slot, id) in bytes[16..].chunks_exact_mut(3).zip(tokens) {
+            slot.copy_from_slice(&id.to_le_bytes()[..3]);
         }
-        // The number of inputs follows the tokens: none.
-        cut(&blake3::keyed_hash(&self.0, &bytes[..16 + 4 * tokens.len() + 4]))
+        cut(&blake3::keyed_hash(&self.narrow, &bytes[..16 + 3 * tokens.len()]))
     }
 }
 
@@ -132,15 +141,25 @@ mod tests {
     fn a_block_is_the_keyed_hash_of_parent_tokens_and_inputs_whatever_its_size() {
         let key = ClusterKey::derive("test");
         let parent = key.root(&CacheScope::default());
-        for (tokens, inputs) in [(0, 0), (16, 0), (64, 0), (65, 0), (200, 0), (16, 2)] {
-            let tokens: Vec<u32> = (0..tokens).map(|token| token * 70_001).collect();
+        let last = NARROW - 1;
+        for (tokens, inputs, most) in
+            [(16, 0, NARROW), (16, 0, u32::MAX), (65, 0, last), (200, 0, last), (16, 2, last), (0, 1, last)]
+        {
+            let tokens: Vec<u32> = (0..tokens).map(|token| most - token * 70_001).collect();
             let inputs = vec![[7; 16]; inputs];
             let mut bytes = parent.0.to_le_bytes().to_vec();
             bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
             bytes.extend(inputs.concat());
             bytes.extend((inputs.len() as u32).to_le_bytes());
-            let expected = cut(&blake3::keyed_hash(&key.0, &bytes));
+            let expected = cut(&blake3::keyed_hash(&key.key, &bytes));
             assert_eq!(key.child(parent, &tokens, &inputs), expected, "{} tokens", tokens.len());
+        }
+        for tokens in [0, 16, 64] {
+            let tokens: Vec<u32> = (0..tokens).map(|token| last - token * 70_001).collect();
+            let mut bytes = parent.0.to_le_bytes().to_vec();
+            bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()[..3].to_vec()));
+            let expected = cut(&blake3::keyed_hash(&key.narrow, &bytes));
+            assert_eq!(key.child(parent, &tokens, &[]), expected, "{} tokens", tokens.len());
         }
     }
 }

@@ -17,6 +17,7 @@
 //! grant uses those of its first connection. Pages that land in device memory never touch the host.
 
 mod arena;
+mod checksum;
 mod connection;
 mod device;
 mod grant;

@@ -55,6 +55,7 @@ pub struct RouterActor {
     /// Number of the last dispatch.
     dispatches: AtomicU64,
     ledger: Mutex<Ledger>,
+    meters: explain::Meters,
     recorder: Option<Recorder>,
     /// Snapshots of caches on their way.
     snapshots: Semaphore,
@@ -83,6 +84,7 @@ impl RouterActor {
     /// If decisions are to be recorded and cannot be.
     pub fn new(context: Context, settings: RouterSettings, key: ClusterKey) -> anyhow::Result<Arc<Self>> {
         let outbox = Outbox::new(context.bus.clone(), context.me.instance.clone(), Role::Router);
+        let meters = explain::Meters::of(settings.policy);
         let recorder = settings.record_decisions.as_deref().map(Recorder::open).transpose()?;
         Ok(Arc::new_cyclic(|itself| Self {
             context,
@@ -91,6 +93,7 @@ impl RouterActor {
             deployments: Mutex::default(),
             dispatches: AtomicU64::new(0),
             ledger: Mutex::default(),
+            meters,
             recorder,
             snapshots: Semaphore::new(snapshots::AT_ONCE),
             held: Mutex::default(),

@@ -3,6 +3,7 @@
 mod ledger;
 mod record;
 mod replay;
+mod shortlist;
 
 use messages::{Attempt, InstanceId, Pool, RequestId};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::policy::{Candidate, Demand, Policy, Terms, Weights};
 pub use ledger::Ledger;
 pub use record::Recorder;
 pub use replay::{Replayed, replay};
+pub use shortlist::{Roster, Shortlist, Shown};
 
 /// One dispatch of a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +70,8 @@ pub enum Basis {
 }
 
 impl Basis {
+    pub const ALL: [Self; 3] = [Self::Policy, Self::Session, Self::Pin];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Policy => "policy",

@@ -18,6 +18,7 @@ use messages::{
 };
 
 use crate::{
+    decisions::Roster,
     follow::Heard,
     index::{Index, Matches, Worker},
     load::{Burden, LoadView, Work},
@@ -35,6 +36,7 @@ pub struct Fleet {
     /// What every decision reads of each member, in their order and by itself: members are large.
     sights: Vec<Sight>,
     places: HashMap<InstanceId, usize>,
+    roster: Roster,
     index: Index,
     matches: Matches,
     /// Without events.
@@ -56,6 +58,11 @@ impl Fleet {
 
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Their leases, in the same order.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     pub fn is_empty(&self) -> bool {
@@ -107,6 +114,7 @@ impl Fleet {
         if changed {
             let places = self.members.iter().enumerate();
             self.places = places.map(|(place, member)| (member.instance().clone(), place)).collect();
+            self.roster = self.members.iter().map(|member| member.lease.clone()).collect();
         }
         changed
     }

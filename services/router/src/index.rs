@@ -14,7 +14,7 @@ use std::{
 };
 
 use crowd::{Crowds, Marks};
-use holders::Holders;
+use holders::{Holders, View};
 pub use matches::Matches;
 
 /// A worker in one index: a small number, so that a set of them is small.
@@ -155,6 +155,11 @@ impl Index {
             let mut found = [Holders::NONE; AHEAD];
             for (holders, block) in found.iter_mut().zip(blocks) {
                 *holders = self.shards[shard(*block)].get(block).copied().unwrap_or(Holders::NONE);
+            }
+            for holders in &found[..blocks.len()] {
+                if let View::Crowd(place) = holders.view() {
+                    self.crowds.touch(place);
+                }
             }
             for holders in &found[..blocks.len()] {
                 if !out.narrow(*holders, &self.crowds) {

@@ -9,10 +9,11 @@ use std::{
 use super::{
     GrantEnd, LinkConfig, SlotArena, Span,
     arena::{Claimed, Stop, Stream},
+    checksum::checksum,
     handshake,
     ledger::{Memory, Piece},
     socket::{Socket, Waits},
-    wire::{Frame, checksum, seed},
+    wire::{Frame, seed},
 };
 
 /// Frames read at once where they carry no layers.

@@ -8,15 +8,16 @@ use std::{
 
 use super::{
     DeviceSlab, DeviceWriter, Epoch, Grant, OpenError, PageIndex, PageWriter, Place, WriteError,
+    checksum::{self, checksum},
     device_checksum,
     region::Region,
     socket::{Socket, Waits},
     turn::Turn,
-    wire::{Frame, Notice, checksum, seed},
+    wire::{Frame, Notice, seed},
 };
 
-/// Most bytes of layers in a frame, if one layer is not larger: both ends read them twice, the second time from their
-/// cache.
+/// Most bytes of layers in a frame, if one layer is not larger: who reads them twice has them in its cache the second
+/// time.
 const FRAME_BYTES: u32 = 256 << 10;
 /// Layers that follow each other on a connection are sent together once they have so many bytes, or with the last of
 /// their page. Nobody waits for a part of a page, and each frame costs both ends a system call.
@@ -227,9 +228,9 @@ impl Pusher {
                 // SAFETY: the slot is lent to this grant, of which this is the one writer, and its present page was not
                 // told to be complete. The receiver reads the layers only after their frame, and lends the slot to
                 // nobody else until this writer's connection has ended.
-                unsafe { region.bytes_mut(offset, bytes.len()) }.copy_from_slice(bytes);
+                let slot = unsafe { region.bytes_mut(offset, bytes.len()) };
                 self.untold += bytes.len();
-                checksum(self.epoch, index, layer, bytes)
+                checksum::copy(self.epoch, index, layer, bytes, slot)
             }
             Store::Device(slab) => match slab.store(offset as u64, bytes) {
                 Ok(()) => device_checksum(seed(self.epoch, index, layer), bytes),

@@ -188,14 +188,6 @@ impl Notice {
     }
 }
 
-/// XXH3-64 of the layers of a frame, seeded with the place they are for: bytes that arrive elsewhere do not match.
-///
-/// XXH3 because it reads faster than memory delivers (AVX2, found at run time) and a 64-bit value misses one random
-/// corruption in 2^64. It does not stop a forger; whoever can write frames has proved that it knows the key.
-pub(super) fn checksum(epoch: Epoch, index: PageIndex, layer: u32, bytes: &[u8]) -> u64 {
-    twox_hash::XxHash3_64::oneshot_with_seed(seed(epoch, index, layer), bytes)
-}
-
 /// Tells the places of frames apart, also across grants.
 pub(super) fn seed(epoch: Epoch, index: PageIndex, layer: u32) -> u64 {
     epoch.0 ^ (u64::from(index.0) << 32 | u64::from(layer))

@@ -207,9 +207,8 @@ impl RouterActor {
         drop(grant.take());
         let offered = Offered { number, engine: choice.engine.clone(), prefill: choice.prefill.clone() };
         self.explain(job, number, choice);
-        metrics::histogram!("stator_router_decision_seconds").record(began.elapsed());
-        metrics::histogram!("stator_router_decision_cpu_seconds")
-            .record(thread_cpu_time().saturating_sub(cpu_began));
+        self.meters.seconds.record(began.elapsed());
+        self.meters.cpu_seconds.record(thread_cpu_time().saturating_sub(cpu_began));
         Some(offered)
     }
 

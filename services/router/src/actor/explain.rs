@@ -3,22 +3,50 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use messages::{InstanceId, load::Started};
+use metrics::{Counter, Histogram};
 
 use super::{Job, RouterActor};
 use crate::{
-    decisions::{Decision, Outcome},
+    decisions::{Basis, Decision, Outcome},
     deployment::{Choice, Deployment, SHOWN},
+    policy::Policy,
 };
+
+/// What decisions are counted by, found once.
+pub(super) struct Meters {
+    pub seconds: Histogram,
+    pub cpu_seconds: Histogram,
+    overlap_blocks: Histogram,
+    /// By basis, and by whether the prompt is computed elsewhere.
+    decisions: [[Counter; 2]; 3],
+}
+
+impl Meters {
+    pub fn of(policy: Policy) -> Self {
+        let decisions = |by: Basis, remote: bool| {
+            metrics::counter!(
+                "stator_router_decisions_total",
+                "policy" => policy.name(), "by" => by.name(), "remote_prefill" => yes_no(remote),
+            )
+        };
+        Self {
+            seconds: metrics::histogram!("stator_router_decision_seconds"),
+            cpu_seconds: metrics::histogram!("stator_router_decision_cpu_seconds"),
+            overlap_blocks: metrics::histogram!("stator_router_overlap_blocks"),
+            decisions: Basis::ALL.map(|by| [false, true].map(|remote| decisions(by, remote))),
+        }
+    }
+
+    fn count(&self, choice: &Choice) {
+        self.decisions[choice.basis as usize][usize::from(choice.prefill.is_some())].increment(1);
+        let overlap = choice.predicted_cached_tokens / choice.demand.page_size.max(1);
+        self.overlap_blocks.record(f64::from(overlap));
+    }
+}
 
 impl RouterActor {
     pub(super) fn explain(&self, job: &Job, number: u64, choice: Choice) {
-        metrics::counter!(
-            "stator_router_decisions_total",
-            "policy" => choice.policy.name(), "by" => choice.basis.name(), "remote_prefill" => yes_no(choice.prefill.is_some()),
-        )
-        .increment(1);
-        let overlap = choice.predicted_cached_tokens / choice.demand.page_size.max(1);
-        metrics::histogram!("stator_router_overlap_blocks").record(f64::from(overlap));
+        self.meters.count(&choice);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut decision = Decision {
             number,
@@ -34,19 +62,22 @@ impl RouterActor {
             policy: choice.policy,
             weights: choice.weights,
             demand: choice.demand,
-            candidates: choice.considered,
-            left_out: choice.left_out,
+            candidates: Vec::new(),
+            left_out: choice.shortlist.left_out,
             chosen: choice.engine,
             prefill: choice.prefill,
             outcome: Outcome::Offered,
             predicted_cached_tokens: choice.predicted_cached_tokens,
             cached_tokens: None,
         };
+        let mut shortlist = Some(choice.shortlist);
         if let Some(recorder) = &self.recorder {
+            let all = shortlist.take().map(|all| all.write_out(&decision.weights, &decision.demand));
+            decision.candidates = all.unwrap_or_default();
             recorder.record(decision.clone());
             decision.shorten(SHOWN);
         }
-        self.ledger.lock().enter(decision);
+        self.ledger.lock().enter(decision, shortlist);
     }
 
     /// The decisions about a request, by bus id or label, as JSON.

@@ -2,25 +2,41 @@ use std::collections::VecDeque;
 
 use messages::{InstanceId, load::Started};
 
-use super::{Decision, Outcome};
+use super::{Decision, Outcome, Shortlist};
 
 /// Decisions that can be read back.
 const KEPT: usize = 4096;
 
 /// The last decisions of this router, by number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
-    decisions: VecDeque<Decision>,
+    entries: VecDeque<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    decision: Decision,
+    /// Its candidates, if they are not written out.
+    shortlist: Option<Shortlist>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        // Growing would move all decisions while one waits to be entered.
+        Self { entries: VecDeque::with_capacity(KEPT) }
+    }
 }
 
 impl Ledger {
-    pub fn enter(&mut self, decision: Decision) {
-        if self.decisions.len() == KEPT {
-            self.decisions.pop_front();
+    /// Keeps a decision; its candidates may still be in a shortlist.
+    pub fn enter(&mut self, decision: Decision, shortlist: Option<Shortlist>) {
+        if self.entries.len() == KEPT {
+            self.entries.pop_front();
         }
         // Numbers are drawn before decisions are entered, by many tasks: they may cross.
-        let at = self.decisions.partition_point(|known| known.number < decision.number);
-        self.decisions.insert(at, decision);
+        let number = decision.number;
+        let later = self.entries.iter().rev().take_while(|known| known.decision.number > number).count();
+        self.entries.insert(self.entries.len() - later, Entry { decision, shortlist });
     }
 
     pub fn close(&mut self, number: u64, outcome: Outcome) {
@@ -37,15 +53,26 @@ impl Ledger {
     }
 
     /// Every decision about a request, by bus id or by the client's label, oldest first.
-    pub fn about(&self, name: &str) -> Vec<&Decision> {
-        let is_it = |decision: &&Decision| {
+    pub fn about(&self, name: &str) -> Vec<Decision> {
+        let is_it = |Entry { decision, .. }: &&Entry| {
             decision.label.as_deref() == Some(name) || decision.request.to_string() == name
         };
-        self.decisions.iter().filter(is_it).collect()
+        self.entries.iter().filter(is_it).map(Entry::write_out).collect()
     }
 
     fn find(&mut self, number: u64) -> Option<&mut Decision> {
-        let at = self.decisions.binary_search_by_key(&number, |decision| decision.number).ok()?;
-        self.decisions.get_mut(at)
+        let at = self.entries.binary_search_by_key(&number, |entry| entry.decision.number).ok()?;
+        self.entries.get_mut(at).map(|entry| &mut entry.decision)
+    }
+}
+
+impl Entry {
+    fn write_out(&self) -> Decision {
+        let mut decision = self.decision.clone();
+        if let Some(shortlist) = &self.shortlist {
+            decision.candidates = shortlist.write_out(&decision.weights, &decision.demand);
+            decision.left_out = shortlist.left_out;
+        }
+        decision
     }
 }

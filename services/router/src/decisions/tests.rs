@@ -1,7 +1,10 @@
-use messages::{Attempt, InstanceId, Pool, RequestId, load::Started};
+use messages::{Attempt, InstanceId, Pool, RequestId, Role, load::Started};
 
 use super::*;
-use crate::{fixtures::id, settings::RouterSettings};
+use crate::{
+    fixtures::{id, lease},
+    settings::RouterSettings,
+};
 
 fn considered(instance: &str, overlap_blocks: u32, requests: u32) -> Considered {
     Considered {
@@ -44,7 +47,7 @@ fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
     let mut ledger = Ledger::default();
     // Dispatches are numbered before they are entered.
     for number in [2, 1, 3] {
-        ledger.enter(decision(number, "a"));
+        ledger.enter(decision(number, "a"), None);
     }
     ledger.close(2, Outcome::Accepted);
     let started = Started { router: id("router-1"), number: 2, cached_tokens: 464 };
@@ -59,9 +62,27 @@ fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
 #[test]
 fn the_ledger_forgets_the_oldest() {
     let mut ledger = Ledger::default();
-    (0..5000).for_each(|number| ledger.enter(decision(number, "a")));
+    (0..5000).for_each(|number| ledger.enter(decision(number, "a"), None));
     assert!(ledger.about("label-0").is_empty());
     assert_eq!(ledger.about("label-4999").len(), 1);
+}
+
+#[test]
+fn a_shortlist_is_written_out_when_the_decision_is_read() {
+    let weights = RouterSettings::default().weights();
+    let seen = Candidate { overlap_blocks: 10, prefill_tokens: 300, requests: 2, ..Candidate::default() };
+    let shortlist = Shortlist {
+        roster: ["a", "b"].map(|name| lease(Role::Decode, name)).into_iter().collect(),
+        shown: vec![Shown { place: 1, seen, cost: 7.0, tried: false, doubted: true }],
+        left_out: 1,
+        least: Some(100),
+    };
+    let mut ledger = Ledger::default();
+    ledger.enter(Decision { candidates: Vec::new(), ..decision(1, "b") }, Some(shortlist));
+    let read = ledger.about("label-1").remove(0);
+    let terms = Some(weights.terms(&read.demand, &seen, 100));
+    let expected = Considered { instance: id("b"), seen, cost: 7.0, terms, tried: false, doubted: true };
+    assert_eq!((read.candidates, read.left_out), (vec![expected], 1));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use messages::{InstanceId, submit::Submit};
 
 use super::State;
 use crate::{
-    decisions::{Basis, Considered},
+    decisions::{Basis, Considered, Shortlist, Shown},
     fleet::{Member, hash_of},
     load::Work,
     policy::{Candidate, Demand, Policy, Weights, least_prefill},
@@ -37,8 +37,7 @@ pub struct Choice {
     pub policy: Policy,
     pub weights: Weights,
     pub demand: Demand,
-    pub considered: Vec<Considered>,
-    pub left_out: usize,
+    pub shortlist: Shortlist,
 }
 
 impl State {
@@ -57,7 +56,7 @@ impl State {
         let reusable = prompt_tokens.saturating_sub(1) / wish.page_size.max(1);
         let predicted_cached_tokens = chosen.overlap_blocks.min(reusable) * wish.page_size;
         let missing = prompt_tokens - predicted_cached_tokens;
-        let (considered, left_out) = self.considered(wish, &demand, place);
+        let shortlist = self.shortlist(wish, &demand, place);
         let prefill = self.choose_prefill(wish, place, missing, number, now);
 
         let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
@@ -76,13 +75,18 @@ impl State {
             policy: self.pricer.policy,
             weights: self.pricer.weights,
             demand,
-            considered,
-            left_out,
+            shortlist,
         })
     }
 
     /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
+        if wish.submit.routing.pin.is_none() && wish.tried.is_empty() {
+            let place = self.pricer.pick(&self.costs)?;
+            if !self.avoids(wish, place) {
+                return Some(place);
+            }
+        }
         self.open.clone_from(&self.costs);
         if let Some(pin) = &wish.submit.routing.pin {
             self.open.fill(f64::INFINITY);
@@ -94,8 +98,7 @@ impl State {
         }
         let mut doubted = None;
         while let Some(place) = self.pricer.pick(&self.open) {
-            let member = &self.decode.members()[place];
-            if !wish.doubts(member.instance()) && !self.has_suspect(member) {
+            if !self.avoids(wish, place) {
                 return Some(place);
             }
             doubted.get_or_insert(place);
@@ -104,29 +107,36 @@ impl State {
         doubted
     }
 
-    /// The candidates to be shown, best first, and how many are not.
-    fn considered(&self, wish: &Wish<'_>, demand: &Demand, chosen: usize) -> (Vec<Considered>, usize) {
+    fn avoids(&self, wish: &Wish<'_>, place: usize) -> bool {
+        let member = &self.decode.members()[place];
+        wish.doubts(member.instance()) || self.has_suspect(member)
+    }
+
+    fn shortlist(&self, wish: &Wish<'_>, demand: &Demand, chosen: usize) -> Shortlist {
         let shown = if wish.show_all { self.costs.len() } else { SHOWN };
         let mut places = cheapest(&self.costs, shown);
         if !places.contains(&chosen) {
             places.pop();
             places.push(chosen);
         }
-        let least = least_prefill(&self.candidates);
         let prices = self.pricer.policy == Policy::Kv && !demand.session;
-        let considered = places.iter().map(|place| {
-            let seen = self.candidates[*place];
-            let instance = self.decode.members()[*place].instance();
-            Considered {
-                instance: instance.clone(),
-                seen,
+        let roster = self.decode.roster();
+        let shown = places.iter().map(|place| {
+            let instance = &roster[*place].instance;
+            Shown {
+                place: *place as u32,
+                seen: self.candidates[*place],
                 cost: self.costs[*place],
-                terms: prices.then(|| self.pricer.weights.terms(demand, &seen, least)),
                 tried: wish.tried.contains(instance),
                 doubted: wish.doubts(instance),
             }
         });
-        (considered.collect(), self.candidates.len() - places.len())
+        Shortlist {
+            roster: roster.clone(),
+            shown: shown.collect(),
+            left_out: self.candidates.len() - places.len(),
+            least: prices.then(|| least_prefill(&self.candidates)),
+        }
     }
 
     /// A prefill instance, if it pays to compute the prompt there.
@@ -184,6 +194,13 @@ fn cheapest(costs: &[f64], most: usize) -> Vec<usize> {
         }
     }
     best
+}
+
+impl Choice {
+    /// The candidates that it shows, best first.
+    pub fn considered(&self) -> Vec<Considered> {
+        self.shortlist.write_out(&self.weights, &self.demand)
+    }
 }
 
 impl Wish<'_> {

@@ -65,8 +65,9 @@ fn the_engine_that_holds_the_prompt_is_chosen_and_the_choice_explained() {
     let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
     assert_eq!(choice.engine, id("b"));
     assert_eq!(choice.predicted_cached_tokens, 48);
-    assert_eq!((choice.considered.len(), choice.left_out), (3, 0));
-    let (best, next) = (&choice.considered[0], &choice.considered[1]);
+    let considered = choice.considered();
+    assert_eq!((considered.len(), choice.shortlist.left_out), (3, 0));
+    let (best, next) = (&considered[0], &considered[1]);
     assert_eq!((best.instance.as_str(), best.seen.overlap_blocks), ("b", 3));
     let terms = |considered: &Considered| considered.terms.unwrap().total();
     assert!(terms(best) < terms(next) && (terms(best) - best.cost).abs() < 1e-9);
@@ -279,7 +280,7 @@ fn policies_other_than_kv_explain_without_terms() {
     let turns = RouterSettings { policy: Policy::RoundRobin, ..settings() };
     let here = deployment(&turns, &["a", "b"], &[]);
     let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
-    assert!(choice.considered.iter().all(|considered| considered.terms.is_none()));
+    assert!(choice.considered().iter().all(|considered| considered.terms.is_none()));
 }
 
 #[test]

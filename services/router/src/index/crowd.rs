@@ -4,7 +4,7 @@ use super::Worker;
 const LISTED: usize = 64;
 
 /// Workers as bits.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Marks(Vec<u64>);
 
 impl Marks {
@@ -55,7 +55,7 @@ pub(super) fn bits(mut word: u64) -> impl Iterator<Item = u16> {
     })
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Crowd {
     /// In order.
     Listed(Vec<u16>),
@@ -91,6 +91,14 @@ impl Crowds {
 
     pub fn get(&self, place: u32) -> &Crowd {
         &self.crowds[place as usize]
+    }
+
+    /// Reads a little of a crowd: of many that are wanted soon, so that their cache misses overlap.
+    pub fn touch(&self, place: u32) {
+        std::hint::black_box(match self.get(place) {
+            Crowd::Listed(listed) => listed.first().copied().map(u64::from),
+            Crowd::Mapped { marks, .. } => marks.words().first().copied(),
+        });
     }
 
     pub fn len(&self, place: u32) -> usize {

@@ -103,6 +103,15 @@ impl Holders {
         }
     }
 
+    /// Whether the same workers are known to hold both.
+    pub fn same(self, other: Self, crowds: &Crowds) -> bool {
+        self == other
+            || match (self.view(), other.view()) {
+                (View::Crowd(one), View::Crowd(other)) => crowds.get(one) == crowds.get(other),
+                _ => false,
+            }
+    }
+
     fn shrink(&mut self, place: u32, crowds: &mut Crowds) {
         if crowds.len(place) <= DISSOLVE_AT {
             *self = Self::of(crowds.dissolve(place).into_iter());

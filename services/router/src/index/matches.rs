@@ -12,6 +12,8 @@ pub struct Matches {
     matching: Vec<u64>,
     holding: Vec<u64>,
     depth: u32,
+    /// Who holds the last block.
+    last: Option<Holders>,
 }
 
 impl Matches {
@@ -21,7 +23,7 @@ impl Matches {
     }
 
     pub(super) fn begin(&mut self, workers: usize) {
-        self.depth = 0;
+        (self.depth, self.last) = (0, None);
         self.depths.clear();
         self.depths.resize(workers, 0);
         let words = workers.div_ceil(64);
@@ -32,6 +34,12 @@ impl Matches {
 
     /// Takes in the holders of the next block; false once nobody matches any more.
     pub(super) fn narrow(&mut self, holders: Holders, crowds: &Crowds) -> bool {
+        // A prefix lies at the same workers from block to block.
+        if self.last.is_some_and(|last| last.same(holders, crowds)) {
+            self.depth += 1;
+            return true;
+        }
+        self.last = Some(holders);
         self.holding.fill(0);
         match holders.view() {
             View::Few(lanes) => lanes.into_iter().for_each(|worker| self.hold(worker)),

@@ -10,8 +10,16 @@ impl Pick<'_> {
     /// With temperature T the chance of cost c is proportional to `exp(-(c - least) / ((most - least) * T))`; at 0 it
     /// is the least cost, each of several equal ones as likely.
     pub fn draw<R: Rng>(&self, rng: &mut R) -> Option<usize> {
-        let finite = || self.costs.iter().copied().enumerate().filter(|(_, cost)| cost.is_finite());
-        let least = finite().map(|(_, cost)| cost).reduce(f64::min)?;
+        let least = least(self.costs);
+        if least == f64::INFINITY {
+            return None;
+        }
+        let places = self.costs.iter().enumerate();
+        if self.temperature <= 0.0 {
+            return equal_chance(places.filter(|(_, cost)| **cost <= least).map(|(place, _)| place), rng);
+        }
+        let finite =
+            || places.clone().map(|(place, cost)| (place, *cost)).filter(|(_, cost)| cost.is_finite());
         let most = finite().map(|(_, cost)| cost).reduce(f64::max)?;
         let scale = (most - least) * self.temperature;
         if scale <= 0.0 {
@@ -25,6 +33,17 @@ impl Pick<'_> {
         });
         drawn.or_else(|| finite().next_back()).map(|(place, _)| place)
     }
+}
+
+/// The least of many, in lanes that need not wait for each other; infinite if there is none.
+fn least(costs: &[f64]) -> f64 {
+    let (chunks, rest) = costs.as_chunks::<8>();
+    let lower = |a: f64, b: f64| if b < a { b } else { a };
+    let lanes = chunks.iter().fold([f64::INFINITY; 8], |mut lanes, chunk| {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, cost)| *lane = lower(*lane, *cost));
+        lanes
+    });
+    lanes.iter().chain(rest).copied().fold(f64::INFINITY, lower)
 }
 
 fn equal_chance<R: Rng>(places: impl Iterator<Item = usize>, rng: &mut R) -> Option<usize> {

@@ -14,10 +14,11 @@ use mutate::Random;
 
 use super::*;
 use crate::transfer::{
+    checksum::checksum,
     connection::{self, Bodies},
     handshake,
     socket::Socket,
-    wire::{Frame, checksum},
+    wire::Frame,
 };
 
 /// Bytes a receiving thread may hold, whatever a writer sends.

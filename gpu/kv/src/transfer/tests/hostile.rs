@@ -7,12 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::transfer::{
-    connection::Bodies,
-    handshake,
-    socket::Socket,
-    wire::{Frame, checksum},
-};
+use crate::transfer::{checksum::checksum, connection::Bodies, handshake, socket::Socket, wire::Frame};
 
 /// A connection under a grant, to send what no writer would.
 pub(super) fn connect(scheme: Scheme, grant: &Grant) -> Socket {
