@@ -143,7 +143,7 @@ fn price_and_pick(bencher: Bencher<'_, '_>, policy: Policy) {
     let demand = Demand { prompt_tokens: PROMPT, page_size: 16, session: false };
     let mut costs = Vec::new();
     bencher.bench_local(|| {
-        pricer.price(&demand, &candidates, &mut costs);
+        pricer.price(&demand, candidates.iter().copied(), &mut costs);
         pricer.pick(&costs)
     });
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::{
     fleet::Fleet,
-    policy::{Candidate, Pricer},
+    policy::Pricer,
     queue::Queue,
     remote::RemoteRule,
     settings::{KvEventsMode, RouterSettings},
@@ -39,7 +39,6 @@ pub struct State {
     granted: u32,
     rate: turn::Rate,
     suspect: Option<Suspect>,
-    candidates: Vec<Candidate>,
     costs: Vec<f64>,
     open: Vec<f64>,
 }
@@ -60,7 +59,6 @@ impl Deployment {
             granted: 0,
             rate: turn::Rate::default(),
             suspect: None,
-            candidates: Vec::new(),
             costs: Vec::new(),
             open: Vec::new(),
         };

@@ -69,6 +69,11 @@ impl Fleet {
         self.members.is_empty()
     }
 
+    /// What a member says that computing a prompt token takes; 0 if it has not said.
+    pub fn token_ns(&self, place: usize) -> u32 {
+        self.members[place].load().reported().map_or(0, |load| load.prefill_token_ns)
+    }
+
     /// Where in [`Self::members`] an instance is.
     pub fn place(&self, instance: &InstanceId) -> Option<usize> {
         self.places.get(instance).copied()
@@ -179,21 +184,31 @@ impl Fleet {
         *worker = self.index.renew(*worker);
     }
 
-    /// Each member as a policy sees it, in the order of [`Self::members`].
-    pub fn candidates(&mut self, chain: &[u64], session: Option<u64>, out: &mut Vec<Candidate>) {
+    /// Finds out how much of a prompt each member has cached.
+    pub fn look_up(&mut self, chain: &[u64]) {
         self.index.matches(chain, &mut self.matches);
-        out.clear();
-        out.extend(self.sights.iter().map(|Sight { worker, burden }| Candidate {
-            overlap_blocks: self.matches.depth(*worker),
-            prefill_tokens: burden.prefill_tokens,
-            used_blocks: burden.blocks,
-            requests: burden.requests,
-            session_rank: 0,
-        }));
-        if let Some(session) = session {
-            out.iter_mut()
-                .zip(&self.members)
-                .for_each(|(seen, member)| seen.session_rank = member.rank(session));
+    }
+
+    /// Each member as a policy sees it, in the order of [`Self::members`], for the prompt last looked up. Made anew each
+    /// time: written down, all of them would take more cache than what they are made of.
+    pub fn candidates(&self, session: Option<u64>) -> impl ExactSizeIterator<Item = Candidate> + Clone {
+        let sights = self.sights.iter().enumerate();
+        sights.map(move |(place, sight)| self.seen(place, sight, session))
+    }
+
+    /// The one at a place of [`Self::members`].
+    pub fn candidate(&self, place: usize, session: Option<u64>) -> Candidate {
+        self.seen(place, &self.sights[place], session)
+    }
+
+    #[inline]
+    fn seen(&self, place: usize, sight: &Sight, session: Option<u64>) -> Candidate {
+        Candidate {
+            overlap_blocks: self.matches.depth(sight.worker),
+            prefill_tokens: sight.burden.prefill_tokens,
+            used_blocks: sight.burden.blocks,
+            requests: sight.burden.requests,
+            session_rank: session.map_or(0, |session| self.members[place].rank(session)),
         }
     }
 

@@ -66,15 +66,18 @@ impl Pricer {
     }
 
     /// Writes the cost of each candidate.
-    pub fn price(&mut self, demand: &Demand, candidates: &[Candidate], costs: &mut Vec<f64>) {
+    pub fn price<C>(&mut self, demand: &Demand, candidates: C, costs: &mut Vec<f64>)
+    where
+        C: ExactSizeIterator<Item = Candidate> + Clone,
+    {
         costs.clear();
         if demand.session {
             return sticky(candidates, costs);
         }
         match self.policy {
             Policy::Kv => self.weights.price(demand, candidates, costs),
-            Policy::LeastLoaded => costs.extend(candidates.iter().map(busy)),
-            Policy::Random => costs.extend(candidates.iter().map(|_| self.rng.random::<f64>())),
+            Policy::LeastLoaded => costs.extend(candidates.map(|candidate| busy(&candidate))),
+            Policy::Random => costs.extend(candidates.map(|_| self.rng.random::<f64>())),
             Policy::RoundRobin => {
                 let n = candidates.len();
                 let turn = self.turn % n.max(1);
@@ -85,7 +88,7 @@ impl Pricer {
                 costs.resize(candidates.len(), f64::MAX);
                 for _ in 0..2.min(candidates.len()) {
                     let place = self.rng.random_range(0..candidates.len());
-                    costs[place] = busy(&candidates[place]);
+                    costs[place] = candidates.clone().nth(place).map_or(f64::MAX, |drawn| busy(&drawn));
                 }
             }
         }
@@ -106,7 +109,9 @@ fn busy(candidate: &Candidate) -> f64 {
 /// Rendezvous hashing with bounded loads: every router finds the same engine with nothing remembered, and a session
 /// moves on only from an engine that is far busier than the others (Mirrokni et al., Consistent Hashing with Bounded
 /// Loads, 2018).
-fn sticky(candidates: &[Candidate], costs: &mut Vec<f64>) {
+fn sticky(candidates: impl Iterator<Item = Candidate>, costs: &mut Vec<f64>) {
+    // Ranks are hashes: each is computed once.
+    let candidates: Vec<Candidate> = candidates.collect();
     let total: u32 = candidates.iter().map(|candidate| candidate.requests).sum();
     let bound = SESSION_BOUND * f64::from(total) / candidates.len().max(1) as f64 + 1.0;
     costs.extend(candidates.iter().map(|candidate| {

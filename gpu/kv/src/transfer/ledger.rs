@@ -194,7 +194,9 @@ impl Ledger {
         place.landed = open && place.layers.iter().all(|layer| *layer == Layer::Arrived);
         let landed = place.landed;
         lent.landed += u32::from(landed);
-        self.settle(epoch);
+        if !open {
+            self.settle(epoch);
+        }
         landed
     }
 

@@ -57,7 +57,7 @@ pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
         let pricer = pricer.get_or_insert_with(|| Pricer::new(policy, decision.weights, 0));
         // The policy is on trial, whatever sessions said.
         let demand = Demand { session: false, ..decision.demand };
-        pricer.price(&demand, &seen, &mut costs);
+        pricer.price(&demand, seen.iter().copied(), &mut costs);
         let Some(other) = pricer.pick(&costs) else { continue };
         decisions += 1;
         same += usize::from(candidates[other].instance == decision.chosen);

@@ -6,7 +6,7 @@ use messages::{InstanceId, submit::Submit};
 use super::State;
 use crate::{
     decisions::{Basis, Considered, Shortlist, Shown},
-    fleet::{Member, hash_of},
+    fleet::hash_of,
     load::Work,
     policy::{Candidate, Demand, Policy, Weights, least_prefill},
     remote::Bid,
@@ -47,16 +47,16 @@ impl State {
         let session = routing.session.as_deref().map(hash_of);
         let prompt_tokens = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
         let demand = Demand { prompt_tokens, page_size: wish.page_size, session: session.is_some() };
-        self.decode.candidates(wish.chain, session, &mut self.candidates);
-        self.pricer.price(&demand, &self.candidates, &mut self.costs);
+        self.decode.look_up(wish.chain);
+        self.pricer.price(&demand, self.decode.candidates(session), &mut self.costs);
         let place = self.pick(wish)?;
 
-        let chosen = self.candidates[place];
+        let chosen = self.decode.candidate(place, session);
         // At least the last token has to be computed.
         let reusable = prompt_tokens.saturating_sub(1) / wish.page_size.max(1);
         let predicted_cached_tokens = chosen.overlap_blocks.min(reusable) * wish.page_size;
         let missing = prompt_tokens - predicted_cached_tokens;
-        let shortlist = self.shortlist(wish, &demand, place);
+        let shortlist = self.shortlist(wish, &demand, session, place);
         let prefill = self.choose_prefill(wish, place, missing, number, now);
 
         let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
@@ -112,7 +112,7 @@ impl State {
         wish.doubts(member.instance()) || self.has_suspect(member)
     }
 
-    fn shortlist(&self, wish: &Wish<'_>, demand: &Demand, chosen: usize) -> Shortlist {
+    fn shortlist(&self, wish: &Wish<'_>, demand: &Demand, session: Option<u64>, chosen: usize) -> Shortlist {
         let shown = if wish.show_all { self.costs.len() } else { SHOWN };
         let mut places = cheapest(&self.costs, shown);
         if !places.contains(&chosen) {
@@ -125,7 +125,7 @@ impl State {
             let instance = &roster[*place].instance;
             Shown {
                 place: *place as u32,
-                seen: self.candidates[*place],
+                seen: self.decode.candidate(*place, session),
                 cost: self.costs[*place],
                 tried: wish.tried.contains(instance),
                 doubted: wish.doubts(instance),
@@ -134,8 +134,8 @@ impl State {
         Shortlist {
             roster: roster.clone(),
             shown: shown.collect(),
-            left_out: self.candidates.len() - places.len(),
-            least: prices.then(|| least_prefill(&self.candidates)),
+            left_out: self.costs.len() - places.len(),
+            least: prices.then(|| least_prefill(self.decode.candidates(None))),
         }
     }
 
@@ -151,26 +151,23 @@ impl State {
         if self.prefill.is_empty() {
             return None;
         }
-        let token_ns = |member: &Member| member.load().reported().map_or(0, |load| load.prefill_token_ns);
-        let Candidate { prefill_tokens: engine_queued, requests, .. } = self.candidates[engine];
+        let Candidate { prefill_tokens: queued, requests, .. } = self.decode.candidate(engine, None);
+        let local = Bid { missing, queued, token_ns: self.decode.token_ns(engine) };
         let spares = requests > 0 && !wish.submit.goes_on();
         let engine = &self.decode.members()[engine];
-        let local = Bid { missing, queued: engine_queued, token_ns: token_ns(engine) };
         let prompt = wish.submit.prompt.len() as u32;
-        self.prefill.candidates(wish.chain, None, &mut self.candidates);
-        let bid = |seen: &Candidate, member: &Member| Bid {
+        self.prefill.look_up(wish.chain);
+        let bid = |place: usize, seen: Candidate| Bid {
             missing: prompt.saturating_sub(seen.overlap_blocks * wish.page_size),
             queued: seen.prefill_tokens,
-            token_ns: token_ns(member),
+            token_ns: self.prefill.token_ns(place),
         };
-        let remotes = self.candidates.iter().zip(self.prefill.members()).enumerate();
+        let remotes = self.prefill.candidates(None).zip(self.prefill.members()).enumerate();
         let remotes = remotes.filter(|(_, (_, member))| member.exchanges_pages_with(engine));
-        let place = self.remote.best(
-            &local,
-            spares,
-            remotes.map(|(place, (seen, member))| (place, bid(seen, member))),
-        )?;
-        let left = prompt.saturating_sub(self.candidates[place].overlap_blocks * wish.page_size);
+        let remotes = remotes.map(|(place, (seen, _))| (place, bid(place, seen)));
+        let place = self.remote.best(&local, spares, remotes)?;
+        let seen = self.prefill.candidate(place, None);
+        let left = prompt.saturating_sub(seen.overlap_blocks * wish.page_size);
         self.prefill.dispatched(place, number, Work { prefill_tokens: left, blocks: 0 }, wish.chain, now);
         Some(self.prefill.members()[place].instance().clone())
     }

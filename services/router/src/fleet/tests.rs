@@ -24,9 +24,8 @@ fn stored(instance: &str, number: u64, blocks: &[u64]) -> KvEvents {
 }
 
 fn overlaps(fleet: &mut Fleet, chain: &[u64]) -> Vec<(String, u32)> {
-    let mut candidates = Vec::new();
-    fleet.candidates(chain, None, &mut candidates);
-    let members = fleet.members().iter().zip(candidates);
+    fleet.look_up(chain);
+    let members = fleet.members().iter().zip(fleet.candidates(None));
     members.map(|(member, seen)| (member.instance().to_string(), seen.overlap_blocks)).collect()
 }
 

@@ -47,9 +47,14 @@ struct Measure {
 }
 
 impl Weights {
-    pub(super) fn price(&self, demand: &Demand, candidates: &[Candidate], costs: &mut Vec<f64>) {
-        let measure = Measure::new(demand, least_prefill(candidates));
-        costs.extend(candidates.iter().map(|candidate| self.measured(&measure, candidate).total()));
+    pub(super) fn price(
+        &self,
+        demand: &Demand,
+        candidates: impl Iterator<Item = Candidate> + Clone,
+        costs: &mut Vec<f64>,
+    ) {
+        let measure = Measure::new(demand, least_prefill(candidates.clone()));
+        costs.extend(candidates.map(|candidate| self.measured(&measure, &candidate).total()));
     }
 
     /// `least`: prompt tokens that the least burdened candidate has yet to compute.
@@ -57,6 +62,7 @@ impl Weights {
         self.measured(&Measure::new(demand, least), candidate)
     }
 
+    #[inline]
     fn measured(&self, measure: &Measure, candidate: &Candidate) -> Terms {
         let Measure { blocks_per_token, request, least } = *measure;
         let backlog = f64::from(candidate.prefill_tokens) * blocks_per_token;
@@ -82,6 +88,6 @@ impl Measure {
     }
 }
 
-pub fn least_prefill(candidates: &[Candidate]) -> u32 {
-    candidates.iter().map(|candidate| candidate.prefill_tokens).min().unwrap_or(0)
+pub fn least_prefill(candidates: impl Iterator<Item = Candidate>) -> u32 {
+    candidates.map(|candidate| candidate.prefill_tokens).min().unwrap_or(0)
 }

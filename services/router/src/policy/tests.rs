@@ -14,7 +14,7 @@ const DEMAND: Demand = Demand { prompt_tokens: 640, page_size: 16, session: fals
 
 fn choose(pricer: &mut Pricer, demand: &Demand, candidates: &[Candidate]) -> usize {
     let mut costs = Vec::new();
-    pricer.price(demand, candidates, &mut costs);
+    pricer.price(demand, candidates.iter().copied(), &mut costs);
     pricer.pick(&costs).unwrap()
 }
 
