@@ -20,14 +20,14 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct Pages(Arc<RwLock<HashMap<&'static str, Arc<Page>>>>);
 
-/// The JSON for a key; `None` is a 404.
-pub type Page = dyn Fn(&str) -> Option<serde_json::Value> + Send + Sync;
+/// The JSON for a key, or why there is none: a 404.
+pub type Page = dyn Fn(&str) -> Result<serde_json::Value, String> + Send + Sync;
 
 impl Pages {
     pub fn add(
         &self,
         name: &'static str,
-        page: impl Fn(&str) -> Option<serde_json::Value> + Send + Sync + 'static,
+        page: impl Fn(&str) -> Result<serde_json::Value, String> + Send + Sync + 'static,
     ) {
         self.0.write().insert(name, Arc::new(page));
     }
@@ -96,10 +96,17 @@ async fn page(desk: Data<Desk>, request: HttpRequest, path: web::Path<(String, S
         return HttpResponse::Unauthorized().finish();
     }
     let (name, key) = path.into_inner();
-    match desk.pages.get(&name).and_then(|page| page(&key)) {
-        Some(shown) => HttpResponse::Ok().json(shown),
-        None => HttpResponse::NotFound().finish(),
-    }
+    let shown = match desk.pages.get(&name) {
+        Some(page) => page(&key),
+        None => Err(format!("this service has no page '{name}'")),
+    };
+    shown.map_or_else(not_found, |shown| HttpResponse::Ok().json(shown))
+}
+
+fn not_found(message: String) -> HttpResponse {
+    HttpResponse::NotFound().json(serde_json::json!({"error": {
+        "message": message, "type": "invalid_request_error", "param": null, "code": "not_found",
+    }}))
 }
 
 #[derive(serde::Deserialize)]

@@ -15,14 +15,16 @@ pub const ACCEPT_WITHIN: Duration = Duration::from_millis(250);
 /// Pause before the same instances are asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Hands a request over, trying instances until one accepts or `give_up` has come.
+/// Hands a request over, trying instances until one accepts or `give_up` has come. Instances that are overloaded are
+/// asked once: asking again and again would add to what they have too much of.
 ///
 /// `choose` names the next instance, given those that failed so far; `None` when it knows no other. `message` makes
 /// the subject and body for an instance (a fresh run id per dispatch, for example). `unanswered` is told of each
 /// instance that took the message, perhaps, and did not answer; it says whether to go on with another.
 ///
 /// # Errors
-/// The refusal, if it is of a kind that no other instance would answer differently; else why the last one failed.
+/// The refusal, if it is of a kind that no other instance would answer differently; overload, if any instance said so
+/// and no other took it; else why the last one failed.
 pub async fn hand_over(
     bus: &Bus,
     suspects: &Suspects,
@@ -33,10 +35,14 @@ pub async fn hand_over(
     mut unanswered: impl FnMut(&InstanceId) -> bool,
 ) -> Result<InstanceId, Fault> {
     let mut tried = Vec::new();
+    let mut overloaded = None;
     let mut last =
         Fault::new(FaultCode::NoInstance, "no instance is alive to take the request").retry_after(1000);
     loop {
         let Some(target) = choose(&tried) else {
+            if let Some(fault) = overloaded {
+                return Err(fault);
+            }
             if tried.is_empty() || Instant::now() + PAUSE >= give_up {
                 return Err(last);
             }
@@ -49,6 +55,10 @@ pub async fn hand_over(
             Ok(reply) => match codec::decode(&reply) {
                 Ok(Custody::Accepted { instance }) => return Ok(instance),
                 Ok(Custody::Refused(fault)) if !fault.retryable() => return Err(fault),
+                Ok(Custody::Refused(fault)) if fault.code == FaultCode::Overloaded => {
+                    overloaded = Some(fault.clone());
+                    last = fault;
+                }
                 Ok(Custody::Refused(fault)) => last = fault,
                 Err(error) => last = Fault::new(FaultCode::Internal, error.to_string()),
             },

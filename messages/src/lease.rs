@@ -35,6 +35,12 @@ pub struct Lease {
     /// Engines: what the bytes of a KV page mean, in the words of `kv::PageLayout`. Pages travel between equal ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_layout: Option<String>,
+    /// Engines: choices that run at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_running: Option<u32>,
+    /// Engines: requests that may wait there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_queued: Option<u32>,
 }
 
 impl Lease {
@@ -55,6 +61,8 @@ impl Lease {
             kv_tokens: None,
             page_size: None,
             kv_layout: None,
+            max_running: None,
+            max_queued: None,
         }
     }
 }

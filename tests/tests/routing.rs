@@ -128,3 +128,53 @@ async fn engines_that_share_a_process_are_instances_of_their_own() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_the_only_engine_restarts_waits_in_the_router_and_is_answered() {
+    let engine = ["--device", "sim", "--max-running-requests", "1", "--max-queued-requests", "4"];
+    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &engine)).await;
+    cluster.child(Service::Decode, 0).kill();
+    let asked: Vec<_> = (0..30)
+        .map(|n| {
+            let http = cluster.http();
+            tokio::spawn(async move { ask(&http, &[], &chat(n, 0)).await })
+        })
+        .collect();
+    eventually("they wait", Duration::from_secs(10), async || {
+        router_figure(&mut cluster, 0, "stator_router_queued").await.filter(|queued| *queued >= 25.0)
+    })
+    .await;
+    cluster.add(Service::Decode);
+    for asked in asked {
+        asked.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_router_has_no_room_for_is_refused_once() {
+    let engine = ["--device", "sim", "--max-running-requests", "1", "--step-floor-ms", "10"];
+    let plan =
+        Plan::of(toy()).with(Service::Decode, &engine).with(Service::Router, &["--max-queued-requests", "1"]);
+    let mut cluster = Cluster::start(plan).await;
+    followed(&mut cluster, 1).await;
+    let mut long = chat(0, 0);
+    long["max_tokens"] = 300.into();
+    let body: Vec<u8> = serde_json::to_vec(&long).unwrap();
+    let asked = (0..8).map(|_| {
+        let (http, body) = (cluster.http(), body.clone().into());
+        tokio::spawn(async move { http.send("POST", "/v1/chat/completions", &[], body).await.unwrap() })
+    });
+    let asked: Vec<_> = asked.collect();
+    let mut refused = 0;
+    for asked in asked {
+        let reply = asked.await.unwrap();
+        if reply.status != 200 {
+            assert_eq!(reply.json()["error"]["code"], "overloaded", "{}", reply.body);
+            assert!(reply.headers.contains_key("retry-after"));
+            refused += 1;
+        }
+    }
+    assert!(refused >= 4, "{refused} were refused");
+    let refusals = router_figure(&mut cluster, 0, "stator_router_refusals_total").await;
+    assert_eq!(refusals, Some(f64::from(refused)), "each was refused once");
+}

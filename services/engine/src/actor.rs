@@ -210,11 +210,6 @@ impl EngineActor {
         if self.tombstones.meets(envelope.request, envelope.attempt, Some(run)) {
             return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
         }
-        let load = self.device.load();
-        if load.queued >= load.max_queued {
-            let text = format!("{} requests are queued, the limit is {}", load.queued, load.max_queued);
-            return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
-        }
         let log = RunLog::new(envelope.request, envelope.attempt, run, &submit);
         let remote = self.remote.as_ref().filter(|remote| remote.suits(&submit));
         let waits_for = remote.and_then(|remote| Some((remote, submit.prefill.clone()?)));
@@ -222,6 +217,14 @@ impl EngineActor {
         let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
         // Under the lock, so that no report of this run comes before its log.
         let mut runs = self.runs.lock();
+        let load = self.device.load();
+        // The load is of the last step: what has come since is in the runs only.
+        let running = u32::try_from(runs.live()).unwrap_or(u32::MAX);
+        let queued = load.queued.max(running.saturating_sub(load.max_running));
+        if queued >= load.max_queued {
+            let text = format!("{queued} requests are queued, the limit is {}", load.max_queued);
+            return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
+        }
         if submit.alone && runs.has_suspect() {
             // If one of them kills this engine, the other must not be counted among its passengers.
             let text = "another request that engines have died under runs here";

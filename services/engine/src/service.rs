@@ -74,7 +74,7 @@ impl Plan {
         let build = move || target.build(&plan.settings, &plan.card);
         let me = context.me.instance.clone();
         let (device, reports) = Device::start(me, build, scheduler, floor).await?;
-        let spec = device.spec.clone();
+        let (spec, load) = (device.spec.clone(), device.load());
         let layout = transport::layout(&spec, &self.card.revision);
         let broadcast = Broadcast::new(context.clone(), device.clone());
         tokio::spawn(broadcast.clone().keep());
@@ -100,6 +100,8 @@ impl Plan {
             lease.page_size = Some(spec.page_size);
             lease.numerics_class = Some(spec.numerics_class);
             lease.kv_layout = Some(layout.to_string());
+            lease.max_running = Some(load.max_running);
+            lease.max_queued = Some(load.max_queued);
         };
         context.life.ready(amend).await;
         Ok(engine)

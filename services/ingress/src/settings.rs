@@ -25,6 +25,8 @@ actors::settings! {
         optional random_seed: u64;
         /// Generating requests served at once; more are answered 429.
         value max_concurrent_requests: usize = 4096;
+        /// Highest priority that a request may ask for; 0: nobody goes before others.
+        value max_priority: i32 = 100;
         /// Seconds that a request waits for an instance of a known model.
         value hold_when_empty: u64 = 30;
         /// Bytes that may wait for one slow client.

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actors::{
@@ -35,7 +35,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    decisions::{Ledger, Recorder},
+    decisions::{Fate, Ledger, Notes, Recorder},
     deployment::{Deployment, Turn},
     held::Held,
     queue::Claim,
@@ -56,6 +56,7 @@ pub struct RouterActor {
     dispatches: AtomicU64,
     ledger: Mutex<Ledger>,
     meters: explain::Meters,
+    notes: Mutex<Notes>,
     recorder: Option<Recorder>,
     /// Snapshots of caches on their way.
     snapshots: Semaphore,
@@ -94,6 +95,7 @@ impl RouterActor {
             dispatches: AtomicU64::new(0),
             ledger: Mutex::default(),
             meters,
+            notes: Mutex::default(),
             recorder,
             snapshots: Semaphore::new(snapshots::AT_ONCE),
             held: Mutex::default(),
@@ -184,6 +186,9 @@ impl RouterActor {
         if self.tombstones.meets(envelope.request, envelope.attempt, None) {
             return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
         }
+        if let Some(pin) = submit.routing.pin.as_ref().filter(|_| envelope.attempt == Attempt::FIRST) {
+            self.check_pin(pin, &submit.pool)?;
+        }
         let mut held = self.held.lock();
         let limit = self.settings.max_held_requests;
         if held.len() >= limit {
@@ -197,11 +202,31 @@ impl RouterActor {
         Ok((cancelled, turn))
     }
 
+    /// Ids are drawn at each start: one that no lease has will not come. Who knows no engine at all cannot tell.
+    fn check_pin(&self, pin: &InstanceId, pool: &Pool) -> Result<(), Fault> {
+        if self.deployment(pool).lock().decode.is_empty() {
+            return Ok(());
+        }
+        let lease = self.context.directory.lease(pin);
+        let may_serve = lease.is_some_and(|lease| {
+            lease.role == Role::Decode && lease.pool == *pool && lease.state != State::Draining
+        });
+        if may_serve {
+            return Ok(());
+        }
+        let text =
+            format!("'{pin}' is no decode instance that serves this model: `stator drain` lists those alive");
+        Err(Fault::invalid("x-stator-instance", text))
+    }
+
     fn turn(&self, envelope: &Envelope, submit: &Submit) -> Result<Turn, Fault> {
         let deployment = self.deployment(&submit.pool);
-        // Repairs have waited before; who names an engine waits there.
-        if envelope.attempt > Attempt::FIRST || submit.routing.pin.is_some() {
+        if !self.queues(submit) {
             return Ok(Turn::Now(deployment.at_once()));
+        }
+        // It has waited before.
+        if envelope.attempt > Attempt::FIRST {
+            return Ok(deployment.enter_again());
         }
         let prompt = u32::try_from(submit.prompt.len()).unwrap_or(u32::MAX);
         deployment.enter(Claim {
@@ -238,6 +263,9 @@ impl Service for RouterActor {
             Ok(taken) => taken,
             Err(fault) => {
                 metrics::counter!("stator_router_refusals_total").increment(1);
+                if fault.code != FaultCode::Cancelled {
+                    self.note(&envelope, &submit, Fate::Refused, Duration::ZERO, Some(fault.clone()));
+                }
                 return reply.send(&Custody::Refused(fault));
             }
         };

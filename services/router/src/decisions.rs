@@ -1,6 +1,7 @@
 //! Why a request went where it went: kept for a while, written to a file if wanted, and replayed.
 
 mod ledger;
+mod notes;
 mod record;
 mod replay;
 mod shortlist;
@@ -8,8 +9,9 @@ mod shortlist;
 use messages::{Attempt, InstanceId, Pool, RequestId};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Candidate, Demand, Policy, Terms, Weights};
-pub use ledger::Ledger;
+use crate::policy::{Candidate, Demand, Policy, Terms, UNDRAWN, Weights};
+pub use ledger::{KEPT, Ledger};
+pub use notes::{Fate, Note, Notes};
 pub use record::Recorder;
 pub use replay::{Replayed, replay};
 pub use shortlist::{Roster, Shortlist, Shown};
@@ -97,13 +99,20 @@ pub struct Considered {
     pub instance: InstanceId,
     #[serde(flatten)]
     pub seen: Candidate,
-    pub cost: f64,
+    /// `None`: not drawn by `power-of-two`.
+    #[serde(deserialize_with = "drawn")]
+    pub cost: Option<f64>,
     /// What the cost is made of, where the `kv` policy decides.
     pub terms: Option<Terms>,
     /// It did not take this request before.
     pub tried: bool,
     /// It lately failed to answer, or the sender wants it avoided: only if nobody else can serve.
     pub doubted: bool,
+}
+
+/// Records used to name a cost that stood for none.
+fn drawn<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.filter(|cost| *cost < UNDRAWN))
 }
 
 #[cfg(test)]

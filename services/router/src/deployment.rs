@@ -4,7 +4,10 @@ mod choose;
 mod suspect;
 mod turn;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use messages::{InstanceId, Pool, Role};
 use parking_lot::{Mutex, MutexGuard};
@@ -26,6 +29,8 @@ pub struct Deployment {
     state: Mutex<State>,
     /// Counts changes of who lives here and of what they carry.
     changed: watch::Sender<u64>,
+    /// Since when no engine lives.
+    deserted: watch::Sender<Option<Instant>>,
 }
 
 pub struct State {
@@ -62,7 +67,8 @@ impl Deployment {
             costs: Vec::new(),
             open: Vec::new(),
         };
-        Arc::new(Self { pool, state: Mutex::new(state), changed: watch::channel(0).0 })
+        let deserted = watch::channel(Some(Instant::now())).0;
+        Arc::new(Self { pool, state: Mutex::new(state), changed: watch::channel(0).0, deserted })
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -76,8 +82,39 @@ impl Deployment {
 
     /// After a change of the state: lets go whoever has waited for it.
     pub fn stir(&self) {
-        self.lock().pump();
+        let empty = {
+            let mut state = self.lock();
+            state.pump();
+            state.decode.is_empty()
+        };
+        self.deserted.send_if_modified(|since| {
+            let turned = since.is_some() != empty;
+            if turned {
+                *since = empty.then(Instant::now);
+            }
+            turned
+        });
         self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl Deployment {
+    /// Returns once no engine has lived for as long as `hold`, `from` at the earliest.
+    pub async fn forsaken(&self, from: Instant, hold: Duration) {
+        let mut deserted = self.deserted.subscribe();
+        loop {
+            let since = *deserted.borrow_and_update();
+            let over = async {
+                match since {
+                    Some(since) => tokio::time::sleep_until((since.max(from) + hold).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => return,
+                _ = deserted.changed() => {}
+            }
+        }
     }
 }
 

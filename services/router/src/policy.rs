@@ -5,7 +5,7 @@ mod pick;
 
 use std::str::FromStr;
 
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng, seq::index::sample};
 use serde::{Deserialize, Serialize};
 
 pub use cost::{Terms, Weights, least_prefill};
@@ -48,6 +48,9 @@ pub struct Demand {
     pub session: bool,
 }
 
+/// The cost of a candidate that `power-of-two` did not draw: it serves when neither of the drawn ones can.
+pub const UNDRAWN: f64 = f64::MAX;
+
 /// Engines of one session take turns only when one has this much more than the mean, and one request more.
 const SESSION_BOUND: f64 = 1.25;
 
@@ -85,10 +88,9 @@ impl Pricer {
                 self.turn = turn + 1;
             }
             Policy::PowerOfTwo => {
-                costs.resize(candidates.len(), f64::MAX);
-                for _ in 0..2.min(candidates.len()) {
-                    let place = self.rng.random_range(0..candidates.len());
-                    costs[place] = candidates.clone().nth(place).map_or(f64::MAX, |drawn| busy(&drawn));
+                costs.resize(candidates.len(), UNDRAWN);
+                for place in sample(&mut self.rng, candidates.len(), 2.min(candidates.len())) {
+                    costs[place] = candidates.clone().nth(place).map_or(UNDRAWN, |drawn| busy(&drawn));
                 }
             }
         }

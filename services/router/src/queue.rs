@@ -2,7 +2,10 @@
 
 mod level;
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, VecDeque},
+};
 
 use level::Level;
 
@@ -25,6 +28,8 @@ pub struct Claim {
 /// tokens; a tenant's own requests stay in order.
 #[derive(Debug)]
 pub struct Queue<T> {
+    /// Those that had their turn and came back: they go first.
+    returned: VecDeque<(Place, T)>,
     levels: BTreeMap<Reverse<i32>, Level<T>>,
     len: usize,
     limit: usize,
@@ -42,7 +47,7 @@ pub enum Entered<T> {
 
 impl<T> Queue<T> {
     pub fn new(limit: usize) -> Self {
-        Self { levels: BTreeMap::new(), len: 0, limit, next: 0 }
+        Self { returned: VecDeque::new(), levels: BTreeMap::new(), len: 0, limit, next: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -62,9 +67,7 @@ impl<T> Queue<T> {
         } else {
             None
         };
-        let place = Place(self.next);
-        self.next += 1;
-        self.len += 1;
+        let place = self.next_place();
         self.levels.entry(Reverse(claim.priority)).or_default().push(claim, place, item);
         match evicted {
             Some(evicted) => Entered::WaitsInsteadOf(place, evicted),
@@ -72,8 +75,31 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Takes in what had its turn before, whatever the limit.
+    pub fn come_back(&mut self, item: T) -> Place {
+        let place = self.next_place();
+        self.returned.push_back((place, item));
+        place
+    }
+
+    fn next_place(&mut self) -> Place {
+        let place = Place(self.next);
+        self.next += 1;
+        self.len += 1;
+        place
+    }
+
+    /// Whether one that came back waits.
+    pub fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
     /// The next one to go.
     pub fn pop(&mut self) -> Option<T> {
+        if let Some((_, item)) = self.returned.pop_front() {
+            self.len -= 1;
+            return Some(item);
+        }
         let mut first = self.levels.first_entry()?;
         let item = first.get_mut().pop();
         if first.get().is_empty() {
@@ -81,6 +107,14 @@ impl<T> Queue<T> {
         }
         self.len -= usize::from(item.is_some());
         item
+    }
+
+    /// Takes one out that came back and waits no more.
+    pub fn leave_again(&mut self, place: Place) -> Option<T> {
+        let at = self.returned.iter().position(|(there, _)| *there == place)?;
+        let (_, item) = self.returned.remove(at)?;
+        self.len -= 1;
+        Some(item)
     }
 
     /// Takes one out that waits no more.

@@ -62,9 +62,9 @@ actors::settings! {
         value remote_prefill_token_ns: f64 = 5000.0;
         /// Requests that an engine may have, in times of those it runs at once, before the router holds more; 0: any.
         value queue_above: f64 = 1.25;
-        /// Requests of one model that the router holds because engines are full; more are refused.
+        /// Requests of one model that the router holds because engines are full or none lives; more are refused.
         value max_queued_requests: usize = 1024;
-        /// Seconds that a request waits for a first live engine of its model.
+        /// Seconds that requests of a model wait while no engine of it lives.
         value hold_when_empty: u64 = 30;
         /// Requests held at once, for any reason.
         value max_held_requests: usize = 4096;

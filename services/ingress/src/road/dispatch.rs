@@ -53,15 +53,15 @@ impl Desk {
                 }
                 Err(fault) => fault,
             };
-            let (begun, over) = {
+            let (may_be_refused, over) = {
                 let passage = trip.passage();
-                (passage.has_begun(), passage.is_over())
+                (passage.may_be_refused(), passage.is_over())
             };
             match fault.code {
                 _ if over => return Ok(()),
                 // An earlier offer that seemed to fail was taken.
                 FaultCode::Cancelled => return Ok(()),
-                FaultCode::Overloaded if !begun => return Err(fault),
+                FaultCode::Overloaded if may_be_refused => return Err(fault),
                 _ if fault.retryable() && Instant::now() < record.hold_until() => {
                     tokio::time::sleep(EMPTY_PAUSE).await;
                 }

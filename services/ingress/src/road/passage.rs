@@ -161,6 +161,11 @@ impl Passage {
         self.strands.iter().any(|strand| !strand.ids().is_empty())
     }
 
+    /// Whether nobody has done anything for it yet: whoever is too busy may send it away.
+    pub fn may_be_refused(&self) -> bool {
+        self.attempt == Attempt::FIRST && self.lock.is_none() && !self.has_begun()
+    }
+
     /// Output tokens here, over all choices.
     pub fn output_tokens(&self) -> u32 {
         self.strands.iter().map(Strand::output_tokens).sum()

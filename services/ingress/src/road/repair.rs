@@ -153,9 +153,11 @@ impl Record {
         }
         match fault.code {
             FaultCode::EngineFault => self.again(BACK_OFF, &fault.message),
-            // What has not begun is refused rather than tried again: a retry would add to the load.
-            FaultCode::Overloaded if !passage.has_begun() => Remedy::GiveUp(fault.clone()),
-            FaultCode::Overloaded => self.again(pause(fault), &fault.message),
+            // What nobody has taken is refused rather than tried again: a retry would add to the load.
+            FaultCode::Overloaded if passage.may_be_refused() => Remedy::GiveUp(fault.clone()),
+            // It had its turn, and the engine had less room than the router knew: routers let it wait in front.
+            FaultCode::Overloaded if now < self.hold_until => Remedy::Again { wait: BACK_OFF },
+            FaultCode::Overloaded => self.again(BACK_OFF, &fault.message),
             FaultCode::NoInstance if now < self.hold_until => Remedy::Again { wait: pause(fault) },
             FaultCode::Draining | FaultCode::Cancelled => {
                 let doubled = BACK_OFF * 2u32.pow(self.attempts - 1);

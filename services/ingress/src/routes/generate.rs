@@ -7,7 +7,7 @@ use actix_web::{
     http::header,
     web::{Data, Payload},
 };
-use messages::lease::ModelCard;
+use messages::{generate::Generate, lease::ModelCard};
 use serde_json::Value;
 
 use super::prelude::Wants;
@@ -144,6 +144,7 @@ async fn answer(
         let message = "Invalid 'sampling_params': 'n' must be the same for all prompts.";
         return Err(ApiError::invalid("sampling_params", "invalid_value", message));
     }
+    check_priority(&prompts, front.settings.max_priority)?;
     let timing = request.headers().get(TIMING).is_some_and(|value| value == "1");
     let heading = Heading::new(label.0.clone(), &card, n, prompts.len(), timing);
     let wants = Wants::of(&form, &prompts);
@@ -162,6 +163,19 @@ async fn answer(
     let whole = collect(journey, &form, &heading, wants, &card, front, stopwatch).await;
     drop((pass, watch));
     whole.map(Answer::Whole)
+}
+
+/// Priorities are strict: whoever may ask for any can keep everybody else waiting.
+fn check_priority(prompts: &[Generate], most: i32) -> Result<(), ApiError> {
+    match prompts.iter().map(|prompt| prompt.priority).find(|priority| *priority > most) {
+        Some(priority) => {
+            let message = format!(
+                "Invalid 'priority': integer above maximum value. Expected a value <= {most}, but got {priority} instead."
+            );
+            Err(ApiError::invalid("priority", "integer_above_max_value", message))
+        }
+        None => Ok(()),
+    }
 }
 
 async fn collect(

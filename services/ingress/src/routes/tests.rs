@@ -276,6 +276,19 @@ async fn an_engine_is_pinned_with_the_admin_key_only() {
 }
 
 #[actix_web::test]
+async fn a_request_asks_for_no_more_priority_than_there_is() {
+    let asks = |priority: i32| {
+        let settings = IngressSettings { max_priority: 3, ..IngressSettings::default() };
+        call_with(ScriptedRoad::default(), settings, chat(json!({"priority": priority})))
+    };
+    for (priority, status) in [(-1000, 200), (3, 200), (4, 400)] {
+        assert_eq!(asks(priority).await.status, status, "priority {priority}");
+    }
+    let error = asks(4).await.error();
+    assert_eq!((error.1, error.2), (json!("integer_above_max_value"), json!("priority")));
+}
+
+#[actix_web::test]
 async fn an_explained_answer_names_the_requests_that_routers_know() {
     let reply = call(chat(json!({})).insert_header(("x-stator-explain", "1"))).await;
     let ids = reply.headers.get("x-stator-requests").unwrap().to_str().unwrap();

@@ -6,20 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actors::custody::hand_over;
-use messages::{Fault, FaultCode, InstanceId, Role, RunId, codec, frame::Body, subject};
+use actors::{custody::hand_over, frames::HEARTBEAT};
+use messages::{Fault, FaultCode, InstanceId, Role, RunId, codec, frame::Body, subject, submit::Submit};
 use parking_lot::Mutex;
 
 use super::{Job, RETRY_AFTER_MS, RouterActor};
 use crate::{
     chain::Chain,
-    decisions::Outcome,
+    decisions::{Fate, Outcome},
     deployment::{Choice, Grant, Turn, Wish},
 };
 
 /// How long engines that refuse or do not answer are tried before the request fails.
 const DISPATCH_WITHIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Engines that all said that they are full say something new about their load within this time.
+const FULL_PAUSE: Duration = HEARTBEAT;
 /// Engines that may leave the offer of a request unanswered before it goes back to ingress, which finds out whether
 /// they died of it.
 const UNANSWERED_AT_MOST: usize = 2;
@@ -49,15 +51,19 @@ impl RouterActor {
         metrics::histogram!("stator_router_held_seconds").record(taken.elapsed().as_secs_f64());
         let outcome_name = match outcome {
             Ok(engine) => {
+                self.notes.lock().drop_of(envelope.request, envelope.attempt);
                 tracing::debug!(request = %envelope.request, label = envelope.label, %engine, "dispatched");
                 "dispatched"
             }
             Err(Fault { code: FaultCode::Cancelled, .. }) => {
+                self.note(&envelope, &submit, Fate::Cancelled, taken.elapsed(), None);
                 self.cancel_at_engines(&envelope, &submit);
                 "cancelled"
             }
             Err(fault) => {
                 tracing::debug!(request = %envelope.request, %fault, "not dispatched");
+                let fate = if fault.code == FaultCode::Overloaded { Fate::Refused } else { Fate::Failed };
+                self.note(&envelope, &submit, fate, taken.elapsed(), Some(fault.clone()));
                 self.say(&envelope, &submit.ingress, None, Body::Failed(fault));
                 "failed"
             }
@@ -67,20 +73,22 @@ impl RouterActor {
 
     async fn dispatch(&self, job: &Job, turn: Turn) -> Result<InstanceId, Fault> {
         let deadline = job.envelope.deadline_ms.map(|ms| job.taken + Duration::from_millis(ms));
-        let mut grant = Some(match turn {
-            Turn::Now(grant) => grant,
-            Turn::Later(waiting) => in_time(deadline, waiting.turn()).await??,
-        });
+        let mut grant = Some(self.granted(job, deadline, turn).await?);
         if job.submit.alone {
             // It may wait for long, and others need not wait for it.
             grant = None;
             in_time(deadline, self.alone(job)).await?;
         }
-        let hold_until = job.taken + Duration::from_secs(self.settings.hold_when_empty);
-        let until = deadline.map_or(hold_until, |deadline| hold_until.min(deadline));
+        let began = Instant::now();
+        let mut until = began + self.hold();
         let unanswered = Mutex::new(HashSet::new());
         loop {
-            self.wait_for_engines(job, until).await?;
+            if grant.is_none() && self.queues(&job.submit) {
+                // Its turn was spent on engines that did not take it.
+                grant = Some(self.granted(job, deadline, job.deployment.enter_again()).await?);
+                until = Instant::now() + self.hold();
+            }
+            in_time(deadline, self.wait_for_engines(job, until)).await??;
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Err(too_late());
             }
@@ -90,7 +98,39 @@ impl RouterActor {
                 Err(Fault { code: FaultCode::NoInstance, .. }) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
                 }
+                Err(Fault { code: FaultCode::Overloaded, .. }) if self.is_patient(began) => {
+                    in_time(deadline, tokio::time::sleep(FULL_PAUSE)).await?;
+                }
                 outcome => return outcome,
+            }
+        }
+    }
+
+    /// Engines that are all full are offered the request again: for as long as it takes, where requests queue.
+    fn is_patient(&self, began: Instant) -> bool {
+        self.settings.queue_above > 0.0 || began.elapsed() < DISPATCH_WITHIN
+    }
+
+    /// Somebody reads an answer that has begun; who names an engine waits there; what may kill engines has a queue of
+    /// its own.
+    pub(super) fn queues(&self, submit: &Submit) -> bool {
+        let has_begun = submit.choices.iter().any(|choice| !choice.output.is_empty());
+        self.settings.queue_above > 0.0 && !has_begun && !submit.alone && submit.routing.pin.is_none()
+    }
+
+    fn hold(&self) -> Duration {
+        Duration::from_secs(self.settings.hold_when_empty)
+    }
+
+    async fn granted(&self, job: &Job, deadline: Option<Instant>, turn: Turn) -> Result<Grant, Fault> {
+        match turn {
+            Turn::Now(grant) => Ok(grant),
+            Turn::Later(waiting) => {
+                self.note(&job.envelope, &job.submit, Fate::Queued, job.taken.elapsed(), None);
+                tokio::select! {
+                    turn = in_time(deadline, waiting.turn()) => turn?,
+                    () = job.deployment.forsaken(job.taken, self.hold()) => Err(nobody()),
+                }
             }
         }
     }
@@ -107,20 +147,31 @@ impl RouterActor {
 
     async fn wait_for_engines(&self, job: &Job, until: Instant) -> Result<(), Fault> {
         let mut changed = job.deployment.changed();
+        let pin = job.submit.routing.pin.as_ref();
         let lacking = || {
             let state = job.deployment.lock();
-            match &job.submit.routing.pin {
-                Some(pin) if state.decode.member(pin).is_none() => {
-                    Some(format!("the engine '{pin}' is not alive"))
+            pin.map_or(state.decode.is_empty(), |pin| state.decode.member(pin).is_none())
+        };
+        let over = async {
+            match pin {
+                Some(pin) => {
+                    tokio::time::sleep_until(until.into()).await;
+                    absent(format!("the engine '{pin}' is not alive"))
                 }
-                Some(_) => None,
-                None => state.decode.is_empty().then(|| "no engine of this model is alive".to_owned()),
+                None => {
+                    job.deployment.forsaken(job.taken, self.hold()).await;
+                    nobody()
+                }
             }
         };
-        while let Some(text) = lacking() {
-            match tokio::time::timeout_at(until.into(), changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return Err(Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS)),
+        let mut over = std::pin::pin!(over);
+        if lacking() {
+            self.note(&job.envelope, &job.submit, Fate::Held, job.taken.elapsed(), None);
+        }
+        while lacking() {
+            tokio::select! {
+                _ = changed.changed() => {}
+                fault = &mut over => return Err(fault),
             }
         }
         Ok(())
@@ -227,6 +278,14 @@ impl RouterActor {
 
 fn patience(job: &Job) -> usize {
     if job.submit.alone { UNANSWERED_ALONE } else { UNANSWERED_AT_MOST }
+}
+
+fn nobody() -> Fault {
+    absent("no engine of this model is alive".to_owned())
+}
+
+fn absent(text: String) -> Fault {
+    Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS)
 }
 
 fn silent() -> Fault {

@@ -1,13 +1,13 @@
 //! Decisions: counted, kept to be read back, recorded; and what engines found of what was predicted.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use messages::{InstanceId, load::Started};
+use messages::{Envelope, Fault, InstanceId, load::Started, submit::Submit};
 use metrics::{Counter, Histogram};
 
 use super::{Job, RouterActor};
 use crate::{
-    decisions::{Basis, Decision, Outcome},
+    decisions::{Basis, Decision, Fate, KEPT, Note, Outcome},
     deployment::{Choice, Deployment, SHOWN},
     policy::Policy,
 };
@@ -47,17 +47,16 @@ impl Meters {
 impl RouterActor {
     pub(super) fn explain(&self, job: &Job, number: u64, choice: Choice) {
         self.meters.count(&choice);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut decision = Decision {
             number,
             router: self.context.me.instance.clone(),
-            at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            at_ms: unix_ms(),
             request: job.envelope.request,
             attempt: job.envelope.attempt,
             label: job.envelope.label.clone(),
             tenant: job.submit.routing.tenant.clone(),
             pool: job.submit.pool.clone(),
-            held_us: u64::try_from(job.taken.elapsed().as_micros()).unwrap_or(u64::MAX),
+            held_us: micros(job.taken.elapsed()),
             basis: choice.basis,
             policy: choice.policy,
             weights: choice.weights,
@@ -80,11 +79,46 @@ impl RouterActor {
         self.ledger.lock().enter(decision, shortlist);
     }
 
-    /// The decisions about a request, by bus id or label, as JSON.
-    pub fn decisions_about(&self, name: &str) -> Option<serde_json::Value> {
-        let ledger = self.ledger.lock();
-        let about = ledger.about(name);
-        if about.is_empty() { None } else { serde_json::to_value(about).ok() }
+    /// What became of a request that is not dispatched.
+    pub(super) fn note(
+        &self,
+        envelope: &Envelope,
+        submit: &Submit,
+        outcome: Fate,
+        held: Duration,
+        why: Option<Fault>,
+    ) {
+        self.notes.lock().put(Note {
+            router: self.context.me.instance.clone(),
+            at_ms: unix_ms(),
+            request: envelope.request,
+            attempt: envelope.attempt,
+            label: envelope.label.clone(),
+            tenant: submit.routing.tenant.clone(),
+            pool: submit.pool.clone(),
+            outcome,
+            held_us: micros(held),
+            why,
+        });
+    }
+
+    /// The decisions about a request, by bus id or label, as JSON, and what became of attempts without one.
+    ///
+    /// # Errors
+    /// If this router knows of none.
+    pub fn decisions_about(&self, name: &str) -> Result<serde_json::Value, String> {
+        let (ledger, notes) = (self.ledger.lock(), self.notes.lock());
+        let decisions = ledger.about(name).into_iter().map(serde_json::to_value);
+        let notes = notes.about(name).into_iter().map(serde_json::to_value);
+        let about: Vec<_> = decisions.chain(notes).filter_map(Result::ok).collect();
+        if about.is_empty() {
+            return Err(format!(
+                "{} knows of no request '{name}'. Each router keeps its own decisions, the last {KEPT} dispatches, and \
+                 as many requests that it queued, held or refused: ask the others too.",
+                self.context.me.instance
+            ));
+        }
+        Ok(about.into())
     }
 
     /// Compares what was predicted with what the engine found; asks for its cache anew if the index is far off.
@@ -108,6 +142,15 @@ impl RouterActor {
             }
         }
     }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn yes_no(yes: bool) -> &'static str {

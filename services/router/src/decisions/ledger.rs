@@ -1,11 +1,11 @@
 use std::collections::VecDeque;
 
-use messages::{InstanceId, load::Started};
+use messages::{InstanceId, RequestId, load::Started};
 
 use super::{Decision, Outcome, Shortlist};
 
 /// Decisions that can be read back.
-const KEPT: usize = 4096;
+pub const KEPT: usize = 4096;
 
 /// The last decisions of this router, by number.
 #[derive(Debug)]
@@ -54,8 +54,9 @@ impl Ledger {
 
     /// Every decision about a request, by bus id or by the client's label, oldest first.
     pub fn about(&self, name: &str) -> Vec<Decision> {
+        let id = name.parse::<RequestId>().ok();
         let is_it = |Entry { decision, .. }: &&Entry| {
-            decision.label.as_deref() == Some(name) || decision.request.to_string() == name
+            decision.label.as_deref() == Some(name) || Some(decision.request) == id
         };
         self.entries.iter().filter(is_it).map(Entry::write_out).collect()
     }

@@ -1,10 +1,9 @@
 use std::{
-    fs::OpenOptions,
-    io::{BufWriter, Write},
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::JoinHandle,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -13,9 +12,11 @@ use super::Decision;
 
 /// Decisions that may wait to be written; more are left out and counted.
 const WAITING: usize = 1024;
-const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// Bytes from which on lines are written without waiting for more.
+const BATCH: usize = 64 << 10;
 
-/// Appends decisions to a file, one JSON object a line, on a thread of its own.
+/// Appends decisions to a file, one JSON object a line, on a thread of its own. Several routers may share a file: each
+/// write appends whole lines.
 pub struct Recorder {
     waiting: Option<SyncSender<Decision>>,
     writer: Option<JoinHandle<()>>,
@@ -25,12 +26,11 @@ impl Recorder {
     /// # Errors
     /// If the file cannot be opened.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.with_context(|| format!("--record-decisions {} cannot be opened", path.display()))?;
+        let file = append(path)
+            .with_context(|| format!("--record-decisions {} cannot be opened", path.display()))?;
         let (sender, waiting) = sync_channel(WAITING);
-        let writer = std::thread::Builder::new()
-            .name("decisions".to_owned())
-            .spawn(move || write(BufWriter::new(file), &waiting))?;
+        let writer =
+            std::thread::Builder::new().name("decisions".to_owned()).spawn(move || write(file, &waiting))?;
         Ok(Self { waiting: Some(sender), writer: Some(writer) })
     }
 
@@ -52,17 +52,38 @@ impl Drop for Recorder {
     }
 }
 
+fn append(path: &Path) -> io::Result<File> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last != [b'\n'] {
+        // Somebody died over this line.
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
+/// Writes what waits, all of it at once.
 fn write(mut file: impl Write, waiting: &Receiver<Decision>) {
-    loop {
-        let written = match waiting.recv_timeout(FLUSH_EVERY) {
-            Ok(decision) => serde_json::to_writer(&mut file, &decision)
-                .map_err(std::io::Error::from)
-                .and_then(|()| file.write_all(b"\n")),
-            Err(RecvTimeoutError::Timeout) => file.flush(),
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        if let Err(error) = written {
-            tracing::warn!(%error, "decision not recorded");
+    let mut lines = Vec::new();
+    while let Ok(first) = waiting.recv() {
+        lines.clear();
+        let mut next = Some(first);
+        while let Some(decision) = next {
+            let whole = lines.len();
+            if let Err(error) = serde_json::to_writer(&mut lines, &decision) {
+                tracing::warn!(%error, "decision not recorded");
+                lines.truncate(whole);
+            } else {
+                lines.push(b'\n');
+            }
+            next = if lines.len() < BATCH { waiting.try_recv().ok() } else { None };
+        }
+        if let Err(error) = file.write_all(&lines) {
+            tracing::warn!(%error, "decisions not recorded");
         }
     }
 }

@@ -5,7 +5,7 @@ use messages::InstanceId;
 use serde::Serialize;
 
 use super::{Basis, Decision};
-use crate::policy::{Candidate, Demand, Policy, Pricer};
+use crate::policy::{Candidate, Policy, Pricer};
 
 /// Decisions of a file under their own policy and under another.
 #[derive(Debug, PartialEq, Serialize)]
@@ -13,11 +13,25 @@ pub struct Replayed {
     pub decisions: usize,
     /// Pinned or shortened ones, which leave nothing to decide again.
     pub skipped: usize,
+    /// Lines that break off: whoever wrote them was interrupted.
+    pub truncated: usize,
+    /// Decided by the request's session, then and now.
+    pub by_session: usize,
     /// Share that would have gone to the same engine.
     pub same: f64,
     pub recorded: Tally,
     pub replayed: Tally,
+    pub not_reproduced: [&'static str; 5],
 }
+
+/// What a replay leaves out.
+const NOT_REPRODUCED: [&str; 5] = [
+    "what follows from a choice: caches and loads of each moment are those of the record",
+    "chance: ties, temperature and the draws of random and power-of-two are drawn anew",
+    "turns: round-robin begins with the first engine by name",
+    "engines passed over because a request that engines had died under ran there",
+    "where prompts are computed: whether a prefill instance would have been named is not decided again",
+];
 
 /// What a policy made of the recorded moments.
 #[derive(Debug, Default, PartialEq, Serialize)]
@@ -30,19 +44,25 @@ pub struct Tally {
     pub busiest: f64,
 }
 
-/// Decides every recorded moment again under `policy`, with the weights of the record. Each moment is taken as it was:
-/// caches and loads do not follow the other policy's choices.
+/// Decides every recorded moment again under `policy`, with the weights of the record; requests of a session by their
+/// session. Each moment is taken as it was: caches and loads do not follow the other policy's choices.
 ///
 /// # Errors
-/// If a line is no recorded decision.
+/// If a whole line is no recorded decision.
 pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
     let (mut recorded, mut replayed) = (Counter::default(), Counter::default());
-    let (mut decisions, mut skipped, mut same) = (0, 0, 0);
+    let (mut decisions, mut skipped, mut truncated, mut by_session, mut same) = (0, 0, 0, 0, 0);
     let mut pricer: Option<Pricer> = None;
     let (mut seen, mut costs) = (Vec::new(), Vec::new());
-    for (number, line) in file.lines().enumerate() {
-        let decision: Decision =
-            serde_json::from_str(&line?).with_context(|| format!("line {}", number + 1))?;
+    for (number, line) in file.split(b'\n').enumerate() {
+        let decision: Decision = match serde_json::from_slice(&line?) {
+            Ok(decision) => decision,
+            Err(error) if error.is_eof() => {
+                truncated += 1;
+                continue;
+            }
+            Err(error) => return Err(error).with_context(|| format!("line {}", number + 1)),
+        };
         let chosen = decision.candidates.iter().position(|candidate| candidate.instance == decision.chosen);
         let Some(chosen) = chosen.filter(|_| decision.basis != Basis::Pin && decision.left_out == 0) else {
             skipped += 1;
@@ -55,17 +75,33 @@ pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
         seen.clear();
         seen.extend(candidates.iter().map(|candidate| candidate.seen));
         let pricer = pricer.get_or_insert_with(|| Pricer::new(policy, decision.weights, 0));
-        // The policy is on trial, whatever sessions said.
-        let demand = Demand { session: false, ..decision.demand };
-        pricer.price(&demand, seen.iter().copied(), &mut costs);
+        pricer.price(&decision.demand, seen.iter().copied(), &mut costs);
+        let doubted = |place: usize| candidates[place].doubted;
+        if !(0..costs.len()).all(doubted) {
+            costs
+                .iter_mut()
+                .enumerate()
+                .filter(|(place, _)| doubted(*place))
+                .for_each(|(_, cost)| *cost = f64::INFINITY);
+        }
         let Some(other) = pricer.pick(&costs) else { continue };
         decisions += 1;
+        by_session += usize::from(decision.demand.session);
         same += usize::from(candidates[other].instance == decision.chosen);
         recorded.count(&decision, &decision.chosen, &decision.candidates[chosen].seen);
         replayed.count(&decision, &candidates[other].instance, &seen[other]);
     }
     let same = same as f64 / decisions.max(1) as f64;
-    Ok(Replayed { decisions, skipped, same, recorded: recorded.tally(), replayed: replayed.tally() })
+    Ok(Replayed {
+        decisions,
+        skipped,
+        truncated,
+        by_session,
+        same,
+        recorded: recorded.tally(),
+        replayed: replayed.tally(),
+        not_reproduced: NOT_REPRODUCED,
+    })
 }
 
 #[derive(Default)]

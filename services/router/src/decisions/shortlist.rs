@@ -3,7 +3,7 @@ use std::sync::Arc;
 use messages::lease::Lease;
 
 use super::Considered;
-use crate::policy::{Candidate, Demand, Weights};
+use crate::policy::{Candidate, Demand, UNDRAWN, Weights};
 
 /// The engines that a decision chose among. All decisions share it until somebody comes or goes.
 pub type Roster = Arc<[Arc<Lease>]>;
@@ -37,7 +37,7 @@ impl Shortlist {
         let considered = self.shown.iter().map(|&Shown { place, seen, cost, tried, doubted }| Considered {
             instance: self.roster[place as usize].instance.clone(),
             seen,
-            cost,
+            cost: Some(cost).filter(|cost| *cost < UNDRAWN),
             terms: self.least.map(|least| weights.terms(demand, &seen, least)),
             tried,
             doubted,

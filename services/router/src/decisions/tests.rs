@@ -10,7 +10,7 @@ fn considered(instance: &str, overlap_blocks: u32, requests: u32) -> Considered 
     Considered {
         instance: id(instance),
         seen: Candidate { overlap_blocks, requests, ..Candidate::default() },
-        cost: f64::from(40 - overlap_blocks),
+        cost: Some(f64::from(40 - overlap_blocks)),
         terms: None,
         tried: false,
         doubted: false,
@@ -55,8 +55,12 @@ fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
     assert!(ledger.started(&id("a"), &started).is_some());
     let about = ledger.about("label-2");
     assert_eq!((about.len(), about[0].outcome, about[0].cached_tokens), (1, Outcome::Accepted, Some(464)));
-    let by_id = about[0].request.to_string();
-    assert_eq!(ledger.about(&by_id)[0].number, 2);
+    let request = about[0].request;
+    let as_recorded = serde_json::to_value(request).unwrap();
+    assert!(as_recorded.as_str().unwrap().contains('-'));
+    for name in [request.to_string().as_str(), as_recorded.as_str().unwrap()] {
+        assert_eq!(ledger.about(name)[0].number, 2);
+    }
 }
 
 #[test]
@@ -81,7 +85,8 @@ fn a_shortlist_is_written_out_when_the_decision_is_read() {
     ledger.enter(Decision { candidates: Vec::new(), ..decision(1, "b") }, Some(shortlist));
     let read = ledger.about("label-1").remove(0);
     let terms = Some(weights.terms(&read.demand, &seen, 100));
-    let expected = Considered { instance: id("b"), seen, cost: 7.0, terms, tried: false, doubted: true };
+    let expected =
+        Considered { instance: id("b"), seen, cost: Some(7.0), terms, tried: false, doubted: true };
     assert_eq!((read.candidates, read.left_out), (vec![expected], 1));
 }
 
@@ -111,6 +116,74 @@ fn recorded_decisions_replay_under_another_policy() {
     assert!(turns.replayed.cached_share < turns.recorded.cached_share);
     let idlest = replay(read(), Policy::LeastLoaded).unwrap();
     assert_eq!((idlest.same, idlest.replayed.cached_share), (0.0, 0.0));
+}
+
+#[test]
+fn routers_that_share_a_file_write_whole_lines_while_they_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("decisions");
+    std::fs::write(&path, r#"{"number": 1, "rou"#).unwrap();
+    let recorders: Vec<Recorder> = (0..4).map(|_| Recorder::open(&path).unwrap()).collect();
+    let each = 200;
+    std::thread::scope(|scope| {
+        for recorder in &recorders {
+            scope.spawn(move || (0..each).for_each(|number| recorder.record(decision(number, "a"))));
+        }
+    });
+    let read = || replay(std::io::BufReader::new(std::fs::File::open(&path).unwrap()), Policy::Kv).unwrap();
+    while read().decisions < 4 * each as usize {
+        std::thread::yield_now();
+    }
+    drop(recorders);
+    assert_eq!((read().decisions, read().truncated), (4 * each as usize, 1));
+}
+
+#[test]
+fn a_session_replays_as_a_session_and_doubted_engines_are_passed_over() {
+    let ranked = |instance, session_rank, doubted| {
+        let seen = Candidate { session_rank, ..considered(instance, 30, 0).seen };
+        Considered { seen, doubted, ..considered(instance, 30, 0) }
+    };
+    let home = Decision {
+        basis: Basis::Session,
+        demand: Demand { session: true, ..decision(1, "b").demand },
+        candidates: vec![ranked("a", 1, false), ranked("b", 2 << 60, false), ranked("c", 3 << 60, true)],
+        ..decision(1, "b")
+    };
+    let line = serde_json::to_string(&home).unwrap() + "\n";
+    let replayed = replay(line.as_bytes(), Policy::LeastLoaded).unwrap();
+    assert_eq!((replayed.by_session, replayed.same), (1, 1.0));
+    assert!(replayed.not_reproduced.iter().any(|what| what.contains("ties")));
+}
+
+#[test]
+fn who_was_not_dispatched_is_told_of_until_it_is() {
+    let mut notes = Notes::default();
+    let note = |request, fate| Note {
+        router: id("router-1"),
+        at_ms: 0,
+        request,
+        attempt: Attempt::FIRST,
+        label: Some("label".to_owned()),
+        tenant: None,
+        pool: Pool::of_model("m", "00"),
+        outcome: fate,
+        held_us: 7,
+        why: None,
+    };
+    let (waits, refused) = (RequestId::mint(), RequestId::mint());
+    notes.put(note(waits, Fate::Queued));
+    notes.put(note(refused, Fate::Queued));
+    notes.put(note(refused, Fate::Refused));
+    let outcomes = |notes: &Notes, name: &str| -> Vec<Fate> {
+        notes.about(name).iter().map(|note| note.outcome).collect()
+    };
+    assert_eq!(outcomes(&notes, &refused.to_string()), [Fate::Refused]);
+    assert_eq!(outcomes(&notes, "label").len(), 2);
+    notes.drop_of(waits, Attempt::FIRST);
+    assert_eq!(outcomes(&notes, "label"), [Fate::Refused]);
+    (0..5000).for_each(|_| notes.put(note(RequestId::mint(), Fate::Refused)));
+    assert!(outcomes(&notes, &refused.to_string()).is_empty(), "the oldest are forgotten");
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn the_engine_that_holds_the_prompt_is_chosen_and_the_choice_explained() {
     let (best, next) = (&considered[0], &considered[1]);
     assert_eq!((best.instance.as_str(), best.seen.overlap_blocks), ("b", 3));
     let terms = |considered: &Considered| considered.terms.unwrap().total();
-    assert!(terms(best) < terms(next) && (terms(best) - best.cost).abs() < 1e-9);
+    assert!(terms(best) < terms(next) && (terms(best) - best.cost.unwrap()).abs() < 1e-9);
 }
 
 #[test]
@@ -197,6 +197,52 @@ async fn a_request_waits_for_room_and_goes_when_an_engine_reports_it() {
 }
 
 #[tokio::test]
+async fn while_no_engine_lives_requests_queue_and_a_new_engine_gets_no_more_than_it_has_room_for() {
+    let here = deployment(&RouterSettings { max_queued_requests: 4, ..settings() }, &[], &[]);
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let Ok(Turn::Later(place)) = here.enter(claim("t")) else { panic!("nobody could take it") };
+        waiting.push(place);
+    }
+    assert!(here.enter(claim("t")).is_err(), "the queue is full");
+    let told = Lease { max_running: Some(1), max_queued: Some(1), ..Lease::clone(&lease(Role::Decode, "a")) };
+    here.lock().decode.sync(&[Arc::new(told)]);
+    here.stir();
+    assert_eq!(here.lock().queued(), 2);
+}
+
+#[tokio::test]
+async fn what_no_engine_took_goes_before_all_that_have_had_no_turn() {
+    let here = nearly_full(&RouterSettings { max_queued_requests: 1, ..settings() }, 0);
+    let Ok(Turn::Later(first)) = here.enter(claim("t")) else { panic!("full") };
+    let Turn::Later(again) = here.enter_again() else { panic!("full") };
+    let room = Load { queued: 1, ..load("a", 3, 8) };
+    here.lock().decode.heard_load(room, &id("router-1"), Instant::now());
+    here.stir();
+    let granted = again.turn().await;
+    assert!(granted.is_ok() && here.lock().queued() == 1);
+    drop((granted, first));
+}
+
+#[tokio::test]
+async fn who_waits_is_forsaken_only_while_no_engine_lives() {
+    let here = deployment(&settings(), &[], &[]);
+    let began = Instant::now();
+    here.forsaken(began, Duration::ZERO).await;
+    here.lock().decode.sync(&[lease(Role::Decode, "a")]);
+    here.stir();
+    let waits = tokio::spawn({
+        let here = here.clone();
+        async move { here.forsaken(began, Duration::ZERO).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    here.lock().decode.sync(&[]);
+    here.stir();
+    waits.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_turn_that_nobody_takes_goes_to_the_next() {
     let here = nearly_full(&settings(), 1);
     let Ok(Turn::Now(first)) = here.enter(claim("t")) else { panic!("there is room for one") };
@@ -281,6 +327,16 @@ fn policies_other_than_kv_explain_without_terms() {
     let here = deployment(&turns, &["a", "b"], &[]);
     let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
     assert!(choice.considered().iter().all(|considered| considered.terms.is_none()));
+}
+
+#[test]
+fn candidates_that_were_not_drawn_show_no_cost() {
+    let here =
+        deployment(&RouterSettings { policy: Policy::PowerOfTwo, ..settings() }, &["a", "b", "c"], &[]);
+    let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
+    let considered = choice.considered();
+    let drawn = considered.iter().filter(|considered| considered.cost.is_some()).count();
+    assert_eq!((drawn, considered.len()), (2, 3));
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub struct Grant(Arc<Deployment>);
 /// A place in the queue, given up when dropped.
 pub struct Waiting {
     deployment: Arc<Deployment>,
-    claim: Claim,
+    /// `None`: it has come back.
+    claim: Option<Claim>,
     place: Place,
     told: oneshot::Receiver<()>,
 }
@@ -42,8 +43,7 @@ impl Deployment {
     /// [`FaultCode::Overloaded`] if too many wait already.
     pub fn enter(self: &Arc<Self>, claim: Claim) -> Result<Turn, Fault> {
         let mut state = self.lock();
-        // With nobody alive there is nothing to queue for: such requests are held elsewhere.
-        if state.decode.is_empty() || (state.queue.is_empty() && state.has_room()) {
+        if state.queue.is_empty() && state.has_room() {
             state.granted += 1;
             return Ok(Turn::Now(Grant(self.clone())));
         }
@@ -51,13 +51,27 @@ impl Deployment {
         match state.queue.enter(&claim, waiter) {
             Entered::Waits(place) | Entered::WaitsInsteadOf(place, _) => {
                 metrics::counter!("stator_router_queued_total").increment(1);
-                Ok(Turn::Later(Waiting { deployment: self.clone(), claim, place, told }))
+                state.watch_queue();
+                Ok(Turn::Later(Waiting { deployment: self.clone(), claim: Some(claim), place, told }))
             }
             Entered::Full(_) => Err(state.full()),
         }
     }
 
-    /// A turn out of turn: for what has waited before, or may go to one engine only.
+    /// Another turn for what had one and found no engine that took it: it goes before all that have had none.
+    pub fn enter_again(self: &Arc<Self>) -> Turn {
+        let mut state = self.lock();
+        if !state.queue.has_returned() && state.has_room() {
+            state.granted += 1;
+            return Turn::Now(Grant(self.clone()));
+        }
+        let (waiter, told) = oneshot::channel();
+        let place = state.queue.come_back(waiter);
+        state.watch_queue();
+        Turn::Later(Waiting { deployment: self.clone(), claim: None, place, told })
+    }
+
+    /// A turn out of turn: for an answer that has begun, or what may go to one engine only.
     pub fn at_once(self: &Arc<Self>) -> Grant {
         self.lock().granted += 1;
         Grant(self.clone())
@@ -84,7 +98,11 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut state = self.deployment.lock();
-        let waited = state.queue.leave(&self.claim, self.place).is_some();
+        let waited = match &self.claim {
+            Some(claim) => state.queue.leave(claim, self.place).is_some(),
+            None => state.queue.leave_again(self.place).is_some(),
+        };
+        state.watch_queue();
         // Told and not heard: the turn goes to the next.
         if !waited && self.told.try_recv().is_ok() {
             state.granted = state.granted.saturating_sub(1);
@@ -102,7 +120,7 @@ impl Drop for Grant {
 }
 
 impl State {
-    /// Whether engines have room for one more than those that have a turn.
+    /// Whether engines have room for one more than those that have a turn. Without a queue there always is.
     fn has_room(&self) -> bool {
         if self.queue_above <= 0.0 {
             return true;
@@ -125,33 +143,77 @@ impl State {
                 self.rate.note(Instant::now());
             }
         }
+        self.watch_queue();
+    }
+
+    /// After a change of the queue.
+    fn watch_queue(&mut self) {
+        self.rate.watch(!self.queue.is_empty(), Instant::now());
     }
 
     fn full(&self) -> Fault {
         let waiting = self.queue.len();
         let text = format!("{waiting} requests wait for engines of this model");
-        let wait = self.rate.time_for(waiting);
+        let wait = self.rate.time_for(waiting, Instant::now());
         let wait = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         Fault::new(FaultCode::Overloaded, text)
             .retry_after(wait.clamp(*RETRY_AFTER.start(), *RETRY_AFTER.end()))
     }
 }
 
-/// How fast the queue moves.
+/// How fast the queue moves while anything waits in it.
 #[derive(Debug, Default)]
-pub(super) struct Rate(VecDeque<Instant>);
+pub(super) struct Rate {
+    /// By the time that something had waited until then.
+    departures: VecDeque<Duration>,
+    waited: Duration,
+    waits_since: Option<Instant>,
+}
 
 impl Rate {
-    fn note(&mut self, now: Instant) {
-        if self.0.len() == RATE_OVER {
-            self.0.pop_front();
+    /// From now on something waits, or nothing does.
+    fn watch(&mut self, waits: bool, now: Instant) {
+        if !waits {
+            self.waited = self.waited(now);
+            self.waits_since = None;
+        } else if self.waits_since.is_none() {
+            self.waits_since = Some(now);
         }
-        self.0.push_back(now);
+    }
+
+    fn waited(&self, now: Instant) -> Duration {
+        self.waited + self.waits_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    fn note(&mut self, now: Instant) {
+        if self.departures.len() == RATE_OVER {
+            self.departures.pop_front();
+        }
+        self.departures.push_back(self.waited(now));
     }
 
     /// What so many departures have taken lately.
-    fn time_for(&self, requests: usize) -> Duration {
-        let Some(oldest) = self.0.front() else { return Duration::ZERO };
-        oldest.elapsed().mul_f64(requests as f64 / self.0.len() as f64)
+    fn time_for(&self, requests: usize, now: Instant) -> Duration {
+        let Some(oldest) = self.departures.front() else { return Duration::ZERO };
+        let over = self.waited(now).saturating_sub(*oldest);
+        over.mul_f64(requests as f64 / self.departures.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_nothing_waits_does_not_slow_the_queue_down() {
+        let (mut rate, began) = (Rate::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        rate.watch(true, at(0));
+        (1..=4).for_each(|second| rate.note(at(second)));
+        rate.watch(false, at(4));
+        let busy = rate.time_for(8, at(4));
+        assert_eq!(busy, Duration::from_secs(6));
+        rate.watch(true, at(1000));
+        assert_eq!(rate.time_for(8, at(1000)), busy);
     }
 }

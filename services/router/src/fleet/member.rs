@@ -42,11 +42,17 @@ impl Member {
         due.then(|| self.lease.clone())
     }
 
-    /// Requests that it may have before more are held; without a report there is no limit.
+    /// Requests that it may have before more are held: `above` times those that it runs at once, and no more than it
+    /// lets wait. Before its first report the lease tells; without either there is no limit.
     pub fn room(&self, above: f64) -> u32 {
-        let burden = self.load.burden();
-        let limit = |running: u32| (f64::from(running) * above).ceil() as u32;
-        self.load.reported().map_or(u32::MAX, |load| limit(load.max_running).saturating_sub(burden.requests))
+        let reported = self.load.reported().map(|load| (load.max_running, load.max_queued));
+        reported.or(self.lease.max_running.zip(self.lease.max_queued)).map_or(
+            u32::MAX,
+            |(running, queued)| {
+                let limit = (f64::from(running) * above).ceil() as u32;
+                limit.min(running.saturating_add(queued)).saturating_sub(self.load.burden().requests)
+            },
+        )
     }
 
     /// Whether KV pages mean the same to both. Of whom nothing is known will say so when asked for pages.

@@ -86,4 +86,14 @@ fn a_full_engine_has_no_room() {
     assert_eq!(fleet.members()[0].room(1.25), u32::MAX, "nothing is known of it yet");
     fleet.heard_load(load("a", 1, 7), &id("router-1"), Instant::now());
     assert_eq!(fleet.members()[0].room(1.25), 3);
+    fleet.heard_load(Load { max_queued: 1, ..load("a", 2, 7) }, &id("router-1"), Instant::now());
+    assert_eq!(fleet.members()[0].room(1.25), 2, "it lets one wait and no more");
+}
+
+#[test]
+fn the_lease_says_how_much_an_engine_takes_before_its_first_report() {
+    let mut fleet = Fleet::new(None);
+    let told = Lease { max_running: Some(4), max_queued: Some(9), ..Lease::clone(&lease("a")) };
+    fleet.sync(&[Arc::new(told)]);
+    assert_eq!(fleet.members()[0].room(1.25), 5);
 }

@@ -2,8 +2,8 @@ use std::collections::VecDeque;
 
 use super::{Claim, Place};
 
-/// Tokens that a tenant gains with each turn.
-const QUANTUM: u32 = 2048;
+/// Tokens that a tenant gains with each turn: less than most requests take, so that tenants alternate by requests.
+const QUANTUM: u32 = 64;
 
 /// Requests of one priority.
 #[derive(Debug)]
@@ -18,6 +18,13 @@ struct Tenant<T> {
     /// Tokens that it may still take in this turn.
     deficit: u32,
     waiting: VecDeque<(Place, u32, T)>,
+}
+
+impl<T> Tenant<T> {
+    /// What its next request takes.
+    fn next_tokens(&self) -> u32 {
+        self.waiting.front().map_or(0, |(_, tokens, _)| *tokens)
+    }
 }
 
 impl<T> Default for Level<T> {
@@ -44,9 +51,10 @@ impl<T> Level<T> {
     }
 
     pub fn pop(&mut self) -> Option<T> {
+        self.skip_rounds();
         loop {
             let tenant = self.tenants.front_mut()?;
-            let tokens = tenant.waiting.front().map_or(0, |(_, tokens, _)| *tokens);
+            let tokens = tenant.next_tokens();
             if tokens > tenant.deficit {
                 tenant.deficit = tenant.deficit.saturating_add(QUANTUM);
                 self.tenants.rotate_left(1);
@@ -58,6 +66,16 @@ impl<T> Level<T> {
                 self.tenants.pop_front();
             }
             return item.map(|(.., item)| item);
+        }
+    }
+
+    /// Rounds in which nobody could go, all at once.
+    fn skip_rounds(&mut self) {
+        let short =
+            self.tenants.iter().map(|tenant| tenant.next_tokens().saturating_sub(tenant.deficit)).min();
+        let gain = short.unwrap_or(0).saturating_sub(1) / QUANTUM * QUANTUM;
+        for tenant in &mut self.tenants {
+            tenant.deficit = tenant.deficit.saturating_add(gain);
         }
     }
 

@@ -32,6 +32,15 @@ fn shares_are_of_tokens_not_of_requests() {
 }
 
 #[test]
+fn tenants_with_small_requests_alternate() {
+    let mut queue = Queue::new(100);
+    fill(&mut queue, "a", 80, 20);
+    fill(&mut queue, "b", 80, 2);
+    let first: Vec<String> = (0..5).filter_map(|_| queue.pop()).collect();
+    assert!(first.contains(&"b0".to_owned()) && first.contains(&"b1".to_owned()), "{first:?}");
+}
+
+#[test]
 fn higher_priorities_go_first_and_a_tenants_own_stay_in_order() {
     let mut queue = Queue::new(10);
     fill(&mut queue, "a", 100, 2);

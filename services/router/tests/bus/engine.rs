@@ -8,7 +8,7 @@ use std::{
 use actors::{bus::Bus, lease};
 use futures_util::StreamExt;
 use messages::{
-    InstanceId, Pool, Role, codec,
+    Fault, FaultCode, InstanceId, Pool, Role, codec,
     kv::{KvChange, KvEvents, KvSnapshot},
     lease::{Lease, State},
     load::Load,
@@ -16,6 +16,15 @@ use messages::{
     submit::{Custody, Submit},
 };
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
+
+/// How an engine answers offers.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Takes,
+    Mute,
+    /// Refuses the first of them: it is full.
+    FullFor(usize),
+}
 
 pub struct Engine {
     bus: Bus,
@@ -34,15 +43,20 @@ struct Cache {
 impl Engine {
     /// Its lease holds for as long as the test runs.
     pub async fn start(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>) -> Self {
-        Self::begin(bus, pool, blocks, false).await
+        Self::begin(bus, pool, blocks, Manner::Takes).await
     }
 
     /// One that takes requests without a word.
     pub async fn start_mute(bus: &Bus, pool: &Pool) -> Self {
-        Self::begin(bus, pool, [], true).await
+        Self::begin(bus, pool, [], Manner::Mute).await
     }
 
-    async fn begin(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>, mute: bool) -> Self {
+    /// One that says of the first so many requests that it is full.
+    pub async fn start_full(bus: &Bus, pool: &Pool, refusals: usize) -> Self {
+        Self::begin(bus, pool, [], Manner::FullFor(refusals)).await
+    }
+
+    async fn begin(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>, manner: Manner) -> Self {
         let (ns, instance) = (bus.namespace(), InstanceId::draw(Role::Decode));
         let cache = Arc::new(Mutex::new(Cache { blocks: blocks.into_iter().collect(), next: 0 }));
         let mut questions =
@@ -64,11 +78,19 @@ impl Engine {
         let (taking, taken) = mpsc::channel(1024);
         let (answers, me) = (bus.clone(), instance.clone());
         tokio::spawn(async move {
+            let mut left = if let Manner::FullFor(refusals) = manner { refusals } else { 0 };
             while let Some(request) = requests.next().await {
+                if left > 0 {
+                    left -= 1;
+                    let refused = Custody::Refused(Fault::new(FaultCode::Overloaded, "full"));
+                    let to = request.reply.into_iter();
+                    to.for_each(|to| answers.reply(to.to_string(), codec::encode(&refused)));
+                    continue;
+                }
                 let accepted = Custody::Accepted { instance: me.clone() };
                 request
                     .reply
-                    .filter(|_| !mute)
+                    .filter(|_| manner != Manner::Mute)
                     .into_iter()
                     .for_each(|to| answers.reply(to.to_string(), codec::encode(&accepted)));
                 let _ = taking.try_send(codec::decode(&request.payload).unwrap());

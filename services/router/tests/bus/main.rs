@@ -12,12 +12,14 @@ use std::{
 
 use actors::{
     bus::{Bus, BusOptions},
+    custody::{hand_over, prefer},
     process::ProcessSettings,
+    suspects::Suspects,
 };
 use engine::Engine;
 use futures_util::StreamExt;
 use messages::{
-    Envelope, FaultCode, Pool, RequestId, Role,
+    Envelope, FaultCode, InstanceId, Pool, RequestId, Role,
     block::ClusterKey,
     codec,
     frame::{Body, TextBatch, TextDelta},
@@ -75,16 +77,21 @@ fn chain(engine: &Engine, submit: &Submit) -> Vec<u64> {
 
 /// Hands a request to the router; the id under which it can be asked about.
 async fn send(bus: &Bus, submit: &Submit) -> RequestId {
+    let (request, accepted) = offer(bus, submit).await;
+    assert!(matches!(accepted, Custody::Accepted { .. }), "{accepted:?}");
+    request
+}
+
+async fn offer(bus: &Bus, submit: &Submit) -> (RequestId, Custody) {
     router();
     let envelope = Envelope::new(RequestId::mint());
     let subject = subject::pool_requests(bus.namespace(), Role::Router, &Pool::routers());
-    let accepted = eventually("the router takes it", SOON, async || {
+    let answer = eventually("the router answers", SOON, async || {
         let wait = Duration::from_secs(1);
         bus.ask::<_, Custody>(subject.clone(), Some(&envelope), submit, wait).await.ok()
     })
     .await;
-    assert!(matches!(accepted, Custody::Accepted { .. }), "{accepted:?}");
-    envelope.request
+    (envelope.request, answer)
 }
 
 async fn router_figure(name: &str) -> f64 {
@@ -192,6 +199,67 @@ async fn a_pinned_request_goes_to_its_engine_only() {
         send(&bus, &pinned).await;
         assert_eq!(engines[0].took().await.routing.pin.as_ref(), Some(engines[0].instance()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_to_nobody_is_refused_at_once_and_the_refusal_can_be_read_back() {
+    let (bus, pool) = stage("strays").await;
+    let engine = Engine::start(&bus, &pool, []).await;
+    send(&bus, &submit(&pool, 0..100)).await;
+    engine.took().await;
+    let stray = Routing { pin: Some("decode-nobody".parse().unwrap()), ..Routing::default() };
+    let (request, answer) = offer(&bus, &Submit { routing: stray, ..submit(&pool, 0..100) }).await;
+    let Custody::Refused(fault) = answer else { panic!("{answer:?}") };
+    assert_eq!((fault.code, fault.param.as_deref()), (FaultCode::InvalidRequest, Some("x-stator-instance")));
+    let told = decisions(request).await[0].clone();
+    let words = [&told["outcome"], &told["why"]["code"]].map(serde_json::Value::as_str);
+    assert_eq!(words, [Some("refused"), Some("invalid_request")]);
+
+    let unknown = Http::at(router()).get("/admin/decisions/nobody-asked-this").await.unwrap();
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.json()["error"]["message"].as_str().unwrap().contains("Each router keeps its own"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_a_full_engine_refuses_waits_and_is_offered_again() {
+    let (bus, pool) = stage("refusals").await;
+    let engine = Engine::start_full(&bus, &pool, 2).await;
+    let request = submit(&pool, 0..100);
+    let id = send(&bus, &request).await;
+    assert_eq!(engine.took().await.prompt, request.prompt);
+    let offers = eventually("it was taken", SOON, async || {
+        let decisions = decisions(id).await;
+        let outcomes = decisions.as_array().unwrap().iter().map(|decision| decision["outcome"].clone());
+        let outcomes: Vec<_> = outcomes.collect();
+        (outcomes.last()? == "accepted").then_some(outcomes)
+    })
+    .await;
+    assert_eq!(offers, ["not-taken", "not-taken", "accepted"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_overloaded_is_asked_once() {
+    let (bus, pool) = stage("overload").await;
+    let full = [Engine::start_full(&bus, &pool, 1).await, Engine::start_full(&bus, &pool, 1).await];
+    let names: Vec<InstanceId> = full.iter().map(|engine| engine.instance().clone()).collect();
+    let (suspects, envelope) = (Suspects::default(), Envelope::new(RequestId::mint()));
+    let body = codec::encode(&submit(&pool, 0..10));
+    let mut offers = Vec::new();
+    let outcome = hand_over(
+        &bus,
+        &suspects,
+        &envelope,
+        Instant::now() + SOON,
+        |tried| prefer(&names, tried, &suspects),
+        |to| {
+            offers.push(to.clone());
+            (subject::instance_requests(bus.namespace(), Role::Decode, &pool, to), body.clone())
+        },
+        |_| true,
+    )
+    .await;
+    assert_eq!(outcome.unwrap_err().code, FaultCode::Overloaded);
+    assert_eq!(offers, names);
 }
 
 /// What the router says to ingress of one request, up to its last word.

@@ -135,11 +135,18 @@ fn a_run_that_cannot_be_followed_is_computed_anew() {
 }
 
 #[test]
-fn overload_is_passed_on_unless_the_answer_has_begun() {
+fn overload_is_passed_on_unless_an_engine_had_taken_the_request() {
     let now = Instant::now();
     let overloaded = failed(FaultCode::Overloaded);
-    assert_eq!(given_up(record().remedy(&overloaded, &aboard("d", 0), now)), Some(FaultCode::Overloaded));
-    assert!(matches!(record().remedy(&overloaded, &aboard("d", 1), now), Remedy::Again { .. }));
+    let mut fresh = Passage::new(RequestId::mint(), 1, None, now);
+    assert_eq!(given_up(record().remedy(&overloaded, &fresh, now)), Some(FaultCode::Overloaded));
+    let mut record = record();
+    for _ in 0..2 * ATTEMPTS {
+        assert!(matches!(record.remedy(&overloaded, &aboard("d", 0), now), Remedy::Again { .. }));
+    }
+    assert!(matches!(record.remedy(&overloaded, &aboard("d", 1), now), Remedy::Again { .. }));
+    fresh.next_attempt(now);
+    assert!(matches!(record.remedy(&overloaded, &fresh, now), Remedy::Again { .. }));
 }
 
 #[test]
