@@ -198,8 +198,10 @@ async fn five_hundred_streams_at_once_all_end_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_beyond_the_queue_is_refused_with_a_time_to_come_back() {
-    let flags = ["--step-floor-ms", "20", "--max-running-requests", "2", "--max-queued-requests", "2"];
-    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &flags)).await;
+    let flags = ["--step-floor-ms", "20", "--max-running-requests", "2"];
+    let queue = ["--max-queued-requests", "2"];
+    let plan = Plan::of(toy()).with(Service::Decode, &flags).with(Service::Decode, &queue);
+    let mut cluster = Cluster::start(plan.with(Service::Router, &queue)).await;
     let mut requests = JoinSet::new();
     for i in 0..40 {
         let http = cluster.http();
