@@ -83,6 +83,9 @@ impl Scheduler {
             room.computing.extend(self.computing(sequence));
         }
         room.prefill_tokens = self.prefill_budget(decodes).saturating_sub(backlog);
+        if self.is_sparing(decodes) {
+            room.prefill_tokens = room.prefill_tokens.max(self.limits.page_size);
+        }
         room
     }
 

@@ -65,8 +65,11 @@ impl Scheduler {
 
     /// Prompt tokens beside `decodes` sequences for such that have put out nothing yet.
     fn first_budget(&self, decodes: u32) -> u32 {
-        let spares = self.spares && decodes > 0;
-        if spares { self.speed.sparing_budget(self.config.step_stretch) } else { u32::MAX }
+        if self.is_sparing(decodes) { self.speed.sparing_budget(self.config.step_stretch) } else { u32::MAX }
+    }
+
+    pub(super) fn is_sparing(&self, decodes: u32) -> bool {
+        self.spares && decodes > 0
     }
 
     fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {
@@ -101,14 +104,19 @@ impl Scheduler {
     }
 
     fn add_prefills(&mut self, batch: &mut Batch, flight: &mut Flight) {
+        // Long prompts go slowly beside sequences that are spared, and shall not hold up what lacks a few tokens.
+        let short = if self.is_sparing(flight.work.decodes) { self.limits.page_size } else { 0 };
         let mut budget = self.prefill_budget(flight.work.decodes);
         // Output that has to be computed again is of a stream that stands still: such are spared, too.
         let mut first = self.first_budget(flight.work.decodes);
-        for at in 0..self.running.len() {
+        let running = 0..self.running.len();
+        let turns =
+            [true, false].into_iter().flat_map(|is_short| running.clone().map(move |at| (is_short, at)));
+        for (is_short, at) in turns {
             let key = self.running[at];
             let sequence = &self.sequences[key];
             let missing = self.missing(sequence);
-            if missing <= 1 {
+            if missing <= 1 || is_short != (missing <= short) {
                 continue;
             }
             let is_first = sequence.output.is_empty();

@@ -153,6 +153,26 @@ fn while_sequences_are_spared_a_prompt_takes_small_chunks_beside_them_and_large_
 }
 
 #[test]
+fn a_prompt_that_has_landed_does_not_wait_for_a_long_one_that_is_computed_beside_spared_sequences() {
+    let config = SchedulerConfig { step_stretch: 2.0, max_prefill_tokens: 16, ..config() };
+    let mut world = World::new(config, fake::spec(64, 4, 8, 64, 1));
+    world.scheduler.spare(true);
+    world.admit(request(0, prompt(8, 0), 50)).unwrap();
+    (0..6).for_each(|_| assert!(world.turn()));
+    world.admit(request(1, prompt(60, 1), 2)).unwrap();
+    world.turn();
+    world.admit(Request { goal: Goal::OutputOnceLanded, ..request(2, prompt(18, 2), 2) }).unwrap();
+    while world.land(RunKey(2)) {}
+    world.release();
+    while output_len(&world, 2) == 0 {
+        world.turn();
+        assert_eq!(output_len(&world, 1), 0, "the long one came first and is not done");
+    }
+    world.finish(TURNS);
+    world.assert_clean();
+}
+
+#[test]
 fn a_stream_that_was_broken_off_is_not_held_up_for_the_sake_of_others() {
     let mut world =
         World::new(SchedulerConfig { step_stretch: 2.0, ..config() }, fake::spec(64, 4, 8, 64, 1));
