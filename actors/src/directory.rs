@@ -72,7 +72,12 @@ impl Directory {
         self.shared.roll.lock().get(instance)
     }
 
-    /// The newest revision of each served model, by name. A model is known while any instance of it lives.
+    /// The newest revision of a model. It is known while any instance of it lives, and for ten minutes after the last.
+    pub fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
+        self.shared.roll.lock().model(name, Instant::now())
+    }
+
+    /// The newest revision of each model of which an instance lives, by name.
     pub fn models(&self) -> Vec<Arc<ModelCard>> {
         self.shared.roll.lock().models()
     }

@@ -28,7 +28,25 @@ pub async fn open(bus: &Bus, replicas: Option<usize>) -> Result<kv::Store, BusEr
     match jetstream.create_key_value(bucket).await {
         Ok(store) => Ok(store),
         // Another instance may have made it with other replicas: what counts is that it is there.
-        Err(error) => jetstream.get_key_value(name).await.map_err(|_| BusError::JetStream(error.to_string())),
+        Err(error) => {
+            let store = jetstream.get_key_value(name).await;
+            let store = store.map_err(|_| BusError::JetStream(error.to_string()))?;
+            warn_of_replicas(&store, replicas).await;
+            Ok(store)
+        }
+    }
+}
+
+async fn warn_of_replicas(store: &kv::Store, wanted: usize) {
+    let Ok(status) = store.status().await else { return };
+    let found = status.info.config.num_replicas;
+    if found < wanted {
+        tracing::warn!(
+            found,
+            wanted,
+            "the bucket of leases was made with fewer replicas; to raise them: nats stream edit {} --replicas {wanted}",
+            status.info.config.name,
+        );
     }
 }
 

@@ -52,7 +52,8 @@ impl NatsServer {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/nats-cluster.conf");
         let config = std::fs::read_to_string(config).expect("the configuration can be read");
         let ports: [(u16, u16); 3] = std::array::from_fn(|_| (free_port(), free_port()));
-        let routes = ports.map(|(_, cluster)| format!("\"nats://127.0.0.1:{cluster}\""));
+        let [user, password] = LOGIN;
+        let routes = ports.map(|(_, cluster)| format!("\"nats://{user}:{password}@127.0.0.1:{cluster}\""));
         let mut servers = Vec::new();
         for (n, (port, cluster)) in ports.into_iter().enumerate() {
             let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -63,7 +64,7 @@ impl NatsServer {
                 ("CLUSTER_PORT", cluster.to_string()),
                 ("ROUTES", format!("[{}]", routes.join(", "))),
                 ("STORE", format!("{:?}", dir.path().join("store"))),
-                ("PASSWORD", LOGIN[1].to_owned()),
+                ("PASSWORD", password.to_owned()),
             ];
             let environment = environment.map(|(key, value)| (format!("STATOR_NATS_{key}"), value)).into();
             let mut server =

@@ -14,6 +14,8 @@ use crate::lease::RENEW_EVERY;
 
 /// Own renewals that may be missing before bucket or watch are doubted.
 const OWN_MISSES: u32 = 2;
+/// For so long a model is remembered after its last instance: all of them may be about to come back.
+const MODEL_REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
 /// The leases that are held, by key; pure, the clock is passed in.
 ///
@@ -24,6 +26,8 @@ const OWN_MISSES: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Roll {
     held: HashMap<String, Held>,
+    /// Cards of leases that are gone, by model: the newest, and when its lease was last renewed.
+    remembered: BTreeMap<String, (Arc<ModelCard>, Instant)>,
     /// Key of this process's own lease.
     own: Option<String>,
     distrusted_until: Instant,
@@ -56,7 +60,7 @@ impl Toll {
 
 impl Roll {
     pub(super) fn new(now: Instant) -> Self {
-        Self { held: HashMap::new(), own: None, distrusted_until: now }
+        Self { held: HashMap::new(), remembered: BTreeMap::new(), own: None, distrusted_until: now }
     }
 
     pub(super) fn own(&mut self, key: String) {
@@ -95,7 +99,15 @@ impl Roll {
 
     /// Its owner has dropped a lease: whatever one thinks of oneself, that counts.
     pub(super) fn given_back(&mut self, key: &str) -> Option<Arc<Lease>> {
-        self.held.remove(key).map(|held| held.lease)
+        self.remove(key)
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Arc<Lease>> {
+        let Held { lease, renewed, .. } = self.held.remove(key)?;
+        if let Some(card) = &lease.card {
+            self.remembered.insert(card.name.clone(), (Arc::new(card.clone()), renewed));
+        }
+        Some(lease)
     }
 
     /// The bucket has dropped a lease: [`Self::overdue`] decides what that means.
@@ -129,7 +141,7 @@ impl Roll {
         }
         let keys: Vec<String> =
             self.held.iter().filter(|(_, held)| late(held)).map(|(key, _)| key.clone()).collect();
-        keys.iter().filter_map(|key| self.held.remove(key)).map(|held| held.lease).collect()
+        keys.iter().filter_map(|key| self.remove(key)).collect()
     }
 
     pub(super) fn ready(&self, role: Role, pool: &Pool) -> Vec<Arc<Lease>> {
@@ -152,6 +164,15 @@ impl Roll {
 
     pub(super) fn get(&self, instance: &InstanceId) -> Option<Arc<Lease>> {
         self.held.values().find(|held| held.lease.instance == *instance).map(|held| held.lease.clone())
+    }
+
+    /// The model of this name, if an instance of it lives or did not long ago.
+    pub(super) fn model(&self, name: &str, now: Instant) -> Option<Arc<ModelCard>> {
+        let living = self.models().into_iter().find(|card| card.name == name);
+        living.or_else(|| {
+            let (card, renewed) = self.remembered.get(name)?;
+            (now.saturating_duration_since(*renewed) < MODEL_REMEMBERED_FOR).then(|| card.clone())
+        })
     }
 
     pub(super) fn models(&self) -> Vec<Arc<ModelCard>> {
@@ -251,5 +272,29 @@ mod tests {
         let much_later = later + DISTRUST_FOR + Duration::from_secs(1);
         roll.renewed("a", lease("a"), much_later);
         assert_eq!(roll.overdue(much_later).len(), 2);
+    }
+
+    #[test]
+    fn a_model_is_remembered_for_some_minutes_after_its_last_instance() {
+        let start = Instant::now();
+        let mut roll = Roll::new(start);
+        let card = ModelCard {
+            name: "m".to_owned(),
+            revision: "00".to_owned(),
+            path: "m.gguf".to_owned(),
+            context_length: 8,
+            vocab_size: 2,
+            architecture: "llama".to_owned(),
+            has_chat_template: false,
+            eos_ids: vec![1],
+            defaults: Default::default(),
+            created: 0,
+        };
+        roll.renewed("a", Lease { card: Some(card), ..lease("a") }, start);
+        roll.given_back("a");
+        assert!(roll.models().is_empty());
+        assert_eq!(roll.model("m", start + Duration::from_secs(60)).unwrap().name, "m");
+        assert!(roll.model("other", start).is_none());
+        assert!(roll.model("m", start + MODEL_REMEMBERED_FOR).is_none());
     }
 }

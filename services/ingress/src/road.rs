@@ -42,7 +42,7 @@ pub trait Road: Send + Sync + 'static {
     fn ask(&self, pool: &Pool, question: ToTokenizer)
     -> Pin<Box<dyn Future<Output = Result<Answer, Fault>>>>;
 
-    /// The served model of that name.
+    /// The model of that name, also for some minutes after the last of its instances is gone.
     fn model(&self, name: &str) -> Option<Arc<ModelCard>>;
 
     /// All served models, by name.

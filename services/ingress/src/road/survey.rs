@@ -93,7 +93,7 @@ impl Road for Arc<Desk> {
     }
 
     fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
-        self.context.directory.models().into_iter().find(|card| card.name == name)
+        self.context.directory.model(name)
     }
 
     fn models(&self) -> Vec<Arc<ModelCard>> {

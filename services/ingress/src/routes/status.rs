@@ -1,9 +1,12 @@
 //! What is served and how it is doing.
 
+use std::sync::Arc;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     web::{Data, Path, Query},
 };
+use messages::lease::ModelCard;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,8 +21,13 @@ pub async fn models(front: Data<Front>) -> HttpResponse {
 }
 
 pub async fn model(front: Data<Front>, id: Path<String>) -> Result<HttpResponse, ApiError> {
-    let card = front.road.model(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
+    let card = listed(&front, &id)?;
     Ok(HttpResponse::Ok().json(api::describe(&card)))
+}
+
+fn listed(front: &Front, name: &str) -> Result<Arc<ModelCard>, ApiError> {
+    let found = front.road.models().into_iter().find(|card| card.name == name);
+    found.ok_or_else(|| ApiError::model_not_found(name))
 }
 
 #[derive(Deserialize)]
@@ -29,7 +37,7 @@ pub struct Which {
 
 pub async fn model_info(front: Data<Front>, which: Query<Which>) -> Result<HttpResponse, ApiError> {
     let card = match &which.model {
-        Some(name) => front.road.model(name).ok_or_else(|| ApiError::model_not_found(name))?,
+        Some(name) => listed(&front, name)?,
         None => api::only(&*front.road)?,
     };
     Ok(HttpResponse::Ok().json(api::info(&card)))

@@ -36,7 +36,9 @@ impl Backoff {
 
     /// Judges an end after a life of `lived`.
     pub fn judge(&mut self, status: ExitStatus, lived: Duration) -> Verdict {
-        if lived >= STEADY {
+        // Somebody has drained it.
+        let drained = status.success() && self.was_ready;
+        if drained || lived >= STEADY {
             self.ends = 0;
         }
         self.ends += 1;
@@ -53,7 +55,7 @@ impl Backoff {
 /// An end in words.
 pub fn explain(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
-        (Some(0), _) => "ended".to_owned(),
+        (Some(0), _) => "ended in good order".to_owned(),
         (Some(code), _) if code == i32::from(BAD_CONFIGURATION) => {
             "refused its configuration (exit code 2)".to_owned()
         }
@@ -89,6 +91,15 @@ mod tests {
         assert!(waits.windows(2).all(|pair| pair[1] == (pair[0] * 2).min(LONGEST)), "{waits:?}");
         assert_eq!(waits.last(), Some(&LONGEST));
         assert_eq!(backoff.judge(failed(), STEADY), Verdict::Again { after: FIRST });
+    }
+
+    #[test]
+    fn however_often_it_is_drained_it_is_started_again_soon() {
+        let mut backoff = Backoff::default();
+        backoff.became_ready();
+        for _ in 0..10 {
+            assert_eq!(backoff.judge(ExitStatus::from_raw(0), MOMENT), Verdict::Again { after: FIRST });
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ const ROW: usize = 36;
 
 pub fn head() {
     println!(
-        "{:<ROW$} {:>8} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7} {:>8} {:>7} {:>7}",
+        "{:<ROW$} {:>8} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7}",
         "",
         "requests",
         "failed",
@@ -19,6 +19,8 @@ pub fn head() {
         "gap",
         "prefill",
         "allowed",
+        "waited",
+        "usual",
         "first"
     );
 }
@@ -32,7 +34,7 @@ pub fn row(name: &str, verdict: &Verdict) {
         (true, true) => "ok",
     };
     println!(
-        "{name:<ROW$} {:>8} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7} {:>8} {:>7} {:>7}  {judged}",
+        "{name:<ROW$} {:>8} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7}  {judged}",
         verdict.requests,
         verdict.failed,
         verdict.differ,
@@ -42,6 +44,8 @@ pub fn row(name: &str, verdict: &Verdict) {
         seconds(verdict.gap),
         seconds(verdict.prefill),
         allowed,
+        seconds(verdict.waited),
+        seconds(verdict.usual),
         seconds(verdict.first),
     );
     for remark in verdict.remarks.iter().chain(&verdict.leaks) {

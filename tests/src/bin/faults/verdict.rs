@@ -22,6 +22,10 @@ pub struct Verdict {
     pub repeated: usize,
     /// Longest wait for the next event of a stream that was under way.
     pub gap: Duration,
+    /// Longest wait from the blow on for the first event of a stream that was asked for before it.
+    pub waited: Duration,
+    /// Longest wait for the first event of a stream before the blow.
+    pub usual: Duration,
     /// Longest wait for the first event of a stream that was asked for after the blow.
     pub first: Duration,
     /// What an undisturbed engine takes to prefill the journals that were sent anew.
@@ -72,8 +76,13 @@ impl Verdict {
                 self.gap = gap;
             }
         }
-        if let Some(first) = outcome.events.first().filter(|_| outcome.began >= blow) {
-            self.first = self.first.max(*first - outcome.began);
+        if let Some(first) = outcome.events.first() {
+            let (wait, from) = match (outcome.began >= blow, *first >= blow) {
+                (true, _) => (&mut self.first, outcome.began),
+                (false, true) => (&mut self.waited, blow),
+                (false, false) => (&mut self.usual, outcome.began),
+            };
+            *wait = (*wait).max(*first - from);
         }
     }
 
@@ -104,8 +113,13 @@ impl Verdict {
         self.clean() && self.in_time()
     }
 
+    /// Streams under way paused no longer than they may, and those that had not begun waited no longer than that beyond
+    /// what is usual.
     pub fn in_time(&self) -> bool {
-        self.bound.is_none_or(|bound| self.gap <= bound + self.prefill)
+        self.bound.is_none_or(|bound| {
+            let allowed = bound + self.prefill;
+            self.gap <= allowed && self.waited <= allowed + self.usual
+        })
     }
 }
 
