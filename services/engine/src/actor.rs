@@ -211,8 +211,7 @@ impl EngineActor {
             return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
         }
         let log = RunLog::new(envelope.request, envelope.attempt, run, &submit);
-        let remote = self.remote.as_ref().filter(|remote| remote.suits(&submit));
-        let waits_for = remote.and_then(|remote| Some((remote, submit.prefill.clone()?)));
+        let waits_for = self.remote.as_ref().and_then(|remote| Some((remote, remote.helper(&submit)?)));
         let goal = if waits_for.is_some() { Goal::OutputOnceLanded } else { Goal::Output };
         let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
         // Under the lock, so that no report of this run comes before its log.

@@ -2,6 +2,7 @@
 //! them back when that is better.
 
 mod entry;
+mod shunned;
 mod slots;
 
 use std::{
@@ -29,6 +30,7 @@ use crate::{
     handover::{Here, News, Verdict, Why},
 };
 use entry::Entry;
+use shunned::Shunned;
 use slots::Slots;
 
 /// How often silence is looked for.
@@ -39,6 +41,7 @@ pub struct Remote {
     device: Device,
     slots: Slots,
     entries: Mutex<HashMap<RunId, Entry>>,
+    shunned: Mutex<Shunned>,
 }
 
 impl Remote {
@@ -55,16 +58,19 @@ impl Remote {
         // Every page that waits here fills a slot, and every grant that ends had one: there is always room.
         let (landed, events) = mpsc::channel(2 * config.slots as usize);
         let slots = Slots::start(config, transports, move |event| drop(landed.try_send(event)))?;
-        let remote = Arc::new(Self { context, device, slots, entries: Mutex::default() });
+        let (entries, shunned) = (Mutex::default(), Mutex::default());
+        let remote = Arc::new(Self { context, device, slots, entries, shunned });
         tokio::spawn(remote.clone().follow(events));
         tokio::spawn(remote.clone().watch());
         Ok(remote)
     }
 
-    /// Whether a prefill engine can be of use to a submission.
-    pub fn suits(&self, submit: &Submit) -> bool {
+    /// The prefill engine that a submission names, if it can be of use.
+    pub fn helper(&self, submit: &Submit) -> Option<InstanceId> {
         let page = self.device.spec.page_size as usize;
-        submit.score_prompt_from.is_none() && submit.prompt.len() > page
+        let helps = submit.score_prompt_from.is_none() && submit.prompt.len() > page;
+        let named = submit.prefill.clone().filter(|_| helps)?;
+        (!self.shunned.lock().contains(&named, Instant::now())).then_some(named)
     }
 
     /// Whether a prefill engine lives whose pages are of use here.
@@ -115,10 +121,17 @@ impl Remote {
             }
             PrefillNews::WantSlots { run, blocks, .. } => reply.send(&self.lend(run, blocks)),
             PrefillNews::Failed { run, fault } => {
-                tracing::debug!(%run, %fault, "prefill failed");
+                self.shun(run, &fault);
                 self.hear(run, News::Broken(Why::Failed));
             }
             PrefillNews::Closed { epoch } => self.slots.closed(Epoch(epoch)),
+        }
+    }
+
+    fn shun(&self, run: RunId, fault: &Fault) {
+        let Some(prefill) = self.entries.lock().get(&run).map(|entry| entry.prefill.clone()) else { return };
+        if self.shunned.lock().add(&prefill, Instant::now()) {
+            tracing::warn!(%run, %prefill, %fault, "prefill failed; nothing is asked of it for half a minute");
         }
     }
 

@@ -68,6 +68,15 @@ impl Transports {
                 opened => return opened,
             }
         }
+        if failed.is_empty() {
+            let theirs: Vec<_> = grant.addresses.iter().map(|address| address.split().0).collect();
+            let ours: Vec<_> = self.0.iter().map(|transport| transport.scheme()).collect();
+            failed.push(format!(
+                "it receives by {}, this engine sends by {}",
+                theirs.join(", "),
+                ours.join(", ")
+            ));
+        }
         Err(OpenError::Unreachable(failed.join("; ")))
     }
 }

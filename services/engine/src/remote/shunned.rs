@@ -1,0 +1,42 @@
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use messages::InstanceId;
+
+const SHUNNED_FOR: Duration = Duration::from_secs(30);
+
+/// Prefill engines whose blocks did not get through: for a while nothing is asked of them, then once more.
+#[derive(Debug, Default)]
+pub(super) struct Shunned {
+    until: HashMap<InstanceId, Instant>,
+}
+
+impl Shunned {
+    /// True if it was not shunned already.
+    pub fn add(&mut self, prefill: &InstanceId, now: Instant) -> bool {
+        self.until.retain(|_, until| *until > now);
+        self.until.insert(prefill.clone(), now + SHUNNED_FOR).is_none()
+    }
+
+    pub fn contains(&self, prefill: &InstanceId, now: Instant) -> bool {
+        self.until.get(prefill).is_some_and(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_failed_is_asked_nothing_for_a_while() {
+        let (mut shunned, start) = (Shunned::default(), Instant::now());
+        let (failed, other) = ("prefill-1".parse().unwrap(), "prefill-2".parse().unwrap());
+        assert!(shunned.add(&failed, start), "that is news");
+        assert!(!shunned.add(&failed, start), "another of the same moment is none");
+        assert!(shunned.contains(&failed, start) && !shunned.contains(&other, start));
+        assert!(!shunned.contains(&failed, start + SHUNNED_FOR));
+        assert!(shunned.add(&failed, start + SHUNNED_FOR), "it failed again");
+    }
+}
