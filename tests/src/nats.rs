@@ -1,12 +1,13 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
     time::Duration,
 };
 
 use crate::{Child, Signal, free_port};
 
+const PLAIN: &str = "max_payload: 8MB\njetstream {}\n";
 /// User and password of the clustered servers.
 const LOGIN: [&str; 2] = ["stator", "secret"];
 
@@ -18,6 +19,8 @@ pub struct NatsServer {
     /// What the configuration takes from the environment.
     environment: Vec<(String, String)>,
     login: Option<[&'static str; 2]>,
+    /// The kernel ends it with the thread that started it.
+    bound: bool,
     dir: tempfile::TempDir,
 }
 
@@ -27,7 +30,7 @@ impl NatsServer {
     /// # Panics
     /// If there is no nats-server to be had.
     pub fn start() -> Self {
-        Self::start_with("max_payload: 8MB\njetstream {}\n")
+        Self::start_with(PLAIN)
     }
 
     /// Starts a server with this configuration beside its address and folder.
@@ -35,13 +38,42 @@ impl NatsServer {
     /// # Panics
     /// As [`Self::start`].
     pub fn start_with(config: &str) -> Self {
+        let mut server = Self::configured(config);
+        server.resume();
+        server
+    }
+
+    fn configured(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let store = format!("jetstream {{ store_dir: {:?} }}", dir.path().join("store"));
         let port = free_port();
         let config = format!("listen: 127.0.0.1:{port}\n{}", config.replace("jetstream {}", &store));
-        let mut server = Self { child: None, port, config, environment: Vec::new(), login: None, dir };
-        server.resume();
-        server
+        Self::new(port, config, dir)
+    }
+
+    fn new(port: u16, config: String, dir: tempfile::TempDir) -> Self {
+        Self { child: None, port, config, environment: Vec::new(), login: None, bound: false, dir }
+    }
+
+    /// One server for all tests of this process, which is never dropped; it ends with the process.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn of_this_process() -> &'static Self {
+        static SERVER: OnceLock<NatsServer> = OnceLock::new();
+        SERVER.get_or_init(|| {
+            let (tell, told) = mpsc::channel();
+            std::thread::spawn(move || {
+                let mut server = Self::configured(PLAIN);
+                server.bound = true;
+                server.resume();
+                let _ = tell.send(server);
+                loop {
+                    std::thread::park();
+                }
+            });
+            told.recv().expect("the server starts")
+        })
     }
 
     /// Starts three servers that are one cluster, configured by `docker/nats-cluster.conf`.
@@ -67,8 +99,8 @@ impl NatsServer {
                 ("PASSWORD", password.to_owned()),
             ];
             let environment = environment.map(|(key, value)| (format!("STATOR_NATS_{key}"), value)).into();
-            let mut server =
-                Self { child: None, port, config: config.clone(), environment, login: Some(LOGIN), dir };
+            let mut server = Self::new(port, config.clone(), dir);
+            (server.environment, server.login) = (environment, Some(LOGIN));
             server.resume();
             servers.push(server);
         }
@@ -89,7 +121,10 @@ impl NatsServer {
     pub fn resume(&mut self) {
         let config = self.dir.path().join("nats.conf");
         std::fs::write(&config, &self.config).expect("the configuration can be written");
-        let mut command = Command::new(binary());
+        let mut command = if self.bound { Command::new("setpriv") } else { Command::new(binary()) };
+        if self.bound {
+            command.args(["--pdeathsig", "KILL"]).arg(binary());
+        }
         command.arg("-c").arg(&config).envs(self.environment.iter().cloned());
         let child =
             Child::start(&mut command, &self.dir.path().join("nats.log")).expect("nats-server starts");

@@ -33,11 +33,6 @@ use stator_tests::{NatsServer, cluster::figure, eventually, free_port, http::Htt
 const SOON: Duration = Duration::from_secs(10);
 const KEY: &str = "stator";
 
-fn nats() -> &'static NatsServer {
-    static NATS: OnceLock<NatsServer> = OnceLock::new();
-    NATS.get_or_init(NatsServer::start)
-}
-
 /// The admin address of the one router that serves all tests of this process, each with a pool of its own. It starts
 /// when it is first asked for.
 fn router() -> &'static str {
@@ -45,7 +40,7 @@ fn router() -> &'static str {
     ADMIN.get_or_init(|| {
         let admin = format!("127.0.0.1:{}", free_port());
         let process = ProcessSettings {
-            nats_url: vec![nats().url()],
+            nats_url: vec![NatsServer::of_this_process().url()],
             admin_bind: admin.clone(),
             cluster_key: KEY.to_owned(),
             ..ProcessSettings::default()
@@ -58,7 +53,7 @@ fn router() -> &'static str {
 /// A pool of this test's own, and a connection to play engines and tokenizer over.
 async fn stage(name: &str) -> (Bus, Pool) {
     let options = BusOptions {
-        urls: vec![nats().url()],
+        urls: vec![NatsServer::of_this_process().url()],
         namespace: "stator".parse().unwrap(),
         credentials: None,
         name: name.to_owned(),
