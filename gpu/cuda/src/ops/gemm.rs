@@ -406,8 +406,9 @@ mod tests {
         assert_eq!(Plan::new(8, 51_200, 5120, true), Plan::Stream { blocks: 2, token_tiles: 1 });
         assert_eq!(Plan::new(16, 5120, 8192, true), Plan::Stream { blocks: 4, token_tiles: 2 });
         assert_eq!(Plan::new(256, 51_200, 5120, true), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(17, 4096, 4096, false), Plan::Wide { rows: 32, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 24_576, 4096, false), Plan::Wide { rows: 64, cut: Cut::Split });
+        assert!(matches!(Plan::new(17, 4096, 4096, false), Plan::Cluster(_)));
+        assert!(matches!(Plan::new(64, 24_576, 4096, false), Plan::Cluster(_)));
+        assert_eq!(Plan::new(17, 4096, 4096, true), Plan::Wide { rows: 32, cut: Cut::Split });
         assert_eq!(Plan::new(64, 151_936, 4096, false), Plan::Wide { rows: 64, cut: Cut::Whole });
         assert_eq!(Plan::new(128, 4096, 4096, false), Plan::Wide { rows: 128, cut: Cut::Split });
         assert_eq!(Plan::new(128, 24_576, 4096, false), Plan::Wide { rows: 128, cut: Cut::Folded });
