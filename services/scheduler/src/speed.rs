@@ -86,7 +86,9 @@ impl Speed {
             // While prompts wait every step has some: a rate learned at a small batch, fixed costs included, must not
             // outlive it, or nothing would seem to be left for prompts.
             self.decode.at_most(seconds, work.decodes);
-            let decoding = f64::from(work.decodes) * self.decode.get().unwrap_or(0.0);
+            // A step has fixed costs: a few sequences more take hardly more time, and prompts would seem to take none.
+            let plain = self.plain.get().unwrap_or(f64::INFINITY);
+            let decoding = (f64::from(work.decodes) * self.decode.get().unwrap_or(0.0)).min(plain);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
             if work.decodes == 0 {
                 self.alone.at_most(seconds, work.prefill_tokens);
@@ -211,6 +213,23 @@ mod tests {
             assert!(longest < device(plain) * 3, "{longest:?} of {:?}", device(plain));
             assert!(device(steps[39]) > device(plain) * 3 / 2, "{:?}", steps[39]);
         }
+    }
+
+    #[test]
+    fn small_chunks_beside_more_sequences_than_before_do_not_make_prompts_look_cheap() {
+        let mut speed = Speed::default();
+        let device = |work: Work| {
+            Duration::from_micros(
+                3_500 + u64::from(work.decodes) * 1_000 + u64::from(work.prefill_tokens) * 650,
+            )
+        };
+        let mut see = |decodes, prefill_tokens| {
+            let work = Work { decodes, prefill_tokens };
+            speed.observe(work, device(work));
+        };
+        (0..20).for_each(|_| see(1, 0));
+        (0..20).for_each(|_| see(3, 7));
+        assert!(speed.prefill_token_time() > Duration::from_micros(500), "{:?}", speed.prefill_token_time());
     }
 
     #[test]
