@@ -208,7 +208,8 @@ impl CudaExecutor {
 
     /// Fills the KV pool with random numbers, as if the sequences that come had been computed: for timing.
     pub fn fill_kv(&self) -> Result<(), CudaError> {
-        self.device.fill_bf16(FillBf16 { out: self.forward.kv.view().cast(), seed: 7, scale: 1.0 })
+        self.device.fill_bf16(FillBf16 { out: self.forward.kv.view().cast(), seed: 7, scale: 1.0 })?;
+        self.device.synchronize()
     }
 
     pub fn device(&self) -> &Device {
