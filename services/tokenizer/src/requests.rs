@@ -19,6 +19,9 @@ use live::{Live, Verdict};
 
 /// How long an attach has to bring what is missing before it is asked for again.
 const ATTACH_AGAIN: Duration = Duration::from_millis(400);
+/// Silence of a run after which its engine is asked for what may be missing: it speaks of runs that go on each 250 ms,
+/// so this one has ended and its end went lost.
+const QUIET_AFTER: Duration = Duration::from_millis(800);
 /// How long the engine of a run may be silent before the request is dropped: engines say something each 250 ms.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 /// The same for a request of which no engine was heard yet: routers hold requests.
@@ -197,7 +200,7 @@ impl Requests {
         }
         self.by_request.retain(|_, live| !live.is_forsaken(now));
         for live in self.by_request.values_mut() {
-            if live.missing {
+            if live.missing || live.is_quiet(now) {
                 live.ask_again(&self.me, now, out);
             }
             if live.spoke <= silent_since {

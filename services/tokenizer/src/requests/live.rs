@@ -7,7 +7,7 @@ use messages::{
     generate::RunAt,
 };
 
-use super::{ATTACH_AGAIN, Action, GIVEN_UP_AFTER, Sender, UNHEARD_AFTER, whole};
+use super::{ATTACH_AGAIN, Action, GIVEN_UP_AFTER, QUIET_AFTER, Sender, UNHEARD_AFTER, whole};
 use crate::decode::{Choice, Outcome, Pieces};
 
 /// Runs that were turned away, remembered so that each is cancelled once.
@@ -265,6 +265,11 @@ impl Live {
         let attach = Attach { request: self.request, run: *run, inbox: me.clone(), from };
         metrics::counter!("stator_tokenizer_attaches_total").increment(1);
         out.push(Action::Attach { at: engine.clone(), attach });
+    }
+
+    /// Whether its run is not over and nothing was heard of it for a while.
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.run.is_some() && self.ended.is_none() && now.saturating_duration_since(self.heard) >= QUIET_AFTER
     }
 
     /// Nobody brings anything for this request any more: its run reports elsewhere or its engine is gone, which is for

@@ -144,6 +144,23 @@ fn a_gap_is_filled_by_one_attach() {
 }
 
 #[test]
+fn an_end_that_went_lost_with_all_after_it_is_asked_for() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "a", None);
+    bench.out.clear();
+    bench.now += QUIET_AFTER / 2;
+    bench.requests.beat(bench.now, bench.now, &mut bench.out);
+    assert_eq!(bench.out, [], "the next heartbeat may be on its way");
+    bench.now += QUIET_AFTER / 2;
+    bench.requests.beat(bench.now, bench.now, &mut bench.out);
+    assert!(
+        matches!(&bench.out[..], [Action::Attach { attach, .. }] if attach.from == [(0, 1)]),
+        "{:?}",
+        bench.out
+    );
+}
+
+#[test]
 fn a_heartbeat_that_is_ahead_shows_a_loss() {
     let mut bench = Bench::new(1, &[]);
     let alive = |reached| Alive {
