@@ -44,6 +44,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Whether KV pages of this layout mean the same to this engine. If either side's is unknown, engines find out when
+    /// they ask for pages.
+    pub fn reads_pages_as(&self, layout: Option<&str>) -> bool {
+        self.kv_layout.as_deref().zip(layout).is_none_or(|(ours, theirs)| ours == theirs)
+    }
+
     /// A starting instance of which nothing else is known.
     pub fn new(role: Role, pool: Pool, instance: InstanceId) -> Self {
         Self {

@@ -77,7 +77,7 @@ impl Remote {
     pub fn has_help(&self) -> bool {
         let layout = self.slots.layout().to_string();
         let prefills = self.context.directory.instances(Role::Prefill, &self.context.me.pool);
-        prefills.iter().any(|lease| lease.kv_layout.as_ref().is_none_or(|theirs| *theirs == layout))
+        prefills.iter().any(|lease| lease.reads_pages_as(Some(&layout)))
     }
 
     /// Notes a run whose prompt `prefill` is to compute, before the device hears of it.

@@ -55,13 +55,9 @@ impl Member {
         )
     }
 
-    /// Whether KV pages mean the same to both. Of whom nothing is known will say so when asked for pages.
+    /// Whether KV pages mean the same to both.
     pub fn exchanges_pages_with(&self, other: &Self) -> bool {
-        self.lease
-            .kv_layout
-            .as_ref()
-            .zip(other.lease.kv_layout.as_ref())
-            .is_none_or(|(ours, theirs)| ours == theirs)
+        self.lease.reads_pages_as(other.lease.kv_layout.as_deref())
     }
 
     /// Its rank among engines for a session: any two routers say the same (highest random weight).
