@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 
 use crate::{
-    process::Life,
+    life::Life,
     root::{Drain, Observe},
 };
 

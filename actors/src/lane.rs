@@ -14,7 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     bus::{Bus, BusError},
-    process::{Context, Life},
+    life::Life,
+    process::Context,
 };
 
 /// What an instance does with what arrives. Both methods must return at once: work goes into a bounded queue by

@@ -4,20 +4,16 @@ mod instance;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use actix::Addr;
 use futures_util::future::try_join_all;
-use messages::{
-    InstanceId, Namespace, Pool, Role,
-    lease::{Lease, ModelCard},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use messages::{InstanceId, Namespace, Pool, Role, lease::ModelCard};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     admin,
     bus::{Bus, BusOptions},
     directory::Directory,
     lease,
-    root::{Drain, Ready, Root},
+    life::Life,
     telemetry::{self, LogFormat},
 };
 use instance::{Host, Instance};
@@ -82,42 +78,6 @@ pub struct Context {
     pub metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Tasks that a stop waits for.
     pub tasks: TaskTracker,
-}
-
-/// Handle to the lifecycle that [`Root`] owns.
-#[derive(Clone)]
-pub struct Life {
-    pub(crate) root: Addr<Root>,
-    draining: CancellationToken,
-    drained: CancellationToken,
-    /// Answers to those who wait for the end, which does not come before they have left.
-    pub(crate) farewells: TaskTracker,
-}
-
-impl Life {
-    /// Says that the instance takes work; `amend` completes its lease.
-    pub async fn ready(&self, amend: impl FnOnce(&mut Lease) + Send + 'static) {
-        let _ = self.root.send(Ready { amend: Box::new(amend) }).await;
-    }
-
-    pub fn drain(&self, now: bool) {
-        if self.root.try_send(Drain { now }).is_err() {
-            tracing::warn!("drain not taken: the root actor is gone or its mailbox full");
-        }
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
-    }
-
-    pub fn draining_token(&self) -> CancellationToken {
-        self.draining.clone()
-    }
-
-    /// Completes when nothing is left to be done or sent.
-    pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.drained.clone().cancelled_owned()
-    }
 }
 
 /// A service that runs.

@@ -10,12 +10,13 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Context, FLUSH_WITHIN, Life, Me, Running, Spec};
+use super::{Context, FLUSH_WITHIN, Me, Running, Spec};
 use crate::{
     admin::Pages,
     bus::Bus,
     directory::Directory,
     lease,
+    life::Life,
     root::{Ends, Root},
 };
 

@@ -15,6 +15,7 @@ mod setup;
 mod slots;
 mod step;
 mod task;
+mod work;
 
 pub use profile::Profile;
 pub use step::PhaseKind;

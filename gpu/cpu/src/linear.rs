@@ -19,6 +19,7 @@ mod float;
 mod lanes;
 mod layout;
 mod pack;
+mod prepare;
 mod quantised;
 mod sweep;
 
@@ -119,7 +120,7 @@ impl Linear {
             let Range { start, end } = segment.tiles();
             let (from, to) = (tiles.start.max(start), tiles.end.min(end));
             if from < to && m > 0 {
-                let job = sweep::Job { segment, cols: self.cols, acts, out };
+                let job = lanes::Job { segment, cols: self.cols, acts, out };
                 // SAFETY: `pack` has seen the instruction set; ranges are checked; the rest is the caller's
                 // promise.
                 unsafe { sweep::sweep(self.isa, &job, m, from - start..to - start) };

@@ -1,12 +1,15 @@
 //! Tokenizers: the tokenizer.json of a model folder, or the same built from GGUF metadata.
 
+mod byte_level;
 mod gguf;
 mod pretokenizer;
 mod sentencepiece;
+mod vocabulary;
 
 use std::path::Path;
 
-pub(crate) use gguf::{CONTROL, tokenizer_json as from_gguf};
+pub(crate) use gguf::tokenizer_json as from_gguf;
+pub(crate) use vocabulary::CONTROL;
 
 use crate::{
     error::{Error, ErrorKind, InFile},

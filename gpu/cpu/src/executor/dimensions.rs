@@ -1,6 +1,5 @@
 use models::DecoderSpec;
 
-use super::step::{Piece, Sequence};
 use crate::{Linear, attention::SEGMENT, weights::Weights};
 
 /// Rows of activations that a unit prepares: those that lie interleaved, so that threads do not share cache lines.
@@ -118,12 +117,5 @@ impl Dimensions {
     /// Rows that a thread may have to prepare for itself.
     pub fn inline_rows(&self) -> usize {
         INLINE_ROWS
-    }
-
-    /// Segments that a piece of a sequence sees.
-    pub fn segments(&self, sequence: &Sequence, piece: &Piece) -> std::ops::Range<usize> {
-        let first = sequence.position + piece.tokens.start + 1;
-        let start = self.window.map_or(0, |window| first.saturating_sub(window));
-        start / SEGMENT..(sequence.position + piece.tokens.end).div_ceil(SEGMENT)
     }
 }

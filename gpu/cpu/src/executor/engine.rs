@@ -10,9 +10,8 @@ use super::{
     dimensions::Dimensions,
     slots::Slots,
     step::Step,
-    task::Task,
 };
-use crate::{Isa, kv_pool::KvPool, memory::Shared, rope::Rope, team::Work, weights::Weights};
+use crate::{Isa, kv_pool::KvPool, memory::Shared, rope::Rope, weights::Weights};
 
 /// Weights, memory and the running step.
 pub(super) struct Engine {
@@ -38,13 +37,13 @@ pub(super) struct State {
 
 impl State {
     /// The layer whose keys and values are all stored once the phases before this one have ended.
-    fn layer_before(&self, phase: usize) -> Option<usize> {
+    pub fn layer_before(&self, phase: usize) -> Option<usize> {
         let before = self.step.phases.get(phase.checked_sub(1)?)?;
         (before.kind == PhaseKind::Attention).then_some(before.index)
     }
 }
 
-// SAFETY: the buffers are divided among units (see [`Task`]), a worker's scratch belongs to its thread, and the state is
+// SAFETY: the buffers are divided among units (see [`super::task::Task`]), a worker's scratch belongs to its thread, and the state is
 // written between steps or, its profile, by the one thread that opens a phase.
 unsafe impl Sync for Engine {}
 // SAFETY: nothing in it belongs to a thread.
@@ -76,30 +75,5 @@ impl Engine {
     pub unsafe fn state_mut(&self) -> &mut State {
         // SAFETY: the caller's promise.
         unsafe { &mut *self.state.get() }
-    }
-}
-
-impl Work for Engine {
-    fn open(&self, phase: u32) -> u32 {
-        // SAFETY: the thread that opens a phase runs alone in this step: all units before are finished.
-        let state = unsafe { self.state_mut() };
-        if let (Some(sink), Some(layer)) = (&state.sink, state.layer_before(phase as usize)) {
-            for export in &state.step.exports {
-                // SAFETY: no unit runs now.
-                let bytes = unsafe { self.pool.layer(export.page as usize, layer) };
-                sink.layer(export, layer as u32, bytes);
-            }
-        }
-        let phase = state.step.phases[phase as usize];
-        state.profile.begin(phase.kind);
-        phase.units as u32
-    }
-
-    fn run(&self, phase: u32, unit: u32, worker: usize) {
-        // SAFETY: a step is running; this thread alone has this worker's scratch.
-        let (state, scratch) = unsafe { (self.state(), &mut self.workers.write(worker..worker + 1)[0]) };
-        let key = (state.number, phase);
-        let task = Task { engine: self, step: &state.step, slots: &state.slots, key };
-        task.run(state.step.phases[phase as usize], unit as usize, scratch);
     }
 }

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::atomic::AtomicU32};
 use models::{Batch, Export, PLACEHOLDER, PageCopy, Score, SlotId, TokenId};
 
 use super::{dimensions::Dimensions, slots::Slots};
-use crate::attention::tokens_per_span;
+use crate::attention::{SEGMENT, tokens_per_span};
 
 /// The plan of a step. Its buffers are kept from step to step.
 #[derive(Debug, Default)]
@@ -41,6 +41,15 @@ pub(super) struct Sequence {
     pub row: usize,
     pub position: usize,
     pub len: usize,
+}
+
+impl Sequence {
+    /// Segments of keys that a piece of it sees.
+    pub fn segments(&self, piece: &Piece, window: Option<usize>) -> Range<usize> {
+        let first = self.position + piece.tokens.start + 1;
+        let start = window.map_or(0, |window| first.saturating_sub(window));
+        start / SEGMENT..(self.position + piece.tokens.end).div_ceil(SEGMENT)
+    }
 }
 
 /// Some tokens of a sequence.
@@ -205,7 +214,7 @@ impl Step {
         let mut groups = 0;
         for (span, piece) in self.spans.iter().enumerate().rev() {
             let sequence = &self.sequences[piece.sequence];
-            let segments = dimensions.segments(sequence, piece);
+            let segments = sequence.segments(piece, dimensions.window);
             for kv_head in 0..dimensions.kv_heads {
                 if split && sequence.len == 1 && segments.len() > 1 {
                     let part =

@@ -1,9 +1,7 @@
-use std::{cell::UnsafeCell, ops::Range};
+use std::cell::UnsafeCell;
 
 use super::layout::BLOCK;
 use crate::Isa;
-
-mod quantise;
 
 /// Rows of activations that lie interleaved, so that a kernel reads all of them at constant distances.
 pub(super) const PANEL: usize = 8;
@@ -49,15 +47,15 @@ impl ActBlock {
 pub struct Acts {
     rows: usize,
     cols: usize,
-    isa: Isa,
+    pub(super) isa: Isa,
     format: ActsFormat,
     /// Panel after panel, block after block.
-    blocks: Box<[UnsafeCell<ActBlock>]>,
+    pub(super) blocks: Box<[UnsafeCell<ActBlock>]>,
     /// Panel after panel, column after column.
-    floats: Box<[UnsafeCell<[f32; PANEL]>]>,
+    pub(super) floats: Box<[UnsafeCell<[f32; PANEL]>]>,
 }
 
-// SAFETY: the cells are written by `prepare` alone, whose callers promise to keep writers and readers apart.
+// SAFETY: the cells are written by [`Acts::prepare`] alone, whose callers promise to keep writers and readers apart.
 unsafe impl Sync for Acts {}
 
 impl Acts {
@@ -95,36 +93,6 @@ impl Acts {
     /// Bytes allocated.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.blocks) + size_of_val(&*self.floats)
-    }
-
-    /// Converts the rows `rows`, given as `x` (`rows.len() × cols`, row-major).
-    ///
-    /// # Safety
-    /// No other thread reads these rows or prepares any of them meanwhile.
-    ///
-    /// # Panics
-    /// If `rows` or the length of `x` do not fit.
-    pub unsafe fn prepare(&self, x: &[f32], rows: Range<usize>) {
-        assert!(rows.end <= self.rows && x.len() == rows.len() * self.cols, "rows {rows:?} do not fit");
-        if self.cols == 0 {
-            return;
-        }
-        for (row, x) in rows.zip(x.chunks_exact(self.cols)) {
-            let (panel, lane) = (row / PANEL, row % PANEL);
-            if self.format.quantised {
-                let blocks = self.cols / BLOCK;
-                // SAFETY: only this lane of the panel's blocks is written, and the caller keeps others away
-                // from it.
-                unsafe { quantise::row(self.isa, x, &self.blocks[panel * blocks..][..blocks], lane) };
-            }
-            if self.format.float {
-                let floats = &self.floats[panel * self.cols..][..self.cols];
-                for (x, cell) in x.iter().zip(floats) {
-                    // SAFETY: as above; `lane < PANEL`.
-                    unsafe { cell.get().cast::<f32>().add(lane).write(*x) };
-                }
-            }
-        }
     }
 
     /// First block of a panel.

@@ -11,9 +11,8 @@ use half::{bf16, f16};
 
 use super::{
     acts::PANEL,
-    lanes::Lanes,
+    lanes::{Job, Lanes, Part, TileKernel},
     layout::TILE_ROWS,
-    sweep::{Job, Part, TileKernel},
 };
 
 /// How a column of a tile is stored: 16 values.

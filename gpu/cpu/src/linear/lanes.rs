@@ -1,6 +1,6 @@
 //! What matrix products need beyond [`Simd`]: bytes and their dot products, once per instruction set. A
 //! vector has 16 lanes, one per row of a tile. Every operation is exact or rounds once, so the kernels give
-//! the same bits on all.
+//! the same bits on all. And what a kernel over them is given.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -8,9 +8,13 @@ mod avx2;
 mod avx512;
 mod scalar;
 
+use std::ops::Range;
+
 use super::{
-    layout::Bits,
-    sweep::{Job, Part, TileKernel},
+    OutPtr,
+    acts::Acts,
+    layout::{Bits, TILE_ROWS},
+    pack::Segment,
 };
 use crate::simd::Simd;
 
@@ -53,4 +57,53 @@ pub(super) trait Lanes: Simd {
     /// Dot products of the rows' `4 * STEPS` unsigned values, of `bits` bits, with the signed ones at `x`,
     /// none of which is -128. Exact.
     unsafe fn dot<const STEPS: usize>(bits: Bits, w: [Self::B; STEPS], x: *const i8) -> Self::F;
+}
+
+/// What all kernel calls of one `apply` share.
+pub(super) struct Job<'a> {
+    pub segment: &'a Segment,
+    pub cols: usize,
+    pub acts: &'a Acts,
+    pub out: OutPtr,
+}
+
+/// What one kernel call computes.
+pub(super) struct Part {
+    /// Tiles of the segment.
+    pub tiles: Range<usize>,
+    /// First row of activations.
+    pub row: usize,
+    /// Their number; all lie in one panel.
+    pub rows: usize,
+}
+
+/// A kernel, compiled for each instruction set and number of activation rows.
+pub(super) trait TileKernel {
+    /// Tiles that it likes to get at once.
+    const TILES: usize;
+
+    /// # Safety
+    /// The machine has the instructions of `L`, `part.rows == ROWS`, the part is in range, the segment's
+    /// dtype is the kernel's, and no other thread touches the outputs of the part.
+    unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part);
+}
+
+impl Job<'_> {
+    /// Where tile `tile` begins.
+    #[inline(always)]
+    pub fn tile(&self, tile: usize) -> *const u8 {
+        self.segment.tile(tile).as_ptr()
+    }
+
+    /// Writes the sums of tile `tile` for activation row `row`.
+    ///
+    /// # Safety
+    /// As [`TileKernel::run`].
+    #[inline(always)]
+    pub unsafe fn store<L: Lanes>(&self, sums: L::F, tile: usize, row: usize) {
+        let from = tile * TILE_ROWS;
+        let lanes = TILE_ROWS.min(self.segment.rows - from);
+        // SAFETY: row and columns are in range of the output, checked by `Linear::apply`.
+        unsafe { L::store_first(sums, self.out.at(row, self.segment.first_row + from), lanes) }
+    }
 }

@@ -9,9 +9,8 @@ use std::marker::PhantomData;
 
 use super::{
     acts::{ActBlock, PANEL},
-    lanes::Lanes,
+    lanes::{Job, Lanes, Part, TileKernel},
     layout::{self, BLOCK, Bits, STEPS, Scales, TILE_ROWS, VECTOR},
-    sweep::{Job, Part, TileKernel},
 };
 
 /// How the bytes of a block are read.

@@ -6,64 +6,12 @@ use formats::DType;
 use half::{bf16, f16};
 
 use super::{
-    OutPtr,
-    acts::{Acts, PANEL},
+    acts::PANEL,
     float::FloatKernel,
-    lanes::Lanes,
-    layout::TILE_ROWS,
-    pack::Segment,
+    lanes::{Job, Lanes, Part, TileKernel},
     quantised::{Min, Offset, QuantisedKernel, Super16, SuperMin, U4, U5, U6, U8},
 };
 use crate::{Isa, simd};
-
-/// What all kernel calls of one `apply` share.
-pub(super) struct Job<'a> {
-    pub segment: &'a Segment,
-    pub cols: usize,
-    pub acts: &'a Acts,
-    pub out: OutPtr,
-}
-
-/// What one kernel call computes.
-pub(super) struct Part {
-    /// Tiles of the segment.
-    pub tiles: Range<usize>,
-    /// First row of activations.
-    pub row: usize,
-    /// Their number; all lie in one panel.
-    pub rows: usize,
-}
-
-/// A kernel, compiled for each instruction set and number of activation rows.
-pub(super) trait TileKernel {
-    /// Tiles that it likes to get at once.
-    const TILES: usize;
-
-    /// # Safety
-    /// The machine has the instructions of `L`, `part.rows == ROWS`, the part is in range, the segment's
-    /// dtype is the kernel's, and no other thread touches the outputs of the part.
-    unsafe fn run<L: Lanes, const ROWS: usize>(job: &Job<'_>, part: &Part);
-}
-
-impl Job<'_> {
-    /// Where tile `tile` begins.
-    #[inline(always)]
-    pub fn tile(&self, tile: usize) -> *const u8 {
-        self.segment.tile(tile).as_ptr()
-    }
-
-    /// Writes the sums of tile `tile` for activation row `row`.
-    ///
-    /// # Safety
-    /// As [`TileKernel::run`].
-    #[inline(always)]
-    pub unsafe fn store<L: Lanes>(&self, sums: L::F, tile: usize, row: usize) {
-        let from = tile * TILE_ROWS;
-        let lanes = TILE_ROWS.min(self.segment.rows - from);
-        // SAFETY: row and columns are in range of the output, checked by `Linear::apply`.
-        unsafe { L::store_first(sums, self.out.at(row, self.segment.first_row + from), lanes) }
-    }
-}
 
 /// Computes rows `0..m` for the tiles `tiles` of the job's segment.
 ///

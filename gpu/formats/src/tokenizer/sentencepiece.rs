@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use serde_json::{Value, json};
 
-use super::gguf::{CONTROL, Vocabulary};
+use super::vocabulary::{CONTROL, Vocabulary};
 use crate::error::ErrorKind;
 
 const SPACE: &str = "▁";

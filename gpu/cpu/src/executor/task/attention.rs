@@ -94,7 +94,7 @@ impl Task<'_> {
         let Engine { isa, dimensions: d, pool, buffers, .. } = self.engine;
         let piece = &self.step.spans[unit.span];
         let sequence = &self.step.sequences[piece.sequence];
-        let segments = d.segments(sequence, piece);
+        let segments = sequence.segments(piece, d.window);
         let own = unit.part.map_or(segments.clone(), |part| {
             let segment = segments.start + part.index;
             segment..segment + 1

@@ -1,15 +1,16 @@
-//! Rounds activations to bytes.
+//! Converts activations to what kernels read: as they are, and rounded to bytes.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "an iterator's functions lack the features of the kernel around them"
 )]
 
-use std::cell::UnsafeCell;
+use std::{cell::UnsafeCell, ops::Range};
 
 use super::{
-    super::{lanes::Lanes, layout::BLOCK},
-    ActBlock,
+    acts::{ActBlock, Acts, PANEL},
+    lanes::Lanes,
+    layout::BLOCK,
 };
 use crate::simd::kernel;
 
@@ -18,13 +19,45 @@ const MAX: f32 = 127.0;
 /// 1.5 · 2²³: adding it rounds to the nearest integer, ties to even, and leaves that integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
+impl Acts {
+    /// Converts the rows `rows`, given as `x` (`rows.len() × cols`, row-major).
+    ///
+    /// # Safety
+    /// No other thread reads these rows or prepares any of them meanwhile.
+    ///
+    /// # Panics
+    /// If `rows` or the length of `x` do not fit.
+    pub unsafe fn prepare(&self, x: &[f32], rows: Range<usize>) {
+        assert!(rows.end <= self.rows() && x.len() == rows.len() * self.cols(), "rows {rows:?} do not fit");
+        if self.cols() == 0 {
+            return;
+        }
+        for (row, x) in rows.zip(x.chunks_exact(self.cols())) {
+            let (panel, lane) = (row / PANEL, row % PANEL);
+            if self.format().quantised {
+                let blocks = self.cols() / BLOCK;
+                // SAFETY: only this lane of the panel's blocks is written, and the caller keeps others away
+                // from it.
+                unsafe { quantised_row(self.isa, x, &self.blocks[panel * blocks..][..blocks], lane) };
+            }
+            if self.format().float {
+                let floats = &self.floats[panel * self.cols()..][..self.cols()];
+                for (x, cell) in x.iter().zip(floats) {
+                    // SAFETY: as above; `lane < PANEL`.
+                    unsafe { cell.get().cast::<f32>().add(lane).write(*x) };
+                }
+            }
+        }
+    }
+}
+
 kernel! {
     /// Quantises the row `x` into lane `lane` of a panel's blocks.
     ///
     /// # Safety
-    /// The machine has `isa`, `x` is as long as the blocks, `lane` is less than [`super::PANEL`], and nobody
+    /// The machine has `isa`, `x` is as long as the blocks, `lane` is less than [`PANEL`], and nobody
     /// else reads or writes that lane meanwhile.
-    pub(super) fn row = row_in(x: &[f32], blocks: &[UnsafeCell<ActBlock>], lane: usize)
+    fn quantised_row = row_in(x: &[f32], blocks: &[UnsafeCell<ActBlock>], lane: usize)
 }
 
 #[inline(always)]
