@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{InstanceId, RunId},
+    input::Input,
     submit::{Routing, Sampling},
-    text::Json,
+    text::{Detokenize, Tokenize},
     tokens::TokenIds,
 };
 
@@ -14,8 +15,8 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 pub enum ToTokenizer {
     Generate(Box<Generate>),
-    Tokenize(crate::text::Tokenize),
-    Detokenize(crate::text::Detokenize),
+    Tokenize(Tokenize),
+    Detokenize(Detokenize),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,29 +53,6 @@ pub struct Generate {
     /// Engines died with this request aboard: run it with no other beside it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub alone: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Input {
-    Chat(Chat),
-    Text(String),
-    Tokens(TokenIds),
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Chat {
-    /// A JSON array of OpenAI messages.
-    pub messages: Json,
-    /// A JSON array, if the request has the field.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tools: Option<Json>,
-    /// A JSON object of further template variables.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub template_kwargs: Option<Json>,
-    pub add_generation_prompt: bool,
-    /// Go on with the last message instead of answering it.
-    pub continue_final_message: bool,
 }
 
 /// How tokens become text.

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod frame;
 pub mod generate;
 pub mod id;
+pub mod input;
 pub mod kv;
 pub mod lease;
 pub mod load;

@@ -20,13 +20,13 @@ use messages::{
     Attempt, Fault, FaultCode, InstanceId, Pool, RequestId, Role, RunId, codec,
     control::{Attach, Cancel, Control},
     frame::{Alive, Body, End, Frame, Pulse, TextBatch, TextDelta, TokenBatch, TokenDelta, TokenLogprobs},
-    generate::{Chat, ChoiceJournal, Generate, Input, Journal, TextOptions, ToTokenizer},
+    generate::{ChoiceJournal, Generate, Journal, TextOptions, ToTokenizer},
+    input::{Chat, Input, Json},
     kv::{BlockIds, KvChange, KvEvents, KvSnapshot},
     lease::Lease,
     load::Load,
     prefill::{PrefillNews, PrefillTask},
     submit::{ChoiceStart, Custody, Routing, Sampling, Submit},
-    text::Json,
 };
 use mutate::Random;
 use serde::{Serialize, de::DeserializeOwned};

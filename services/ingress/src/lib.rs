@@ -10,6 +10,7 @@ mod figures;
 mod front;
 mod road;
 mod routes;
+mod server;
 mod service;
 mod settings;
 

@@ -9,8 +9,9 @@ use actors::{
 use messages::{Fault, FaultCode, Pool, Role, frame::TextDelta};
 
 use crate::{
-    front::{self, Front},
+    front::Front,
     road::{Backlog, Desk},
+    server,
     settings::IngressSettings,
 };
 
@@ -41,7 +42,7 @@ async fn start(
     let bus_limit = context.bus.max_payload().saturating_sub(BUS_MARGIN);
     let front = Data::new(Front::new(settings, admin_key.as_deref(), Arc::new(desk.clone()), bus_limit)?);
     tokio::spawn(front.sentry.clone().patrol());
-    let (server, address, secure) = front::listen(front.clone())?;
+    let (server, address, secure) = server::listen(front.clone())?;
     let handle = server.handle();
     actix_rt::spawn(server);
     let scheme = if secure { "https" } else { "http" };

@@ -6,7 +6,8 @@ use anyhow::Context;
 use catalog::Naming;
 use messages::{
     Fault, FaultCode, TokenIds,
-    generate::{Generate, Input, TextOptions},
+    generate::{Generate, TextOptions},
+    input::Input,
     lease::ModelCard,
     text::{Answer, Detokenize, Detokenized, Tokenize, Tokenized},
 };

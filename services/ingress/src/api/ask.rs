@@ -2,7 +2,8 @@
 
 use messages::{
     InstanceId,
-    generate::{Generate, Input, TextOptions},
+    generate::{Generate, TextOptions},
+    input::Input,
     lease::ModelCard,
     submit::{Routing, Sampling},
 };

@@ -1,9 +1,8 @@
 //! `/v1/chat/completions`: reading and checking the request.
 
 use messages::{
-    generate::{Chat, Input},
+    input::{Chat, Input, Json},
     lease::ModelCard,
-    text::Json,
 };
 use serde_json::{Map, Value};
 

@@ -1,6 +1,6 @@
 //! `/v1/completions`: reading and checking the request.
 
-use messages::{TokenIds, generate::Input, lease::ModelCard};
+use messages::{TokenIds, input::Input, lease::ModelCard};
 use serde_json::Value;
 
 use super::{

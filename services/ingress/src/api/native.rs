@@ -1,7 +1,8 @@
 //! SGLang's native `/generate`: reading and checking the request.
 
 use messages::{
-    generate::{Generate, Input, TextOptions},
+    generate::{Generate, TextOptions},
+    input::Input,
     lease::ModelCard,
     submit::Sampling,
 };

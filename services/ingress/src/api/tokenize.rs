@@ -2,7 +2,8 @@
 
 use messages::{
     TokenIds,
-    generate::{Input, ToTokenizer},
+    generate::ToTokenizer,
+    input::Input,
     lease::ModelCard,
     text::{Detokenize, Tokenize, Tokenized},
 };

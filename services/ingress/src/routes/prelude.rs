@@ -3,7 +3,8 @@
 use actix_web::web::Data;
 use messages::{
     TokenIds,
-    generate::{Generate, Input, ToTokenizer},
+    generate::{Generate, ToTokenizer},
+    input::Input,
     lease::ModelCard,
     text::{Answer, Detokenize, Tokenize},
 };

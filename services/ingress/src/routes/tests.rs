@@ -20,11 +20,12 @@ use serde_json::{Value, json};
 use crate::{
     IngressSettings,
     api::fixtures,
-    front::{Front, app},
+    front::Front,
     road::{
         Backlog, Event, Journey, Manner, Passenger, Road, Survey,
         outlet::{Delta, Outlet},
     },
+    server::app,
 };
 
 /// Answers every request with two tokens, or with a fault before or after the first.

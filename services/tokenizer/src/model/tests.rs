@@ -1,8 +1,7 @@
 use messages::{
-    generate::Chat,
+    input::{Chat, Json},
     lease::GenerationDefaults,
     submit::{Routing, Sampling},
-    text::Json,
 };
 use serde_json::{Value, json};
 

@@ -1,6 +1,9 @@
 //! A conversation as a template sees it.
 
-use messages::{Fault, generate::Chat, text::Json};
+use messages::{
+    Fault,
+    input::{Chat, Json},
+};
 use serde_json::{Map, Value};
 
 /// Variables that are not the client's to set.

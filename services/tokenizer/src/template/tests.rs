@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use messages::{FaultCode, generate::Chat, text::Json};
+use messages::{
+    FaultCode,
+    input::{Chat, Json},
+};
 use serde_json::{Value, json};
 
 use super::*;
