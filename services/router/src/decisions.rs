@@ -16,11 +16,9 @@ pub use record::Recorder;
 pub use replay::{Replayed, replay};
 pub use shortlist::{Roster, Shortlist, Shown};
 
-/// One dispatch of a request.
+/// Which attempt something is told of, by whom and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Decision {
-    /// Counts the dispatches of this router.
-    pub number: u64,
+pub struct About {
     pub router: InstanceId,
     /// Unix milliseconds.
     pub at_ms: u64,
@@ -30,6 +28,22 @@ pub struct Decision {
     pub label: Option<String>,
     pub tenant: Option<String>,
     pub pool: Pool,
+}
+
+impl About {
+    /// Whether `name` is the client's label of the request, or `id` its bus id.
+    fn is_named(&self, name: &str, id: Option<RequestId>) -> bool {
+        self.label.as_deref() == Some(name) || Some(self.request) == id
+    }
+}
+
+/// One dispatch of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Counts the dispatches of this router.
+    pub number: u64,
+    #[serde(flatten)]
+    pub about: About,
     /// Time in this router until the decision, queueing included.
     pub held_us: u64,
     pub basis: Basis,

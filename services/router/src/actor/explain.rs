@@ -7,7 +7,7 @@ use metrics::{Counter, Histogram};
 
 use super::{Job, RouterActor};
 use crate::{
-    decisions::{Basis, Decision, Fate, KEPT, Note, Outcome},
+    decisions::{About, Basis, Decision, Fate, KEPT, Note, Outcome},
     deployment::{Choice, Deployment, SHOWN},
     policy::Policy,
 };
@@ -49,13 +49,7 @@ impl RouterActor {
         self.meters.count(&choice);
         let mut decision = Decision {
             number,
-            router: self.context.me.instance.clone(),
-            at_ms: unix_ms(),
-            request: job.envelope.request,
-            attempt: job.envelope.attempt,
-            label: job.envelope.label.clone(),
-            tenant: job.submit.routing.tenant.clone(),
-            pool: job.submit.pool.clone(),
+            about: self.about(&job.envelope, &job.submit),
             held_us: micros(job.taken.elapsed()),
             basis: choice.basis,
             policy: choice.policy,
@@ -89,6 +83,15 @@ impl RouterActor {
         why: Option<Fault>,
     ) {
         self.notes.lock().put(Note {
+            about: self.about(envelope, submit),
+            outcome,
+            held_us: micros(held),
+            why,
+        });
+    }
+
+    fn about(&self, envelope: &Envelope, submit: &Submit) -> About {
+        About {
             router: self.context.me.instance.clone(),
             at_ms: unix_ms(),
             request: envelope.request,
@@ -96,10 +99,7 @@ impl RouterActor {
             label: envelope.label.clone(),
             tenant: submit.routing.tenant.clone(),
             pool: submit.pool.clone(),
-            outcome,
-            held_us: micros(held),
-            why,
-        });
+        }
     }
 
     /// The decisions about a request, by bus id or label, as JSON, and what became of attempts without one.

@@ -55,9 +55,7 @@ impl Ledger {
     /// Every decision about a request, by bus id or by the client's label, oldest first.
     pub fn about(&self, name: &str) -> Vec<Decision> {
         let id = name.parse::<RequestId>().ok();
-        let is_it = |Entry { decision, .. }: &&Entry| {
-            decision.label.as_deref() == Some(name) || Some(decision.request) == id
-        };
+        let is_it = |entry: &&Entry| entry.decision.about.is_named(name, id);
         self.entries.iter().filter(is_it).map(Entry::write_out).collect()
     }
 

@@ -1,22 +1,15 @@
 use std::collections::{HashMap, VecDeque};
 
-use messages::{Attempt, Fault, InstanceId, Pool, RequestId};
+use messages::{Attempt, Fault, RequestId};
 use serde::Serialize;
 
-use super::KEPT;
+use super::{About, KEPT};
 
 /// An attempt at a request that came here and was not dispatched, or not yet.
 #[derive(Debug, Clone, Serialize)]
 pub struct Note {
-    pub router: InstanceId,
-    /// Unix milliseconds.
-    pub at_ms: u64,
-    pub request: RequestId,
-    pub attempt: Attempt,
-    /// The client's name for the request.
-    pub label: Option<String>,
-    pub tenant: Option<String>,
-    pub pool: Pool,
+    #[serde(flatten)]
+    pub about: About,
     pub outcome: Fate,
     /// Time in this router, queueing included.
     pub held_us: u64,
@@ -48,11 +41,12 @@ pub struct Notes {
 impl Notes {
     /// Puts a note in the place of the last one of this attempt.
     pub fn put(&mut self, note: Note) {
-        let notes = self.by_request.entry(note.request).or_default();
+        let About { request, attempt, .. } = note.about;
+        let notes = self.by_request.entry(request).or_default();
         if notes.is_empty() {
-            self.order.push_back(note.request);
+            self.order.push_back(request);
         }
-        notes.retain(|known| known.attempt != note.attempt);
+        notes.retain(|known| known.about.attempt != attempt);
         notes.push(note);
         if self.order.len() > KEPT
             && let Some(oldest) = self.order.pop_front()
@@ -64,7 +58,7 @@ impl Notes {
     /// This attempt was dispatched.
     pub fn drop_of(&mut self, request: RequestId, attempt: Attempt) {
         if let Some(notes) = self.by_request.get_mut(&request) {
-            notes.retain(|note| note.attempt != attempt);
+            notes.retain(|note| note.about.attempt != attempt);
             if notes.is_empty() {
                 self.by_request.remove(&request);
             }
@@ -75,6 +69,6 @@ impl Notes {
     pub fn about(&self, name: &str) -> Vec<&Note> {
         let id = name.parse::<RequestId>().ok();
         let notes = self.by_request.values().flatten();
-        notes.filter(|note| note.label.as_deref() == Some(name) || Some(note.request) == id).collect()
+        notes.filter(|note| note.about.is_named(name, id)).collect()
     }
 }

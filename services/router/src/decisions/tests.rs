@@ -17,16 +17,22 @@ fn considered(instance: &str, overlap_blocks: u32, requests: u32) -> Considered 
     }
 }
 
+fn about(request: RequestId, label: &str) -> About {
+    About {
+        router: id("router-1"),
+        at_ms: 0,
+        request,
+        attempt: Attempt::FIRST,
+        label: Some(label.to_owned()),
+        tenant: None,
+        pool: Pool::of_model("m", "00"),
+    }
+}
+
 fn decision(number: u64, chosen: &str) -> Decision {
     Decision {
         number,
-        router: id("router-1"),
-        at_ms: 0,
-        request: RequestId::mint(),
-        attempt: Attempt::FIRST,
-        label: Some(format!("label-{number}")),
-        tenant: None,
-        pool: Pool::of_model("m", "00"),
+        about: about(RequestId::mint(), &format!("label-{number}")),
         held_us: 100,
         basis: Basis::Policy,
         policy: Policy::Kv,
@@ -53,9 +59,9 @@ fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
     let started = Started { router: id("router-1"), number: 2, cached_tokens: 464 };
     assert!(ledger.started(&id("b"), &started).is_none(), "that is another engine's dispatch");
     assert!(ledger.started(&id("a"), &started).is_some());
-    let about = ledger.about("label-2");
-    assert_eq!((about.len(), about[0].outcome, about[0].cached_tokens), (1, Outcome::Accepted, Some(464)));
-    let request = about[0].request;
+    let told = ledger.about("label-2");
+    assert_eq!((told.len(), told[0].outcome, told[0].cached_tokens), (1, Outcome::Accepted, Some(464)));
+    let request = told[0].about.request;
     let as_recorded = serde_json::to_value(request).unwrap();
     assert!(as_recorded.as_str().unwrap().contains('-'));
     for name in [request.to_string().as_str(), as_recorded.as_str().unwrap()] {
@@ -159,18 +165,7 @@ fn a_session_replays_as_a_session_and_doubted_engines_are_passed_over() {
 #[test]
 fn who_was_not_dispatched_is_told_of_until_it_is() {
     let mut notes = Notes::default();
-    let note = |request, fate| Note {
-        router: id("router-1"),
-        at_ms: 0,
-        request,
-        attempt: Attempt::FIRST,
-        label: Some("label".to_owned()),
-        tenant: None,
-        pool: Pool::of_model("m", "00"),
-        outcome: fate,
-        held_us: 7,
-        why: None,
-    };
+    let note = |request, fate| Note { about: about(request, "label"), outcome: fate, held_us: 7, why: None };
     let (waits, refused) = (RequestId::mint(), RequestId::mint());
     notes.put(note(waits, Fate::Queued));
     notes.put(note(refused, Fate::Queued));
@@ -184,6 +179,25 @@ fn who_was_not_dispatched_is_told_of_until_it_is() {
     assert_eq!(outcomes(&notes, "label"), [Fate::Refused]);
     (0..5000).for_each(|_| notes.put(note(RequestId::mint(), Fate::Refused)));
     assert!(outcomes(&notes, &refused.to_string()).is_empty(), "the oldest are forgotten");
+}
+
+/// What is read of both by other programs.
+#[test]
+fn a_decision_and_a_note_are_one_flat_object_each() {
+    let request = "0190a1b2-c3d4-7000-8000-000000000001".parse().unwrap();
+    let note = Note { about: about(request, "mine"), outcome: Fate::Failed, held_us: 7, why: None };
+    let header = r#""router":"router-1","at_ms":0,"request":"0190a1b2-c3d4-7000-8000-000000000001","attempt":1,"label":"mine","tenant":null,"pool":"POOL""#;
+    let header = header.replace("POOL", &Pool::of_model("m", "00").to_string());
+    let written = serde_json::to_string(&note).unwrap();
+    assert_eq!(written, format!(r#"{{{header},"outcome":"failed","held_us":7,"why":null}}"#));
+
+    let decision = Decision { about: about(request, "mine"), ..decision(3, "a") };
+    let written = serde_json::to_string(&decision).unwrap();
+    assert!(
+        written.starts_with(&format!(r#"{{"number":3,{header},"held_us":100,"basis":"policy""#)),
+        "{written}"
+    );
+    assert_eq!(serde_json::from_str::<Decision>(&written).unwrap(), decision);
 }
 
 #[test]
