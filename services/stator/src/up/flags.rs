@@ -15,6 +15,15 @@ const SET_BY_UP: [&str; 3] = ["model_path", "served_model_name", "admin_bind"];
 /// Secrets (a url can hold a password): children are told through their environment, which others cannot read.
 const NOT_ON_COMMAND_LINES: [&str; 4] = ["nats_url", "admin_key", "cluster_key", "api_key"];
 
+/// Flags of one name that mean something else to each of several services: section, name, and the flag that sets it for
+/// that section alone.
+const SECTIONS_OWN: [(&str, &str, &str); 4] = [
+    ("Ingress", "hold_when_empty", "ingress.hold-when-empty"),
+    ("Router", "hold_when_empty", "router.hold-when-empty"),
+    ("Engine", "max_queued_requests", "engine.max-queued-requests"),
+    ("Router", "max_queued_requests", "router.max-queued-requests"),
+];
+
 /// The flags of a service, and who wants them.
 struct Section {
     heading: &'static str,
@@ -75,6 +84,24 @@ impl ServiceFlags {
     }
 }
 
+impl Section {
+    /// The flag that sets this argument here and nowhere else, if another section has a namesake of it.
+    fn own(&self, argument: &Arg) -> Option<&'static str> {
+        let is_it =
+            |(heading, name, _): &&(&str, &str, _)| *heading == self.heading && argument.get_id() == name;
+        SECTIONS_OWN.iter().find(is_it).map(|(.., flag)| *flag)
+    }
+}
+
+/// The flag that sets an argument in all sections that have one of that name.
+fn for_all(argument: Arg) -> Arg {
+    let own = SECTIONS_OWN.iter().filter(|(_, name, _)| argument.get_id() == name);
+    let own: Vec<String> = own.map(|(.., flag)| format!("--{flag}")).collect();
+    argument
+        .help(format!("Sets {} where they are not given", own.join(" and ")))
+        .help_heading("Several services")
+}
+
 fn arguments_of(section: &Section) -> Vec<Arg> {
     (section.flags)(Command::new("section")).get_arguments().cloned().collect()
 }
@@ -83,11 +110,19 @@ impl Args for ServiceFlags {
     fn augment_args(mut command: Command) -> Command {
         for section in &SECTIONS {
             for argument in arguments_of(section) {
+                let own = section.own(&argument);
+                if let Some(flag) = own {
+                    command = command.arg(argument.clone().id(flag).long(flag).help_heading(section.heading));
+                }
                 if command.get_arguments().any(|known| known.get_id() == argument.get_id()) {
                     continue;
                 }
                 let hidden = SET_BY_UP.contains(&argument.get_id().as_str());
-                command = command.arg(argument.help_heading(section.heading).hide(hidden));
+                let headed = match own {
+                    Some(_) => for_all(argument),
+                    None => argument.help_heading(section.heading),
+                };
+                command = command.arg(headed.hide(hidden));
             }
         }
         command
@@ -104,22 +139,23 @@ impl FromArgMatches for ServiceFlags {
         for section in &SECTIONS {
             for argument in arguments_of(section) {
                 let id = argument.get_id().as_str();
-                if matches.value_source(id) != Some(ValueSource::CommandLine) {
-                    continue;
-                }
+                let own = section.own(&argument);
+                let is_given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
+                let Some(name) = own.into_iter().chain([id]).find(is_given) else { continue };
                 if SET_BY_UP.contains(&id) {
                     let flag = id.replace('_', "-");
                     let message =
                         format!("--{flag} is set by `stator up` itself; models are named by --model\n");
                     return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
                 }
-                if let Some(known) = given.iter_mut().find(|known| known.id == id) {
+                let known = given.iter_mut().find(|known| known.id == id);
+                if let Some(known) = known.filter(|_| own.is_none()) {
                     known.roles.extend(section.roles);
                 } else if !NOT_ON_COMMAND_LINES.contains(&id) {
                     given.push(Given {
                         roles: section.roles.to_vec(),
                         id: id.to_owned(),
-                        arguments: rewrite(&argument, matches),
+                        arguments: rewrite(&argument, name, matches),
                     });
                 }
             }
@@ -137,10 +173,10 @@ impl FromArgMatches for ServiceFlags {
     }
 }
 
-/// `--flag=value`, once for each value.
-fn rewrite(argument: &Arg, matches: &ArgMatches) -> Vec<OsString> {
+/// `--flag=value`, once for each value given under `name`.
+fn rewrite(argument: &Arg, name: &str, matches: &ArgMatches) -> Vec<OsString> {
     let flag = argument.get_long().unwrap_or(argument.get_id().as_str());
-    let values = matches.get_raw(argument.get_id().as_str()).into_iter().flatten();
+    let values = matches.get_raw(name).into_iter().flatten();
     values
         .map(|value| {
             let mut text = OsString::from(format!("--{flag}="));
@@ -175,6 +211,50 @@ mod tests {
         assert_eq!(of(&flags, Role::Router), ["--log-level=debug"]);
         assert_eq!(flags.ingress.port, Some(8001));
         assert!(flags.has("page_size") && !flags.has("threads"));
+    }
+
+    #[test]
+    fn namesakes_are_set_each_by_itself_or_all_at_once() {
+        let line = ["--max-queued-requests", "5", "--router.max-queued-requests", "7"];
+        let flags = parse(&[&line[..], &["--ingress.hold-when-empty", "9"]].concat()).unwrap();
+        assert_eq!(of(&flags, Role::Router), ["--max-queued-requests=7"]);
+        for role in [Role::Prefill, Role::Decode] {
+            assert_eq!(of(&flags, role), ["--max-queued-requests=5"]);
+        }
+        assert_eq!(of(&flags, Role::Ingress), ["--hold-when-empty=9"]);
+        let flags = parse(&["--hold-when-empty", "3", "--engine.max-queued-requests", "4"]).unwrap();
+        assert_eq!(of(&flags, Role::Ingress), ["--hold-when-empty=3"]);
+        assert_eq!(of(&flags, Role::Router), ["--hold-when-empty=3"]);
+        assert_eq!(of(&flags, Role::Decode), ["--max-queued-requests=4"]);
+    }
+
+    /// Of a new one it has to be said whether it means the same to all.
+    #[test]
+    fn flags_of_several_sections_mean_the_same_or_can_be_set_apart() {
+        let same = ["model_path", "served_model_name", "context_length"];
+        for section in &SECTIONS {
+            for argument in arguments_of(section) {
+                let id = argument.get_id().as_str();
+                let is_here =
+                    |section: &&Section| arguments_of(section).iter().any(|other| other.get_id() == id);
+                let shared = SECTIONS.iter().filter(is_here).count() > 1 && !same.contains(&id);
+                assert_eq!(section.own(&argument).is_some(), shared, "{} of {}", id, section.heading);
+            }
+        }
+    }
+
+    #[test]
+    fn help_says_what_each_namesake_means_and_what_sets_all() {
+        let mut command = ServiceFlags::augment_args(Command::new("up"));
+        let help = command.render_long_help().to_string();
+        for expected in [
+            "--router.max-queued-requests <MAX_QUEUED_REQUESTS>",
+            "Requests that wait for their first step",
+            "Requests of one model that the router holds",
+            "Sets --engine.max-queued-requests and --router.max-queued-requests where they are not given",
+        ] {
+            assert!(help.contains(expected), "{expected} is not in\n{help}");
+        }
     }
 
     #[test]
