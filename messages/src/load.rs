@@ -31,6 +31,9 @@ pub struct Load {
     /// A request that must run alone is aboard.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub alone: bool,
+    /// Prefill instances of which it asks nothing for a while, because their blocks did not get through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shunned: Vec<InstanceId>,
     /// Runs that began since the last report, at most [`STARTED_PER_REPORT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub started: Vec<Started>,
@@ -55,6 +58,7 @@ impl Load {
             seen: Vec::new(),
             kv: None,
             alone: false,
+            shunned: Vec::new(),
             started: Vec::new(),
         }
     }

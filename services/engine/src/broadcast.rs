@@ -10,6 +10,7 @@ use std::{
 
 use actors::{Context, frames::HEARTBEAT, lane::Responder};
 use messages::{
+    InstanceId,
     kv::KvEvents,
     load::{Load, STARTED_PER_REPORT, Started},
     subject,
@@ -29,13 +30,15 @@ pub struct Broadcast {
     /// Epoch and number of the next cache change to be told.
     cache: Mutex<Option<(u64, u64)>>,
     started: Mutex<Vec<Started>>,
+    /// Prefill engines of which this one asks nothing.
+    shunned: Mutex<Vec<InstanceId>>,
     loads: AtomicU64,
 }
 
 impl Broadcast {
     pub fn new(context: Context, device: Device) -> Arc<Self> {
-        let (cache, started, loads) = Default::default();
-        Arc::new(Self { context, device, cache, started, loads })
+        let (cache, started, shunned, loads) = Default::default();
+        Arc::new(Self { context, device, cache, started, shunned, loads })
     }
 
     /// Tells of changes of the prefix cache. Followers notice by its number if a message is lost.
@@ -54,6 +57,11 @@ impl Broadcast {
         if started.len() < STARTED_PER_REPORT {
             started.push(Started { router, number, cached_tokens });
         }
+    }
+
+    /// From now on nothing is asked of these prefill engines, and of all others something may be.
+    pub fn shuns(&self, prefills: Vec<InstanceId>) {
+        *self.shunned.lock() = prefills;
     }
 
     /// Answers with the whole prefix cache.
@@ -109,6 +117,7 @@ impl Broadcast {
             seen: observed.seen,
             kv: *self.cache.lock(),
             alone: load.alone,
+            shunned: self.shunned.lock().clone(),
             started: std::mem::take(&mut *self.started.lock()),
         }
     }

@@ -73,11 +73,16 @@ impl Remote {
         (!self.shunned.lock().contains(&named, Instant::now())).then_some(named)
     }
 
-    /// Whether a prefill engine lives whose pages are of use here.
+    /// Whether a prefill engine lives that can be asked: its pages are of use here and it is not shunned.
     pub fn has_help(&self) -> bool {
         let layout = self.slots.layout().to_string();
         let prefills = self.context.directory.instances(Role::Prefill, &self.context.me.pool);
-        prefills.iter().any(|lease| lease.reads_pages_as(Some(&layout)))
+        self.shunned.lock().leave_any(&prefills, &layout, Instant::now())
+    }
+
+    /// The prefill engines that are not asked at present.
+    pub fn shunned(&self) -> Vec<InstanceId> {
+        self.shunned.lock().all(Instant::now())
     }
 
     /// Notes a run whose prompt `prefill` is to compute, before the device hears of it.

@@ -9,11 +9,14 @@ mod shortlist;
 use messages::{Attempt, InstanceId, Pool, RequestId};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Candidate, Demand, Policy, Terms, UNDRAWN, Weights};
+use crate::{
+    policy::{Candidate, Demand, Policy, Terms, UNDRAWN, Weights},
+    remote::Weighed,
+};
 pub use ledger::{KEPT, Ledger};
 pub use notes::{Fate, Note, Notes};
 pub use record::Recorder;
-pub use replay::{Replayed, replay};
+pub use replay::{Changes, Replayed, replay};
 pub use shortlist::{Roster, Shortlist, Shown};
 
 /// Which attempt something is told of, by whom and when.
@@ -57,6 +60,9 @@ pub struct Decision {
     pub chosen: InstanceId,
     /// Where the prompt is computed, if not there.
     pub prefill: Option<InstanceId>,
+    /// What decided on that; nothing where no prefill instance lives or the prompt is scored.
+    #[serde(default)]
+    pub remote_prefill: Option<Weighed>,
     pub outcome: Outcome,
     pub predicted_cached_tokens: u32,
     /// What the engine found, once it has told.

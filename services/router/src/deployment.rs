@@ -1,6 +1,7 @@
 //! All that this router knows of one model revision: its engines, who waits for them, and how they are chosen.
 
 mod choose;
+mod prefill;
 mod suspect;
 mod turn;
 

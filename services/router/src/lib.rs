@@ -22,7 +22,7 @@ mod settings;
 #[cfg(test)]
 mod fixtures;
 
-pub use decisions::{Replayed, replay};
+pub use decisions::{Changes, Replayed, replay};
 pub use policy::Policy;
 pub use service::run;
 pub use settings::{KvEventsMode, RouterFlags, RouterSettings};

@@ -1,7 +1,12 @@
+//! Whether a prefill instance should compute a prompt, and what was weighed for that.
+
+use messages::InstanceId;
+use serde::{Deserialize, Serialize};
+
 use crate::settings::RouterSettings;
 
 /// When computing a prompt at a prefill instance pays.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RemoteRule {
     /// Tokens missing at the engine from which on it is considered; 0: never.
     pub from_tokens: u32,
@@ -15,14 +20,94 @@ pub struct RemoteRule {
 }
 
 /// What computing a prompt takes at one instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bid {
     /// Tokens of the prompt that its cache lacks.
-    pub missing: u32,
+    pub missing_tokens: u32,
     /// Tokens that it computes before.
-    pub queued: u32,
-    /// Measured by the instance; 0 if it has not computed any.
+    pub queued_tokens: u32,
+    /// As measured by the instance. Who has computed nothing says 0, and is weighed as the slowest that has.
     pub token_ns: u32,
+}
+
+/// What there is to choose from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The engine's own.
+    pub here: Bid,
+    /// The engine has other requests, which may be spared at the cost of this one.
+    pub spares: bool,
+    /// Of the prefill instances that can be asked, the one that would be done first.
+    pub there: Option<There>,
+    /// Prefill instances that are passed over: of another layout of KV pages than the engine's.
+    pub other_layout: u32,
+    /// Doubted, or shunned by the engine because blocks of theirs did not get through.
+    pub shunned: u32,
+}
+
+/// The bid of a prefill instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct There {
+    pub instance: InstanceId,
+    #[serde(flatten)]
+    pub bid: Bid,
+}
+
+/// Whether a prefill instance is named, or why none is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Named,
+    /// None ever is: the rule begins at 0 tokens.
+    Off,
+    /// The engine lacks too few tokens.
+    TooFewTokens,
+    /// No engine of its layout of KV pages lives.
+    OtherLayout,
+    Shunned,
+    TooSlow,
+}
+
+/// What was weighed, and by which rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Weighed {
+    pub verdict: Verdict,
+    #[serde(flatten)]
+    pub times: Times,
+    #[serde(flatten)]
+    pub offer: Offer,
+    pub rule: RemoteRule,
+}
+
+/// What the offer takes, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    pub here_ms: f64,
+    /// Queue, computing and transfer.
+    pub there_ms: Option<f64>,
+    pub transfer_ms: f64,
+    /// What it may take there: slack and patience included.
+    pub there_at_most_ms: f64,
+}
+
+impl Bid {
+    fn takes_ms(&self) -> f64 {
+        let tokens = self.queued_tokens.saturating_add(self.missing_tokens);
+        f64::from(tokens) * f64::from(self.token_ns) / 1e6
+    }
+
+    fn or_as_slow_as(self, token_ns: u32) -> Self {
+        if self.token_ns == 0 { Self { token_ns, ..self } } else { self }
+    }
+}
+
+/// The place of the bid that would be done first, and both as they are weighed: where nothing was measured yet,
+/// machines are taken to be as fast as the slowest that was.
+pub fn soonest(here: Bid, there: &[(usize, Bid)]) -> (Bid, Option<(usize, Bid)>) {
+    let slowest = there.iter().map(|(_, bid)| bid.token_ns).fold(here.token_ns, u32::max).max(1);
+    let there = there.iter().map(|&(place, bid)| (place, bid.or_as_slow_as(slowest)));
+    let soonest = there.min_by(|(_, a), (_, b)| a.takes_ms().total_cmp(&b.takes_ms()));
+    (here.or_as_slow_as(slowest), soonest)
 }
 
 impl RemoteRule {
@@ -36,89 +121,38 @@ impl RemoteRule {
         }
     }
 
-    /// The place of the prefill instance that should compute the prompt, if any of `remotes` should. `spares`: the
-    /// engine has other requests, which may be spared at the cost of this one.
-    pub fn best(
-        &self,
-        local: &Bid,
-        spares: bool,
-        remotes: impl Iterator<Item = (usize, Bid)>,
-    ) -> Option<usize> {
-        if self.from_tokens == 0 || local.missing < self.from_tokens {
-            return None;
+    pub fn weigh(&self, offer: Offer) -> Weighed {
+        let times = self.times(&offer);
+        Weighed { verdict: self.judge(&offer, &times), times, offer, rule: *self }
+    }
+
+    fn times(&self, offer: &Offer) -> Times {
+        let here_ms = offer.here.takes_ms();
+        let transfer_ms = f64::from(offer.here.missing_tokens) * self.token_ns / 1e6 + self.overhead_ms;
+        let there_ms = offer.there.as_ref().map(|there| there.bid.takes_ms() + transfer_ms);
+        let patience_ms = if offer.spares { f64::from(self.patience_ms) } else { 0.0 };
+        Times { here_ms, there_ms, transfer_ms, there_at_most_ms: here_ms * self.slack + patience_ms }
+    }
+
+    fn judge(&self, offer: &Offer, times: &Times) -> Verdict {
+        match times.there_ms {
+            _ if self.from_tokens == 0 => Verdict::Off,
+            _ if offer.here.missing_tokens < self.from_tokens => Verdict::TooFewTokens,
+            None if offer.shunned > 0 => Verdict::Shunned,
+            None => Verdict::OtherLayout,
+            Some(there_ms) if there_ms <= times.there_at_most_ms => Verdict::Named,
+            Some(_) => Verdict::TooSlow,
         }
-        let remotes: Vec<(usize, Bid)> = remotes.collect();
-        // Where nothing was measured yet, machines are taken to be as fast as the slowest that was.
-        let slowest = remotes.iter().map(|(_, bid)| bid.token_ns).fold(local.token_ns, u32::max);
-        let guess = slowest.max(1);
-        let takes = |bid: &Bid| {
-            let token_ns = if bid.token_ns == 0 { guess } else { bid.token_ns };
-            f64::from(bid.queued.saturating_add(bid.missing)) * f64::from(token_ns)
-        };
-        let sent = f64::from(local.missing) * self.token_ns + self.overhead_ms * 1e6;
-        let (place, remote) = remotes
-            .iter()
-            .map(|(place, bid)| (*place, takes(bid) + sent))
-            .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-        let patience = if spares { f64::from(self.patience_ms) * 1e6 } else { 0.0 };
-        (remote <= takes(local) * self.slack + patience).then_some(place)
+    }
+}
+
+impl Weighed {
+    /// The prefill instance that should compute the prompt.
+    pub fn named(&self) -> Option<&InstanceId> {
+        let there = self.offer.there.as_ref().filter(|_| self.verdict == Verdict::Named);
+        there.map(|there| &there.instance)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const RULE: RemoteRule =
-        RemoteRule { from_tokens: 256, slack: 1.2, patience_ms: 1000, overhead_ms: 5.0, token_ns: 5000.0 };
-
-    fn bid(missing: u32, queued: u32) -> Bid {
-        Bid { missing, queued, token_ns: 500_000 }
-    }
-
-    /// What is best for an engine that has no other request.
-    fn best(local: Bid, remotes: &[Bid]) -> Option<usize> {
-        RULE.best(&local, false, remotes.iter().copied().enumerate())
-    }
-
-    #[test]
-    fn a_long_prompt_goes_to_an_idle_prefill_instance() {
-        assert_eq!(best(bid(2000, 0), &[bid(2000, 900), bid(2000, 0)]), Some(1));
-    }
-
-    #[test]
-    fn a_prompt_that_is_short_or_cached_here_stays() {
-        assert_eq!(best(bid(255, 5000), &[bid(255, 0)]), None);
-        let never = RemoteRule { from_tokens: 0, ..RULE };
-        assert_eq!(never.best(&bid(9000, 0), true, [bid(1, 0)].into_iter().enumerate()), None);
-    }
-
-    #[test]
-    fn a_prefill_queue_longer_than_computing_it_here_keeps_it_here() {
-        assert_eq!(best(bid(1000, 0), &[bid(1000, 400)]), None);
-        assert_eq!(best(bid(1000, 400), &[bid(1000, 400)]), Some(0));
-    }
-
-    #[test]
-    fn an_engine_that_decodes_for_others_waits_longer_for_a_prefill_instance() {
-        let queued = |tokens| [bid(1000, tokens)].into_iter().enumerate();
-        assert_eq!(RULE.best(&bid(1000, 0), true, queued(2100)), Some(0));
-        assert_eq!(RULE.best(&bid(1000, 0), true, queued(2300)), None, "that is a second too late");
-    }
-
-    #[test]
-    fn a_prefix_cached_there_makes_up_for_a_queue() {
-        assert_eq!(best(bid(1000, 0), &[bid(100, 800), bid(1000, 100)]), Some(0));
-    }
-
-    #[test]
-    fn without_prefill_instances_nothing_is_remote() {
-        assert_eq!(best(bid(9000, 9000), &[]), None);
-    }
-
-    #[test]
-    fn an_instance_that_has_measured_nothing_is_no_miracle() {
-        let fresh = Bid { token_ns: 0, ..bid(1000, 800) };
-        assert_eq!(best(bid(1000, 0), &[fresh]), None);
-    }
-}
+mod tests;

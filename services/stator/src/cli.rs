@@ -41,7 +41,7 @@ enum Command {
     Model(model::ModelArgs),
     /// Ask an instance to finish its work and go
     Drain(drain::DrainArgs),
-    /// Decide recorded routing decisions again under another policy
+    /// Decide recorded routing decisions again under other settings
     ReplayDecisions(replay::ReplayArgs),
     /// Exit with 0 if a url answers with success: a health check for containers
     Health(health::HealthArgs),

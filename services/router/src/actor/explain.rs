@@ -59,6 +59,7 @@ impl RouterActor {
             left_out: choice.shortlist.left_out,
             chosen: choice.engine,
             prefill: choice.prefill,
+            remote_prefill: choice.weighed,
             outcome: Outcome::Offered,
             predicted_cached_tokens: choice.predicted_cached_tokens,
             cached_tokens: None,

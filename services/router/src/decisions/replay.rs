@@ -5,9 +5,35 @@ use messages::InstanceId;
 use serde::Serialize;
 
 use super::{Basis, Decision};
-use crate::policy::{Candidate, Policy, Pricer};
+use crate::{
+    policy::{Candidate, Policy, Pricer},
+    remote::{RemoteRule, Verdict, Weighed},
+};
 
-/// Decisions of a file under their own policy and under another.
+/// What is to be decided otherwise than it was; the rest stays as recorded.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Changes {
+    /// The policy to decide by: kv, least-loaded, power-of-two, round-robin or random
+    #[arg(long)]
+    pub policy: Option<Policy>,
+    /// Prompt tokens not cached at the engine from which on a prefill instance may compute them; 0: never
+    #[arg(long)]
+    pub remote_prefill_tokens: Option<u32>,
+    /// How many times as long as at the engine itself a remote prefill may take
+    #[arg(long)]
+    pub remote_prefill_slack: Option<f64>,
+    /// Milliseconds that it may take beyond that while the engine has other requests
+    #[arg(long)]
+    pub remote_prefill_patience_ms: Option<u32>,
+    /// Milliseconds that handing over a remote prefill takes beside computing and sending
+    #[arg(long)]
+    pub remote_prefill_overhead_ms: Option<f64>,
+    /// Nanoseconds that sending the KV of one token takes
+    #[arg(long)]
+    pub remote_prefill_token_ns: Option<f64>,
+}
+
+/// Decisions of a file as they were made and as they would be under changes.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Replayed {
     pub decisions: usize,
@@ -21,6 +47,7 @@ pub struct Replayed {
     pub same: f64,
     pub recorded: Tally,
     pub replayed: Tally,
+    pub remote_prefills: RemotePrefills,
     pub not_reproduced: [&'static str; 5],
 }
 
@@ -30,7 +57,7 @@ const NOT_REPRODUCED: [&str; 5] = [
     "chance: ties, temperature and the draws of random and power-of-two are drawn anew",
     "turns: round-robin begins with the first engine by name",
     "engines passed over because a request that engines had died under ran there",
-    "where prompts are computed: whether a prefill instance would have been named is not decided again",
+    "prompts at other engines: whether a prefill instance is named is decided at the engine of the record",
 ];
 
 /// What a policy made of the recorded moments.
@@ -44,14 +71,26 @@ pub struct Tally {
     pub busiest: f64,
 }
 
-/// Decides every recorded moment again under `policy`, with the weights of the record; requests of a session by their
-/// session. Each moment is taken as it was: caches and loads do not follow the other policy's choices.
+/// Whether prefill instances were named, and would be.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct RemotePrefills {
+    /// Decisions with what was weighed in them: where prefill instances lived.
+    pub decisions: usize,
+    /// Of these, those that would have ended the same.
+    pub unchanged: usize,
+    pub recorded: BTreeMap<Verdict, usize>,
+    pub replayed: BTreeMap<Verdict, usize>,
+}
+
+/// Decides every recorded moment again under `changes`, with the weights of the record; requests of a session by their
+/// session. Each moment is taken as it was: caches and loads do not follow the other choices.
 ///
 /// # Errors
 /// If a whole line is no recorded decision.
-pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
+pub fn replay(file: impl BufRead, changes: &Changes) -> anyhow::Result<Replayed> {
     let (mut recorded, mut replayed) = (Counter::default(), Counter::default());
     let (mut decisions, mut skipped, mut truncated, mut by_session, mut same) = (0, 0, 0, 0, 0);
+    let mut remote_prefills = RemotePrefills::default();
     let mut pricer: Option<Pricer> = None;
     let (mut seen, mut costs) = (Vec::new(), Vec::new());
     for (number, line) in file.split(b'\n').enumerate() {
@@ -63,6 +102,7 @@ pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
             }
             Err(error) => return Err(error).with_context(|| format!("line {}", number + 1)),
         };
+        decision.remote_prefill.iter().for_each(|weighed| remote_prefills.count(weighed, changes));
         let chosen = decision.candidates.iter().position(|candidate| candidate.instance == decision.chosen);
         let Some(chosen) = chosen.filter(|_| decision.basis != Basis::Pin && decision.left_out == 0) else {
             skipped += 1;
@@ -74,7 +114,9 @@ pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
         candidates.sort_by(|a, b| a.instance.cmp(&b.instance));
         seen.clear();
         seen.extend(candidates.iter().map(|candidate| candidate.seen));
+        let policy = changes.policy.unwrap_or(decision.policy);
         let pricer = pricer.get_or_insert_with(|| Pricer::new(policy, decision.weights, 0));
+        (pricer.policy, pricer.weights) = (policy, decision.weights);
         pricer.price(&decision.demand, seen.iter().copied(), &mut costs);
         let doubted = |place: usize| candidates[place].doubted;
         if !(0..costs.len()).all(doubted) {
@@ -100,8 +142,31 @@ pub fn replay(file: impl BufRead, policy: Policy) -> anyhow::Result<Replayed> {
         same,
         recorded: recorded.tally(),
         replayed: replayed.tally(),
+        remote_prefills,
         not_reproduced: NOT_REPRODUCED,
     })
+}
+
+impl Changes {
+    fn rule(&self, recorded: &RemoteRule) -> RemoteRule {
+        RemoteRule {
+            from_tokens: self.remote_prefill_tokens.unwrap_or(recorded.from_tokens),
+            slack: self.remote_prefill_slack.unwrap_or(recorded.slack),
+            patience_ms: self.remote_prefill_patience_ms.unwrap_or(recorded.patience_ms),
+            overhead_ms: self.remote_prefill_overhead_ms.unwrap_or(recorded.overhead_ms),
+            token_ns: self.remote_prefill_token_ns.unwrap_or(recorded.token_ns),
+        }
+    }
+}
+
+impl RemotePrefills {
+    fn count(&mut self, weighed: &Weighed, changes: &Changes) {
+        let again = changes.rule(&weighed.rule).weigh(weighed.offer.clone()).verdict;
+        *self.recorded.entry(weighed.verdict).or_default() += 1;
+        *self.replayed.entry(again).or_default() += 1;
+        self.decisions += 1;
+        self.unchanged += usize::from(again == weighed.verdict);
+    }
 }
 
 #[derive(Default)]

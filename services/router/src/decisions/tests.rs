@@ -3,6 +3,7 @@ use messages::{Attempt, InstanceId, Pool, RequestId, Role, load::Started};
 use super::*;
 use crate::{
     fixtures::{id, lease},
+    remote::{Bid, Offer, RemoteRule, There, Verdict},
     settings::RouterSettings,
 };
 
@@ -42,6 +43,7 @@ fn decision(number: u64, chosen: &str) -> Decision {
         left_out: 0,
         chosen: id(chosen),
         prefill: None,
+        remote_prefill: None,
         outcome: Outcome::Offered,
         predicted_cached_tokens: 480,
         cached_tokens: None,
@@ -104,6 +106,10 @@ fn a_shortened_decision_still_shows_the_chosen_one() {
     assert_eq!((shown, decision.left_out), (vec![&id("a"), &id("c")], 1));
 }
 
+fn by(policy: Policy) -> Changes {
+    Changes { policy: Some(policy), ..Changes::default() }
+}
+
 #[test]
 fn recorded_decisions_replay_under_another_policy() {
     let dir = tempfile::tempdir().unwrap();
@@ -114,13 +120,13 @@ fn recorded_decisions_replay_under_another_policy() {
     drop(recorder);
     let read = || std::io::BufReader::new(std::fs::File::open(&path).unwrap());
 
-    let same = replay(read(), Policy::Kv).unwrap();
+    let same = replay(read(), &by(Policy::Kv)).unwrap();
     assert_eq!((same.decisions, same.skipped, same.same), (30, 1, 1.0));
     assert_eq!((same.recorded.cached_share, same.recorded.busiest), (0.75, 3.0));
-    let turns = replay(read(), Policy::RoundRobin).unwrap();
+    let turns = replay(read(), &by(Policy::RoundRobin)).unwrap();
     assert!((turns.replayed.busiest - 1.0).abs() < 1e-9, "{turns:?}");
     assert!(turns.replayed.cached_share < turns.recorded.cached_share);
-    let idlest = replay(read(), Policy::LeastLoaded).unwrap();
+    let idlest = replay(read(), &by(Policy::LeastLoaded)).unwrap();
     assert_eq!((idlest.same, idlest.replayed.cached_share), (0.0, 0.0));
 }
 
@@ -136,7 +142,8 @@ fn routers_that_share_a_file_write_whole_lines_while_they_run() {
             scope.spawn(move || (0..each).for_each(|number| recorder.record(decision(number, "a"))));
         }
     });
-    let read = || replay(std::io::BufReader::new(std::fs::File::open(&path).unwrap()), Policy::Kv).unwrap();
+    let read =
+        || replay(std::io::BufReader::new(std::fs::File::open(&path).unwrap()), &Changes::default()).unwrap();
     while read().decisions < 4 * each as usize {
         std::thread::yield_now();
     }
@@ -157,9 +164,39 @@ fn a_session_replays_as_a_session_and_doubted_engines_are_passed_over() {
         ..decision(1, "b")
     };
     let line = serde_json::to_string(&home).unwrap() + "\n";
-    let replayed = replay(line.as_bytes(), Policy::LeastLoaded).unwrap();
+    let replayed = replay(line.as_bytes(), &by(Policy::LeastLoaded)).unwrap();
     assert_eq!((replayed.by_session, replayed.same), (1, 1.0));
     assert!(replayed.not_reproduced.iter().any(|what| what.contains("ties")));
+}
+
+#[test]
+fn whether_a_prompt_is_computed_elsewhere_is_decided_again_by_other_flags() {
+    let rule = RemoteRule::of(&RouterSettings::default());
+    let bid = |missing_tokens, queued_tokens| Bid { missing_tokens, queued_tokens, token_ns: 1_000_000 };
+    let there = There { instance: id("prefill-1"), bid: bid(1000, 500) };
+    let here = bid(1000, 0);
+    let offer = Offer { here, spares: false, there: Some(there), other_layout: 0, shunned: 0 };
+    let busy = Offer { spares: true, ..offer.clone() };
+    let shunned = Offer { there: None, shunned: 1, ..offer.clone() };
+    let mut file = Vec::new();
+    for offer in [None, Some(offer), Some(busy), Some(shunned)] {
+        let weighed = offer.map(|offer| rule.weigh(offer));
+        // A pinned request is decided nowhere else, and its prompt may be.
+        let decision = Decision { basis: Basis::Pin, remote_prefill: weighed, ..decision(1, "a") };
+        serde_json::to_writer(&mut file, &decision).unwrap();
+        file.push(b'\n');
+    }
+    let replayed = |changes: Changes| replay(file.as_slice(), &changes).unwrap().remote_prefills;
+    let as_recorded = [(Verdict::Named, 1), (Verdict::Shunned, 1), (Verdict::TooSlow, 1)].into();
+    let same = replayed(Changes::default());
+    assert_eq!((same.decisions, same.unchanged, &same.replayed), (3, 3, &as_recorded));
+    assert_eq!(same.recorded, as_recorded);
+    let slack = replayed(Changes { remote_prefill_slack: Some(2.0), ..Changes::default() });
+    assert_eq!((slack.unchanged, slack.replayed), (2, [(Verdict::Named, 2), (Verdict::Shunned, 1)].into()));
+    let patience = replayed(Changes { remote_prefill_patience_ms: Some(100), ..Changes::default() });
+    assert_eq!(patience.replayed, [(Verdict::Shunned, 1), (Verdict::TooSlow, 2)].into());
+    let tokens = replayed(Changes { remote_prefill_tokens: Some(1001), ..Changes::default() });
+    assert_eq!((tokens.unchanged, tokens.replayed), (0, [(Verdict::TooFewTokens, 3)].into()));
 }
 
 #[test]
@@ -202,6 +239,6 @@ fn a_decision_and_a_note_are_one_flat_object_each() {
 
 #[test]
 fn a_file_of_something_else_is_refused_with_the_line() {
-    let error = replay("{}\n".as_bytes(), Policy::Kv).unwrap_err();
+    let error = replay("{}\n".as_bytes(), &Changes::default()).unwrap_err();
     assert!(error.to_string().contains("line 1"), "{error}");
 }

@@ -8,8 +8,8 @@ use crate::{
     decisions::{Basis, Considered, Shortlist, Shown},
     fleet::hash_of,
     load::Work,
-    policy::{Candidate, Demand, Policy, Weights, least_prefill},
-    remote::Bid,
+    policy::{Demand, Policy, Weights, least_prefill},
+    remote::Weighed,
 };
 
 /// Candidates that a decision shows: the best of them, and always the chosen one.
@@ -32,6 +32,8 @@ pub struct Wish<'a> {
 pub struct Choice {
     pub engine: InstanceId,
     pub prefill: Option<InstanceId>,
+    /// What decided on that, where prefill instances live.
+    pub weighed: Option<Weighed>,
     pub predicted_cached_tokens: u32,
     pub basis: Basis,
     pub policy: Policy,
@@ -57,7 +59,8 @@ impl State {
         let predicted_cached_tokens = chosen.overlap_blocks.min(reusable) * wish.page_size;
         let missing = prompt_tokens - predicted_cached_tokens;
         let shortlist = self.shortlist(wish, &demand, session, place);
-        let prefill = self.choose_prefill(wish, place, missing, number, now);
+        let weighed = self.weigh_prefill(wish, place, missing, number, now);
+        let prefill = weighed.as_ref().and_then(Weighed::named).cloned();
 
         let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
         let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
@@ -66,6 +69,7 @@ impl State {
         Some(Choice {
             engine,
             prefill,
+            weighed,
             predicted_cached_tokens,
             basis: match (&routing.pin, session) {
                 (Some(_), _) => Basis::Pin,
@@ -139,39 +143,6 @@ impl State {
         }
     }
 
-    /// A prefill instance, if it pays to compute the prompt there.
-    fn choose_prefill(
-        &mut self,
-        wish: &Wish<'_>,
-        engine: usize,
-        missing: u32,
-        number: u64,
-        now: Instant,
-    ) -> Option<InstanceId> {
-        if self.prefill.is_empty() {
-            return None;
-        }
-        let Candidate { prefill_tokens: queued, requests, .. } = self.decode.candidate(engine, None);
-        let local = Bid { missing, queued, token_ns: self.decode.token_ns(engine) };
-        let spares = requests > 0 && !wish.submit.goes_on();
-        let engine = &self.decode.members()[engine];
-        let prompt = wish.submit.prompt.len() as u32;
-        self.prefill.look_up(wish.chain);
-        let bid = |place: usize, seen: Candidate| Bid {
-            missing: prompt.saturating_sub(seen.overlap_blocks * wish.page_size),
-            queued: seen.prefill_tokens,
-            token_ns: self.prefill.token_ns(place),
-        };
-        let remotes = self.prefill.candidates(None).zip(self.prefill.members()).enumerate();
-        let remotes = remotes.filter(|(_, (_, member))| member.exchanges_pages_with(engine));
-        let remotes = remotes.map(|(place, (seen, _))| (place, bid(place, seen)));
-        let place = self.remote.best(&local, spares, remotes)?;
-        let seen = self.prefill.candidate(place, None);
-        let left = prompt.saturating_sub(seen.overlap_blocks * wish.page_size);
-        self.prefill.dispatched(place, number, Work { prefill_tokens: left, blocks: 0 }, wish.chain, now);
-        Some(self.prefill.members()[place].instance().clone())
-    }
-
     /// The dispatch of this number was not taken.
     pub fn refused(&mut self, engine: &InstanceId, prefill: Option<&InstanceId>, number: u64) {
         self.decode.refused(engine, number);
@@ -201,7 +172,7 @@ impl Choice {
 }
 
 impl Wish<'_> {
-    fn doubts(&self, engine: &InstanceId) -> bool {
-        self.submit.avoid.contains(engine) || self.suspects.is_suspect(engine)
+    pub(super) fn doubts(&self, instance: &InstanceId) -> bool {
+        self.submit.avoid.contains(instance) || self.suspects.is_suspect(instance)
     }
 }

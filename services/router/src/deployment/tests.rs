@@ -15,6 +15,7 @@ use crate::{
     fixtures::{id, lease, load},
     policy::Policy,
     queue::Claim,
+    remote::{Bid, Verdict, Weighed},
 };
 
 const CHAIN: [u64; 4] = [1, 2, 3, 4];
@@ -358,7 +359,72 @@ fn a_prefill_instance_whose_pages_the_engine_cannot_take_is_not_named() {
     join(Role::Decode, &[("a", "f16")]);
     join(Role::Prefill, &[("p", "f32")]);
     assert_eq!(here.lock().strangers(), Some(("f32".to_owned(), "f16".to_owned())));
-    assert_eq!(choose(&here, &submit(Routing::default()), 1).unwrap().prefill, None);
+    let stays = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert_eq!((stays.prefill, verdict(stays.weighed)), (None, Some(Verdict::OtherLayout)));
     join(Role::Prefill, &[("p", "f32"), ("q", "f16")]);
     assert_eq!(choose(&here, &submit(Routing::default()), 2).unwrap().prefill, Some(id("q")));
+}
+
+fn verdict(weighed: Option<Weighed>) -> Option<Verdict> {
+    weighed.map(|weighed| weighed.verdict)
+}
+
+/// An engine and prefill instances that pay for any prompt.
+fn beside_prefills(prefills: &[&str]) -> Arc<Deployment> {
+    let eager = RouterSettings {
+        remote_prefill_tokens: 16,
+        remote_prefill_overhead_ms: 0.0,
+        remote_prefill_slack: 100.0,
+        ..settings()
+    };
+    let here = deployment(&eager, &["a"], prefills);
+    let slow = Load { prefill_token_ns: 1_000_000, ..load("a", 2, 0) };
+    here.lock().decode.heard_load(slow, &id("router-1"), Instant::now());
+    here
+}
+
+#[test]
+fn a_prefill_instance_that_the_engine_shuns_is_passed_over_for_another_and_then_for_none() {
+    let here = beside_prefills(&["p", "q"]);
+    let shuns = |number, names: &[&str]| {
+        let shunned = names.iter().map(|name| id(name)).collect();
+        let report = Load { shunned, prefill_token_ns: 1_000_000, ..load("a", number, 0) };
+        here.lock().decode.heard_load(report, &id("router-1"), Instant::now());
+        choose(&here, &submit(Routing::default()), number).unwrap()
+    };
+    assert_eq!(shuns(3, &["p"]).prefill, Some(id("q")));
+    let none = shuns(4, &["p", "q"]);
+    assert_eq!((none.prefill, none.weighed.unwrap().offer.shunned), (None, 2));
+    assert!(shuns(5, &[]).prefill.is_some());
+}
+
+#[test]
+fn a_prefill_instance_that_is_doubted_or_avoided_is_passed_over() {
+    let here = beside_prefills(&["p"]);
+    let plain = submit(Routing::default());
+    let avoiding = Submit { avoid: vec![id("p")], ..plain.clone() };
+    let choice = choose(&here, &avoiding, 1).unwrap();
+    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Shunned)));
+    let suspects = Suspects::default();
+    suspects.mark(&id("p"));
+    let choice = here.lock().choose(&wish(&plain, &[], &suspects), 2, Instant::now()).unwrap();
+    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Shunned)));
+    assert_eq!(choose(&here, &plain, 3).unwrap().prefill, Some(id("p")));
+}
+
+#[test]
+fn a_decision_tells_what_was_weighed_whether_or_not_a_prefill_instance_is_named() {
+    let here = beside_prefills(&["p"]);
+    let named = choose(&here, &submit(Routing::default()), 1).unwrap().weighed.unwrap();
+    let lacks = Bid { missing_tokens: 70, queued_tokens: 0, token_ns: 1_000_000 };
+    assert_eq!((named.verdict, named.offer.here, named.times.here_ms), (Verdict::Named, lacks, 70.0));
+    assert_eq!(named.named(), Some(&id("p")));
+    cache(&here, Role::Decode, "a", &CHAIN);
+    let cached = choose(&here, &submit(Routing::default()), 2).unwrap().weighed.unwrap();
+    assert_eq!((cached.verdict, cached.offer.here.missing_tokens), (Verdict::TooFewTokens, 6));
+    assert_eq!(cached.offer.there.unwrap().bid.queued_tokens, 70, "the first one waits there");
+
+    let scored = Submit { score_prompt_from: Some(0), ..submit(Routing::default()) };
+    let choice = choose(&here, &scored, 3).unwrap();
+    assert!(choice.prefill.is_none() && choice.weighed.is_none(), "only the engine can score a prompt");
 }

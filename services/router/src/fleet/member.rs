@@ -60,6 +60,11 @@ impl Member {
         self.lease.reads_pages_as(other.lease.kv_layout.as_deref())
     }
 
+    /// Whether it asks nothing of this prefill instance for a while.
+    pub fn shuns(&self, prefill: &InstanceId) -> bool {
+        self.load.reported().is_some_and(|load| load.shunned.contains(prefill))
+    }
+
     /// Its rank among engines for a session: any two routers say the same (highest random weight).
     pub(super) fn rank(&self, session: u64) -> u64 {
         let mut hasher = DefaultHasher::new();
