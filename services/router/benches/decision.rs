@@ -94,8 +94,7 @@ impl World {
         let chain = Chain::of(&self.key, &self.lease, submit);
         let wish = Wish {
             submit,
-            chain: &chain.blocks,
-            page_size: chain.page_size,
+            chains: std::slice::from_ref(&chain),
             tried: &[],
             suspects: &self.suspects,
             show_all: false,

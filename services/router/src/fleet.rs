@@ -3,6 +3,7 @@
 mod drift;
 mod guesses;
 mod member;
+mod pages;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,14 +19,16 @@ use messages::{
 };
 
 use crate::{
+    chain::{Chain, blocks_of},
     decisions::Roster,
     follow::Heard,
-    index::{Index, Matches, Worker},
+    index::{Index, Worker},
     load::{Burden, LoadView, Work},
     policy::Candidate,
 };
 use guesses::Guesses;
 pub use member::{Member, hash_of};
+use pages::Pages;
 
 /// Shards of the index swept in one go: a millisecond of work where shards are large.
 const SWEEP_AT_ONCE: usize = 16;
@@ -38,7 +41,7 @@ pub struct Fleet {
     places: HashMap<InstanceId, usize>,
     roster: Roster,
     index: Index,
-    matches: Matches,
+    pages: Pages,
     /// Without events.
     guesses: Option<Guesses>,
 }
@@ -48,6 +51,8 @@ pub struct Fleet {
 struct Sight {
     worker: Worker,
     burden: Burden,
+    /// In [`Fleet::pages`].
+    page: usize,
 }
 
 impl Fleet {
@@ -108,7 +113,7 @@ impl Fleet {
             match self.index.enlist() {
                 Some(worker) => {
                     self.members.push(Member::new(lease.clone()));
-                    self.sights.push(Sight { worker, burden: Burden::default() });
+                    self.sights.push(Sight { worker, burden: Burden::default(), page: 0 });
                 }
                 None => {
                     tracing::error!(instance = %lease.instance, "not routed to: the index has no number left")
@@ -120,6 +125,8 @@ impl Fleet {
             let places = self.members.iter().enumerate();
             self.places = places.map(|(place, member)| (member.instance().clone(), place)).collect();
             self.roster = self.members.iter().map(|member| member.lease.clone()).collect();
+            let places = self.pages.sort(&self.roster);
+            self.sights.iter_mut().zip(places).for_each(|(sight, page)| sight.page = page);
         }
         changed
     }
@@ -185,8 +192,29 @@ impl Fleet {
     }
 
     /// Finds out how much of a prompt each member has cached.
-    pub fn look_up(&mut self, chain: &[u64]) {
-        self.index.matches(chain, &mut self.matches);
+    pub fn look_up(&mut self, chains: &[Chain]) {
+        self.pages.look_up(chains, &self.index);
+    }
+
+    /// Tokens of a block as candidates count them: of the smallest that members have.
+    pub fn page_size(&self) -> u32 {
+        self.pages.unit()
+    }
+
+    /// Tokens of a block of this member.
+    pub fn page_size_at(&self, place: usize) -> u32 {
+        self.pages.size(self.sights[place].page)
+    }
+
+    /// Tokens that this member has of the prompt last looked up.
+    pub fn cached_tokens(&self, place: usize) -> u32 {
+        let Sight { worker, page, .. } = self.sights[place];
+        self.pages.depth(page, worker) * self.pages.size(page)
+    }
+
+    /// One member of each page size.
+    pub fn one_of_each_page_size(&self) -> Vec<Arc<Lease>> {
+        self.pages.leases()
     }
 
     /// Each member as a policy sees it, in the order of [`Self::members`], for the prompt last looked up. Made anew each
@@ -204,9 +232,9 @@ impl Fleet {
     #[inline]
     fn seen(&self, place: usize, sight: &Sight, session: Option<u64>) -> Candidate {
         Candidate {
-            overlap_blocks: self.matches.depth(sight.worker),
+            overlap_blocks: self.pages.in_units(sight.page, self.pages.depth(sight.page, sight.worker)),
             prefill_tokens: sight.burden.prefill_tokens,
-            used_blocks: sight.burden.blocks,
+            used_blocks: self.pages.in_units(sight.page, sight.burden.blocks),
             requests: sight.burden.requests,
             session_rank: session.map_or(0, |session| self.members[place].rank(session)),
         }
@@ -214,10 +242,11 @@ impl Fleet {
 
     /// Counts a dispatch of this number as the member's, and notes that its prompt went there: without events that is
     /// all that is known of its cache.
-    pub fn dispatched(&mut self, place: usize, number: u64, work: Work, chain: &[u64], now: Instant) {
+    pub fn dispatched(&mut self, place: usize, number: u64, work: Work, chains: &[Chain], now: Instant) {
         self.with_load(place, |view| view.dispatched(number, work, now));
+        let blocks = blocks_of(chains, self.page_size_at(place));
         if let Some(guesses) = &mut self.guesses {
-            guesses.note(self.sights[place].worker, chain, now, &mut self.index);
+            guesses.note(self.sights[place].worker, blocks, now, &mut self.index);
         }
     }
 

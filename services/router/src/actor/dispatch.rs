@@ -190,12 +190,12 @@ impl RouterActor {
         let mut envelope = job.envelope.clone();
         envelope.deadline_ms =
             job.envelope.deadline_ms.map(|ms| ms.saturating_sub(millis(job.taken.elapsed())));
-        let mut chain = None;
+        let mut chains = None;
         let under_way: Mutex<Option<Offered>> = Mutex::default();
         let mut submit = job.submit.clone();
         let choose = |tried: &[InstanceId]| {
             self.not_taken(job, under_way.lock().take());
-            let offered = self.choose(job, &mut chain, tried, grant)?;
+            let offered = self.choose(job, &mut chains, tried, grant)?;
             let engine = offered.engine.clone();
             *under_way.lock() = Some(offered);
             Some(engine)
@@ -234,21 +234,20 @@ impl RouterActor {
         outcome
     }
 
-    /// Decides who gets the request next. `chain` is made with the first decision.
+    /// Decides who gets the request next. `chains` are made with the first decision.
     fn choose(
         &self,
         job: &Job,
-        chain: &mut Option<Chain>,
+        chains: &mut Option<Vec<Chain>>,
         tried: &[InstanceId],
         grant: &mut Option<Grant>,
     ) -> Option<Offered> {
         let (began, cpu_began) = (Instant::now(), thread_cpu_time());
         let number = self.next_dispatch();
-        let chain = chain.get_or_insert_with(|| self.chain(job));
+        let chains = chains.get_or_insert_with(|| self.chains(job));
         let wish = Wish {
             submit: &job.submit,
-            chain: &chain.blocks,
-            page_size: chain.page_size,
+            chains,
             tried,
             suspects: &self.suspects,
             show_all: self.recorder.is_some(),
@@ -269,10 +268,10 @@ impl RouterActor {
         self.ledger.lock().close(number, Outcome::NotTaken);
     }
 
-    /// The ids under which engines cache the prompt.
-    fn chain(&self, job: &Job) -> Chain {
-        let lease = job.deployment.lock().decode.members().first().map(|member| member.lease.clone());
-        lease.map_or_else(Chain::default, |lease| Chain::of(&self.key, &lease, &job.submit))
+    /// The ids under which engines cache the prompt, for each page size of theirs.
+    fn chains(&self, job: &Job) -> Vec<Chain> {
+        let engines = job.deployment.lock().decode.one_of_each_page_size();
+        engines.iter().map(|lease| Chain::of(&self.key, lease, &job.submit)).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use messages::{InstanceId, submit::Submit};
 
 use super::State;
 use crate::{
+    chain::Chain,
     decisions::{Basis, Considered, Shortlist, Shown},
     fleet::hash_of,
     load::Work,
@@ -18,9 +19,8 @@ pub const SHOWN: usize = 16;
 /// What is asked for.
 pub struct Wish<'a> {
     pub submit: &'a Submit,
-    /// Ids of the prompt's whole blocks.
-    pub chain: &'a [u64],
-    pub page_size: u32,
+    /// Ids of the prompt's whole blocks, for each page size of engines.
+    pub chains: &'a [Chain],
     /// Engines that did not take it.
     pub tried: &'a [InstanceId],
     pub suspects: &'a Suspects,
@@ -48,23 +48,23 @@ impl State {
         let routing = &wish.submit.routing;
         let session = routing.session.as_deref().map(hash_of);
         let prompt_tokens = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
-        let demand = Demand { prompt_tokens, page_size: wish.page_size, session: session.is_some() };
-        self.decode.look_up(wish.chain);
+        let demand = Demand { prompt_tokens, page_size: self.decode.page_size(), session: session.is_some() };
+        self.decode.look_up(wish.chains);
         self.pricer.price(&demand, self.decode.candidates(session), &mut self.costs);
         let place = self.pick(wish)?;
 
-        let chosen = self.decode.candidate(place, session);
+        let (page_size, cached) = (self.decode.page_size_at(place), self.decode.cached_tokens(place));
         // At least the last token has to be computed.
-        let reusable = prompt_tokens.saturating_sub(1) / wish.page_size.max(1);
-        let predicted_cached_tokens = chosen.overlap_blocks.min(reusable) * wish.page_size;
+        let reusable = prompt_tokens.saturating_sub(1) / page_size * page_size;
+        let predicted_cached_tokens = cached.min(reusable);
         let missing = prompt_tokens - predicted_cached_tokens;
         let shortlist = self.shortlist(wish, &demand, session, place);
         let weighed = self.weigh_prefill(wish, place, missing, number, now);
         let prefill = weighed.as_ref().and_then(Weighed::named).cloned();
 
-        let blocks = prompt_tokens.div_ceil(wish.page_size.max(1)).saturating_sub(chosen.overlap_blocks);
+        let blocks = prompt_tokens.div_ceil(page_size).saturating_sub(cached / page_size);
         let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
-        self.decode.dispatched(place, number, work, wish.chain, now);
+        self.decode.dispatched(place, number, work, wish.chains, now);
         let engine = self.decode.members()[place].instance().clone();
         Some(Choice {
             engine,

@@ -21,18 +21,16 @@ impl State {
         if self.prefill.is_empty() || wish.submit.score_prompt_from.is_some() {
             return None;
         }
-        self.prefill.look_up(wish.chain);
-        let (offer, place) = self.offer(wish, engine, missing);
-        let weighed = self.remote.weigh(offer);
-        if let (Some(_), Some(place)) = (weighed.named(), place) {
-            let left = self.lacks(wish, place);
-            self.prefill.dispatched(place, number, Work { prefill_tokens: left, blocks: 0 }, wish.chain, now);
+        self.prefill.look_up(wish.chains);
+        let weighed = self.remote.weigh(self.offer(wish, engine, missing));
+        if let Some(place) = weighed.named().and_then(|prefill| self.prefill.place(prefill)) {
+            let work = Work { prefill_tokens: self.lacks(wish, place), blocks: 0 };
+            self.prefill.dispatched(place, number, work, wish.chains, now);
         }
         Some(weighed)
     }
 
-    /// What there is to weigh, and the place of the prefill instance in it.
-    fn offer(&self, wish: &Wish<'_>, engine: usize, missing_tokens: u32) -> (Offer, Option<usize>) {
+    fn offer(&self, wish: &Wish<'_>, engine: usize, missing_tokens: u32) -> Offer {
         let Candidate { prefill_tokens: queued_tokens, requests, .. } = self.decode.candidate(engine, None);
         let here = Bid { missing_tokens, queued_tokens, token_ns: self.decode.token_ns(engine) };
         let engine = &self.decode.members()[engine];
@@ -47,11 +45,11 @@ impl State {
             }
         }
         let (here, there) = remote::soonest(here, &open);
-        let place = there.map(|(place, _)| place);
-        let instance = |place: usize| self.prefill.members()[place].instance().clone();
-        let there = there.map(|(place, bid)| There { instance: instance(place), bid });
-        let spares = requests > 0 && !wish.submit.goes_on();
-        (Offer { here, spares, there, other_layout, shunned }, place)
+        let there = there.map(|(place, bid)| {
+            let instance = self.prefill.members()[place].instance().clone();
+            There { instance, bid }
+        });
+        Offer { here, spares: requests > 0 && !wish.submit.goes_on(), there, other_layout, shunned }
     }
 
     fn bid(&self, wish: &Wish<'_>, place: usize) -> Bid {
@@ -65,6 +63,6 @@ impl State {
     /// Tokens of the prompt that the cache of a prefill instance lacks.
     fn lacks(&self, wish: &Wish<'_>, place: usize) -> u32 {
         let prompt = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
-        prompt.saturating_sub(self.prefill.candidate(place, None).overlap_blocks * wish.page_size)
+        prompt.saturating_sub(self.prefill.cached_tokens(place))
     }
 }

@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::{sync::LazyLock, time::Instant};
 
 use actors::suspects::Suspects;
 use messages::{
@@ -11,6 +11,7 @@ use messages::{
 
 use super::*;
 use crate::{
+    chain::Chain,
     decisions::Considered,
     fixtures::{id, lease, load},
     policy::Policy,
@@ -19,6 +20,10 @@ use crate::{
 };
 
 const CHAIN: [u64; 4] = [1, 2, 3, 4];
+/// The same prompt for engines of 16 and of 32 tokens a block.
+static CHAINS: LazyLock<[Chain; 2]> = LazyLock::new(|| {
+    [Chain { page_size: 16, blocks: CHAIN.to_vec() }, Chain { page_size: 32, blocks: vec![71, 72] }]
+});
 
 fn settings() -> RouterSettings {
     RouterSettings::default()
@@ -45,7 +50,7 @@ fn submit(routing: Routing) -> Submit {
 }
 
 fn wish<'a>(submit: &'a Submit, tried: &'a [InstanceId], suspects: &'a Suspects) -> Wish<'a> {
-    Wish { submit, chain: &CHAIN, page_size: 16, tried, suspects, show_all: false }
+    Wish { submit, chains: &*CHAINS, tried, suspects, show_all: false }
 }
 
 fn choose(deployment: &Deployment, submit: &Submit, number: u64) -> Option<Choice> {
@@ -427,4 +432,25 @@ fn a_decision_tells_what_was_weighed_whether_or_not_a_prefill_instance_is_named(
     let scored = Submit { score_prompt_from: Some(0), ..submit(Routing::default()) };
     let choice = choose(&here, &scored, 3).unwrap();
     assert!(choice.prefill.is_none() && choice.weighed.is_none(), "only the engine can score a prompt");
+}
+
+#[test]
+fn an_engine_of_another_page_size_is_chosen_for_what_its_own_blocks_say() {
+    let here = deployment(&settings(), &["a", "b"], &[]);
+    let large = Arc::new(Lease { page_size: Some(32), ..Lease::clone(&lease(Role::Decode, "large")) });
+    // The first engine known decides nothing for the others.
+    let live = [large.clone(), lease(Role::Decode, "a"), lease(Role::Decode, "b")];
+    here.lock().decode.sync(&[]);
+    here.lock().decode.sync(&live);
+    cache(&here, Role::Decode, "b", &CHAIN[..2]);
+    let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
+    assert_eq!((choice.engine.as_str(), choice.predicted_cached_tokens), ("b", 32));
+    here.lock().refused(&choice.engine, None, 1);
+    cache(&here, Role::Decode, "large", &[71, 72]);
+    let choice = choose(&here, &submit(Routing::default()), 2).unwrap();
+    assert_eq!((choice.engine.as_str(), choice.predicted_cached_tokens), ("large", 64));
+    let shown = choice.considered();
+    assert_eq!((choice.demand.page_size, shown[0].seen.overlap_blocks), (16, 4));
+    let carries = here.lock().decode.member(&id("large")).unwrap().load().burden();
+    assert_eq!((carries.blocks, carries.prefill_tokens), (1, 6), "in its own blocks");
 }

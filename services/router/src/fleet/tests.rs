@@ -24,7 +24,7 @@ fn stored(instance: &str, number: u64, blocks: &[u64]) -> KvEvents {
 }
 
 fn overlaps(fleet: &mut Fleet, chain: &[u64]) -> Vec<(String, u32)> {
-    fleet.look_up(chain);
+    fleet.look_up(&[Chain { page_size: 16, blocks: chain.to_vec() }]);
     let members = fleet.members().iter().zip(fleet.candidates(None));
     members.map(|(member, seen)| (member.instance().to_string(), seen.overlap_blocks)).collect()
 }
@@ -96,4 +96,34 @@ fn the_lease_says_how_much_an_engine_takes_before_its_first_report() {
     let told = Lease { max_running: Some(4), max_queued: Some(9), ..Lease::clone(&lease("a")) };
     fleet.sync(&[Arc::new(told)]);
     assert_eq!(fleet.members()[0].room(1.25), 5);
+}
+
+#[test]
+fn members_of_each_page_size_are_found_by_their_own_blocks() {
+    let mut fleet = Fleet::default();
+    let paged =
+        |name: &str, tokens| Arc::new(Lease { page_size: Some(tokens), ..Lease::clone(&lease(name)) });
+    fleet.sync(&[paged("large", 32), paged("small", 16)]);
+    fleet.take_snapshot(&snapshot("small", 0, &[1, 2, 3]));
+    fleet.take_snapshot(&snapshot("large", 0, &[71, 72]));
+    fleet.heard_load(Load { blocks_used: 10, ..load("large", 1, 0) }, &id("router-1"), Instant::now());
+    let small = Chain { page_size: 16, blocks: vec![1, 2, 3, 4, 5] };
+    let large = Chain { page_size: 32, blocks: vec![71, 72] };
+    fleet.look_up(&[small.clone(), large]);
+    let seen = |fleet: &Fleet, name: &str| {
+        let place = fleet.place(&id(name)).unwrap();
+        (fleet.candidate(place, None).overlap_blocks, fleet.cached_tokens(place))
+    };
+    assert_eq!(fleet.page_size(), 16);
+    assert_eq!((seen(&fleet, "small"), seen(&fleet, "large")), ((3, 48), (4, 64)));
+    let place = fleet.place(&id("large")).unwrap();
+    assert_eq!(fleet.candidate(place, None).used_blocks, 20, "counted in the blocks of all");
+    let leases = fleet.one_of_each_page_size();
+    assert_eq!(leases.iter().map(|lease| lease.page_size).collect::<Vec<_>>(), [Some(16), Some(32)]);
+
+    // A page size that came after the prompt was looked at.
+    fleet.look_up(&[small]);
+    assert_eq!((seen(&fleet, "small"), seen(&fleet, "large")), ((3, 48), (0, 0)));
+    fleet.sync(&[paged("large", 32)]);
+    assert_eq!(fleet.page_size(), 32);
 }

@@ -17,6 +17,9 @@ use messages::{
 };
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
+/// Tokens of a block.
+const PAGE_SIZE: u32 = 16;
+
 /// How an engine answers offers.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
@@ -43,20 +46,31 @@ struct Cache {
 impl Engine {
     /// Its lease holds for as long as the test runs.
     pub async fn start(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>) -> Self {
-        Self::begin(bus, pool, blocks, Manner::Takes).await
+        Self::begin(bus, pool, blocks, Manner::Takes, PAGE_SIZE).await
+    }
+
+    /// One whose blocks hold so many tokens.
+    pub async fn start_paged(bus: &Bus, pool: &Pool, page_size: u32) -> Self {
+        Self::begin(bus, pool, [], Manner::Takes, page_size).await
     }
 
     /// One that takes requests without a word.
     pub async fn start_mute(bus: &Bus, pool: &Pool) -> Self {
-        Self::begin(bus, pool, [], Manner::Mute).await
+        Self::begin(bus, pool, [], Manner::Mute, PAGE_SIZE).await
     }
 
     /// One that says of the first so many requests that it is full.
     pub async fn start_full(bus: &Bus, pool: &Pool, refusals: usize) -> Self {
-        Self::begin(bus, pool, [], Manner::FullFor(refusals)).await
+        Self::begin(bus, pool, [], Manner::FullFor(refusals), PAGE_SIZE).await
     }
 
-    async fn begin(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>, manner: Manner) -> Self {
+    async fn begin(
+        bus: &Bus,
+        pool: &Pool,
+        blocks: impl IntoIterator<Item = u64>,
+        manner: Manner,
+        page_size: u32,
+    ) -> Self {
         let (ns, instance) = (bus.namespace(), InstanceId::draw(Role::Decode));
         let cache = Arc::new(Mutex::new(Cache { blocks: blocks.into_iter().collect(), next: 0 }));
         let mut questions =
@@ -98,7 +112,7 @@ impl Engine {
         });
         let engine = Self {
             bus: bus.clone(),
-            lease: lease_of(pool, instance),
+            lease: lease_of(pool, instance, page_size),
             cache,
             taken: AsyncMutex::new(taken),
             reports: Mutex::new(0),
@@ -163,7 +177,7 @@ impl Engine {
     }
 }
 
-fn lease_of(pool: &Pool, instance: InstanceId) -> Lease {
+fn lease_of(pool: &Pool, instance: InstanceId, page_size: u32) -> Lease {
     let lease = Lease::new(Role::Decode, pool.clone(), instance);
-    Lease { state: State::Ready, page_size: Some(16), ..lease }
+    Lease { state: State::Ready, page_size: Some(page_size), ..lease }
 }

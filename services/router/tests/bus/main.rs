@@ -136,6 +136,29 @@ async fn requests_go_where_events_say_that_their_prefix_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn engines_of_one_model_may_differ_in_page_size_and_each_is_found_by_what_it_caches() {
+    let (bus, pool) = stage("pages").await;
+    let sizes = [16, 64, 24];
+    let mut engines = Vec::new();
+    for size in sizes {
+        engines.push(Engine::start_paged(&bus, &pool, size).await);
+    }
+    for (at, (engine, size)) in engines.iter().zip(sizes).enumerate() {
+        let at = 1000 * at as u32;
+        let request = submit(&pool, at..at + 200);
+        engine.store(&chain(engine, &request), true);
+        let (id, _) = until_it_goes_to(&bus, engine, &request).await;
+        let decision = decisions(id).await[0].clone();
+        assert_eq!(
+            decision["predicted_cached_tokens"].as_u64(),
+            Some((200 / size * size).into()),
+            "{decision}"
+        );
+        assert_eq!(decision["demand"]["page_size"], 16, "costs are in the smallest blocks");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_lost_message_said_is_learned_from_a_snapshot() {
     let (bus, pool) = stage("losses").await;
     let engines = [Engine::start(&bus, &pool, []).await, Engine::start(&bus, &pool, []).await];
