@@ -16,12 +16,16 @@ const SLOTS: f64 = 16.0;
 const PAGE: u64 = 16;
 
 fn plan(transport: &str) -> Plan {
-    let engine = ["--kv-transport", transport, "--transfer-slots", "16"];
+    plan_of(transport, transport)
+}
+
+fn plan_of(prefill: &str, decode: &str) -> Plan {
+    let engine = |transport| ["--kv-transport", transport, "--transfer-slots", "16"];
     Plan::of(toy())
         .prefills(1)
         .with(Service::Router, &ALWAYS_REMOTE)
-        .with(Service::Prefill, &engine)
-        .with(Service::Decode, &engine)
+        .with(Service::Prefill, &engine(prefill))
+        .with(Service::Decode, &engine(decode))
 }
 
 fn chat(prompt: &str) -> Value {
@@ -207,5 +211,48 @@ async fn engines_whose_pages_differ_do_not_exchange_them() {
     for outcome in ["done", "refused"] {
         assert_eq!(outcomes(&mut cluster, outcome).await, 0.0, "the router names none that is of no use");
     }
+    assert_eq!(weighed(&mut cluster, &chat(&long("the sun"))).await["verdict"], "other-layout");
+    clean(&mut cluster).await;
+}
+
+/// What the router weighed of where this prompt should be computed.
+async fn weighed(cluster: &mut Cluster, request: &Value) -> Value {
+    let label = format!("weighed-{}", rand::random::<u64>());
+    let body = serde_json::to_vec(request).unwrap().into();
+    let headers = [("x-request-id", label.as_str())];
+    let reply = cluster.http().send("POST", "/v1/chat/completions", &headers, body).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let admin = Http::at(&cluster.admin_addresses("router")[0]);
+    let decisions = admin.get(&format!("/admin/decisions/{label}")).await.unwrap().json();
+    decisions[0]["remote_prefill"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_tells_what_a_prompt_would_take_here_and_there() {
+    let mut cluster = Cluster::start(plan("auto")).await;
+    let told = weighed(&mut cluster, &chat(&long("the moon"))).await;
+    assert_eq!(told["verdict"], "named", "{told}");
+    let lacks = told["here"]["missing_tokens"].as_u64().unwrap();
+    assert!(lacks > 100 && told["there"]["missing_tokens"].as_u64() == Some(lacks), "{told}");
+    assert!(told["there"]["instance"].as_str().unwrap().starts_with("prefill-"));
+    let ms = |name: &str| told[name].as_f64().unwrap_or_else(|| panic!("{told}"));
+    assert!(ms("there_ms") > ms("transfer_ms") && ms("there_ms") <= ms("there_at_most_ms"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_engine_whose_blocks_do_not_get_through_is_named_no_more() {
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let mut cluster = Cluster::start(plan_of("shm", "tcp")).await;
+    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "failed").await, 1.0, "{}", cluster.logs());
+    let mut prompts = 0;
+    eventually("the router passes it over", Duration::from_secs(10), async || {
+        prompts += 1;
+        let told = weighed(&mut cluster, &chat(&long(&format!("star number {prompts}")))).await;
+        (told["verdict"] == "shunned" && told["shunned"] == 1).then_some(())
+    })
+    .await;
+    assert_eq!(outcomes(&mut cluster, "failed").await, 1.0, "it is asked nothing");
     clean(&mut cluster).await;
 }
