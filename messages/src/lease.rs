@@ -32,9 +32,13 @@ pub struct Lease {
     /// Engines: tokens per KV block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_size: Option<u32>,
-    /// Engines: what the bytes of a KV page mean, in the words of `kv::PageLayout`. Pages travel between equal ones.
+    /// Engines: what the bytes of a KV page mean, in the words of `kv::PageLayout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_layout: Option<String>,
+    /// Engines: layouts of pages that are taken whoever computed them; pages of the engine's own layout and numerics class
+    /// are taken anyway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv_accepts: Vec<String>,
     /// Engines: choices that run at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_running: Option<u32>,
@@ -44,10 +48,18 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Whether KV pages of this layout mean the same to this engine. If either side's is unknown, engines find out when
-    /// they ask for pages.
-    pub fn reads_pages_as(&self, layout: Option<&str>) -> bool {
-        self.kv_layout.as_deref().zip(layout).is_none_or(|(ours, theirs)| ours == theirs)
+    /// Whether KV pages that `other` has computed are of use to this engine. If either side's layout is unknown, engines
+    /// find out when they ask for pages.
+    pub fn takes_pages_of(&self, other: &Self) -> bool {
+        let Some((ours, theirs)) = self.kv_layout.as_ref().zip(other.kv_layout.as_ref()) else { return true };
+        (ours == theirs && self.numerics_class == other.numerics_class) || self.kv_accepts.contains(theirs)
+    }
+
+    /// The layout of its pages, and who computes them.
+    pub fn pages(&self) -> Option<String> {
+        let layout = self.kv_layout.as_ref()?;
+        let class = self.numerics_class.as_ref();
+        Some(class.map_or_else(|| layout.clone(), |class| format!("{layout}, computed by {class}")))
     }
 
     /// A starting instance of which nothing else is known.
@@ -67,6 +79,7 @@ impl Lease {
             kv_tokens: None,
             page_size: None,
             kv_layout: None,
+            kv_accepts: Vec::new(),
             max_running: None,
             max_queued: None,
         }
@@ -121,4 +134,31 @@ pub struct GenerationDefaults {
     pub top_k: Option<u32>,
     pub min_p: Option<f32>,
     pub repetition_penalty: Option<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(layout: Option<&str>, class: &str, accepts: &[&str]) -> Lease {
+        let new = Lease::new(Role::Decode, Pool::of_model("m", "r"), "decode-1".parse().unwrap());
+        Lease {
+            kv_layout: layout.map(str::to_owned),
+            numerics_class: Some(class.to_owned()),
+            kv_accepts: accepts.iter().map(|layout| (*layout).to_owned()).collect(),
+            ..new
+        }
+    }
+
+    #[test]
+    fn pages_are_taken_of_the_same_layout_and_class_or_as_is_accepted() {
+        let plain = lease(Some("f16"), "cpu", &[]);
+        let open = lease(Some("f16"), "cpu", &["f16", "bf16"]);
+        let takes = |other: &Lease| (plain.takes_pages_of(other), open.takes_pages_of(other));
+        assert_eq!(takes(&lease(Some("f16"), "cpu", &[])), (true, true));
+        assert_eq!(takes(&lease(Some("f16"), "gpu", &[])), (false, true), "computed by another class");
+        assert_eq!(takes(&lease(Some("bf16"), "gpu", &[])), (false, true), "and laid out otherwise");
+        assert_eq!(takes(&lease(Some("fp8"), "gpu", &["f16"])), (false, false), "who accepts is the taker");
+        assert_eq!(takes(&lease(None, "gpu", &[])), (true, true), "who says nothing is asked");
+    }
 }

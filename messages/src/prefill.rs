@@ -32,8 +32,22 @@ pub struct PrefillTask {
     /// The dispatch of the run: prefill's loads confirm it as decode's do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatch: Option<(InstanceId, u64)>,
-    /// How decode lays out a page, in the words of `kv::PageLayout`: a prefill that differs refuses with both.
+    /// How decode lays out a page, in the words of `kv::PageLayout`, and its numerics class: a prefill that differs refuses
+    /// with both sides' values, unless decode accepts what it has.
     pub layout: String,
+    #[serde(default)]
+    pub numerics_class: String,
+    /// Layouts of pages that decode takes whoever computed them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepts: Vec<String>,
+}
+
+impl PrefillTask {
+    /// Whether pages of this layout, computed by this numerics class, are of use to decode.
+    pub fn takes(&self, layout: &str, numerics_class: &str) -> bool {
+        (self.layout == layout && self.numerics_class == numerics_class)
+            || self.accepts.iter().any(|accepted| accepted == layout)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +76,9 @@ pub enum PrefillNews {
         /// Leading blocks of the prompt that prefill's cache held: they were computed for others.
         #[serde(default)]
         cached_blocks: u32,
+        /// How prefill lays out a page; if it does not say, as decode does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        layout: Option<String>,
     },
     Failed {
         run: RunId,

@@ -137,6 +137,8 @@ fn corpus() -> Vec<Bytes> {
         decode: instance.clone(),
         dispatch: Some((instance.clone(), 5)),
         layout: "f16".to_owned(),
+        numerics_class: "cpu1".to_owned(),
+        accepts: vec!["bf16".to_owned()],
     };
     vec![
         codec::encode(&events),
@@ -146,6 +148,7 @@ fn corpus() -> Vec<Bytes> {
             run: RunId(7),
             blocks: 2,
             cached_blocks: 1,
+            layout: Some("bf16".to_owned()),
         })),
         codec::encode(&ToTokenizer::Generate(Box::new(generate))),
         codec::encode(&submit),

@@ -205,14 +205,37 @@ async fn a_client_that_leaves_midway_frees_both_engines() {
 async fn engines_whose_pages_differ_do_not_exchange_them() {
     let request = chat(&long("the moon"));
     let expected = undisturbed(std::slice::from_ref(&request)).await;
-    let other = ["--page-size", "32"];
-    let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &other)).await;
-    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
-    for outcome in ["done", "refused"] {
-        assert_eq!(outcomes(&mut cluster, outcome).await, 0.0, "the router names none that is of no use");
+    // Pages of other sizes are not taken by who takes whatever can be rearranged.
+    for (other, taker) in
+        [(["--page-size", "32"], &["--foreign-prefill"][..]), (["--kv-cache-dtype", "f32"], &[])]
+    {
+        let plan = plan("auto").with(Service::Prefill, &other).with(Service::Decode, taker);
+        let mut cluster = Cluster::start(plan).await;
+        assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+        for outcome in ["done", "refused"] {
+            assert_eq!(outcomes(&mut cluster, outcome).await, 0.0, "the router names none that is of no use");
+        }
+        assert_eq!(weighed(&mut cluster, &chat(&long("the sun"))).await["verdict"], "other-layout");
+        clean(&mut cluster).await;
     }
-    assert_eq!(weighed(&mut cluster, &chat(&long("the sun"))).await["verdict"], "other-layout");
-    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_another_type_are_rearranged_where_they_land() {
+    let expected = undisturbed(&requests()).await;
+    for (transport, dtype) in [("shm", "f32"), ("tcp", "bf16")] {
+        let plan = plan(transport)
+            .with(Service::Prefill, &["--kv-cache-dtype", dtype])
+            .with(Service::Decode, &["--foreign-prefill"]);
+        let mut cluster = Cluster::start(plan).await;
+        let http = cluster.http();
+        for (request, expected) in requests().iter().zip(&expected) {
+            assert_eq!(texts(&http, request).await, *expected, "{dtype}\n{}", cluster.logs());
+        }
+        let done = outcomes(&mut cluster, "done").await;
+        assert!(done >= 3.0, "{done} prompts were handed over\n{}", cluster.logs());
+        clean(&mut cluster).await;
+    }
 }
 
 /// What the router weighed of where this prompt should be computed.

@@ -63,6 +63,7 @@ impl CpuExecutor {
             layers: spec.layers as usize,
             kv_heads: spec.kv_heads as usize,
             head_dim: spec.head_dim as usize,
+            turning: spec.rope.dim as usize,
             dtype: config.kv_dtype,
         };
         let pages = pages(config, &shape)?;
@@ -99,7 +100,7 @@ impl CpuExecutor {
             vocab_size: spec.vocab_size,
             context_length,
             kv: KvLayout {
-                name: shape.to_string(),
+                name: shape.arrangement().to_string(),
                 layers: shape.layers as u32,
                 layer_bytes: shape.layer_bytes() as u32,
             },

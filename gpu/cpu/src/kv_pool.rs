@@ -1,13 +1,12 @@
 //! The paged KV pool.
 //!
-//! A page holds `page_size` tokens over all layers, so that it is copied and sent as one piece. Within it lie, layer by
-//! layer and head by head, the keys and then the values of that head:
-//!
-//! * keys in groups of 16 positions, in each group element by element: `[group][element][position]`, so that one
-//!   vector holds an element of 16 keys and a score needs no sum across lanes;
-//! * values position by position, each padded to whole vectors.
+//! A page holds `page_size` tokens over all layers, so that it is copied and sent as one piece. A layer is laid out as
+//! [`Order::Grouped`] says: one vector holds an element of 16 keys, so that a score needs no sum across lanes, and a value
+//! is whole vectors.
 
-use std::{fmt, mem::MaybeUninit, sync::Arc};
+use std::{mem::MaybeUninit, sync::Arc};
+
+use kv::{Arrangement, KvDtype, Order};
 
 use crate::{
     memory::Region,
@@ -20,10 +19,10 @@ mod element;
 use ahead::Ahead;
 
 pub(crate) use element::Element;
-pub use element::KvDtype;
 
-/// Positions of a group of keys.
+/// Positions of a group of keys: a vector.
 pub(crate) const GROUP: usize = LANES;
+const _: () = assert!(GROUP == kv::GROUP);
 
 /// Shape of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +32,26 @@ pub(crate) struct PageShape {
     pub layers: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// Elements of a key that turn.
+    pub turning: usize,
     pub dtype: KvDtype,
 }
 
 impl PageShape {
+    /// Where keys and values are in a layer.
+    pub fn arrangement(&self) -> Arrangement {
+        Arrangement {
+            order: Order::Grouped,
+            dtype: self.dtype,
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            turning: self.turning as u32,
+        }
+    }
+
     /// Elements of a value, padding included.
     pub fn value_stride(&self) -> usize {
-        self.head_dim.next_multiple_of(LANES)
+        self.arrangement().value_stride()
     }
 
     /// Elements of keys and values of one head in a page.
@@ -58,13 +70,6 @@ impl PageShape {
     /// Where a head of a layer begins in a page, in bytes.
     pub fn head_offset(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_bytes() + head * self.head_elements() * self.dtype.bytes()
-    }
-}
-
-impl fmt::Display for PageShape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kv_heads, head_dim, dtype, .. } = self;
-        write!(f, "cpu {} {kv_heads}x{head_dim}, keys in groups of {GROUP}", dtype.name())
     }
 }
 
@@ -213,3 +218,6 @@ impl<E: Element> KvHead<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ mod weights;
 pub use config::{CpuConfig, CpuError, KvBudget};
 pub use executor::{CpuExecutor, PhaseKind, Profile};
 pub use isa::Isa;
-pub use kv_pool::KvDtype;
+pub use kv::KvDtype;
 pub use linear::{Acts, ActsFormat, Linear, OutPtr, PackError, Precision, TILE_ROWS};
 pub use memory::MemoryReport;
 pub use probe::int8_operations;

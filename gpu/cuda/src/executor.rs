@@ -132,12 +132,7 @@ impl CudaExecutor {
             vocab_size: model.vocab_size,
             context_length,
             kv: KvLayout {
-                name: format!(
-                    "cuda {} {}x{}",
-                    config.kv_format.name(),
-                    dimensions.kv_heads,
-                    dimensions.head_dim
-                ),
+                name: config.kv_format.layout_name(model, &dimensions),
                 layers: dimensions.layers as u32,
                 layer_bytes: layer_bytes as u32,
             },

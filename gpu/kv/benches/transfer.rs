@@ -111,7 +111,8 @@ fn transfer(
         layer_bytes: LAYER_BYTES,
     };
     let (sender, events) = mpsc::channel();
-    let config = ReceiverConfig { layout: layout.clone(), slots: SLOTS, slots_per_grant: SLOTS };
+    let config =
+        ReceiverConfig { layout: layout.clone(), others: Vec::new(), slots: SLOTS, slots_per_grant: SLOTS };
     let receiver = Receiver::start(config, &transports.0, move |event| drop(sender.send(event)))?;
     let grant = receiver.grant(PAGES, "bench")?;
     let mut writer = transports.open(&grant, &layout)?;

@@ -2,7 +2,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What the bytes of a page mean. Pages travel only between engines whose layouts are equal.
+use crate::Arrangement;
+
+/// What the bytes of a page mean.
 ///
 /// A page is `page_size` tokens over all layers, layer after layer without gaps: layer `l` lies at
 /// `l * layer_bytes`.
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct PageLayout {
     /// Revision of the model that computes the values.
     pub revision: String,
-    /// Element type and arrangement within a layer, in an executor's own words.
+    /// Element type and arrangement within a layer: that of an [`Arrangement`], or an executor's own words.
     pub name: String,
     /// Tokens.
     pub page_size: u32,
@@ -23,6 +25,25 @@ impl PageLayout {
     /// Bytes of a page.
     pub fn page_bytes(&self) -> u64 {
         u64::from(self.layers) * u64::from(self.layer_bytes)
+    }
+
+    /// Where keys and values are in a layer, if the name says it.
+    pub fn arrangement(&self) -> Option<Arrangement> {
+        self.name.parse().ok()
+    }
+
+    /// The other layouts of which pages of this one can be made ([`crate::Rearrangement`]).
+    pub fn others(&self) -> Vec<Self> {
+        let own = self.arrangement();
+        let all = own.into_iter().flat_map(|own| own.all_of(self.page_size));
+        let others = all.filter(|other| Some(*other) != own);
+        others
+            .map(|other| Self {
+                name: other.to_string(),
+                layer_bytes: other.layer_bytes(self.page_size as usize) as u32,
+                ..self.clone()
+            })
+            .collect()
     }
 
     /// # Errors

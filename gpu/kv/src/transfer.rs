@@ -10,6 +10,9 @@
 //! Page `i` of a grant with a window of `w` slots uses slot `i mod w`: at most `w` consecutive pages are under way.
 //! Who pushes layer by layer must complete pages `0..w` before it starts on page `w`.
 //!
+//! A grant is for pages of one layout, the receiver's own or another that it takes. Pages of another are rearranged when
+//! they have landed, on the transport's thread, and are of the receiver's layout from then on.
+//!
 //! A receiver may revoke a grant at any time. A slot to which somebody might still store (shared memory, the writer
 //! has not closed) stays quarantined until the writer closes or its process is gone.
 //!

@@ -115,7 +115,8 @@ impl Decode {
     fn new(scheme: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (sender, events) = mpsc::channel();
-        let config = ReceiverConfig { layout: layout(), slots: SLOTS, slots_per_grant: SLOTS };
+        let config =
+            ReceiverConfig { layout: layout(), others: Vec::new(), slots: SLOTS, slots_per_grant: SLOTS };
         let on_event = move |event| drop(sender.send(event));
         let receiver = Receiver::start(config, &transports(scheme, folder.path()).0, on_event).unwrap();
         Self { receiver, events, folder, scheme }

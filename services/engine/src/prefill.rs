@@ -169,10 +169,7 @@ impl PrefillActor {
         if self.tombstones.meets(envelope.request, envelope.attempt, Some(task.run)) {
             return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
         }
-        if task.layout != self.layout.to_string() {
-            let text = format!("kv pages differ: ours are {}; theirs are {}", self.layout, task.layout);
-            return Err(Fault::invalid("layout", text));
-        }
+        self.check_pages(task)?;
         if !task.prompt.len().is_multiple_of(page_size)
             || task.prompt.len() / page_size <= task.held_blocks as usize
         {
@@ -211,6 +208,19 @@ impl PrefillActor {
         Ok(load.prefill_token_time.saturating_mul(ahead))
     }
 
+    /// Whether pages of this engine are of use to who asks for them.
+    fn check_pages(&self, task: &PrefillTask) -> Result<(), Fault> {
+        let (ours, class) = (self.layout.to_string(), &self.device.spec.numerics_class);
+        if task.takes(&ours, class) {
+            return Ok(());
+        }
+        let text = format!(
+            "kv pages differ: ours are {ours}, computed by {class}; theirs are {}, computed by {}",
+            task.layout, task.numerics_class
+        );
+        Err(Fault::invalid("layout", text))
+    }
+
     fn request(&self, envelope: &Envelope, task: &PrefillTask) -> Request {
         let scope =
             CacheScope { revision: &self.layout.revision, adapter: None, salt: task.cache_salt.as_deref() };
@@ -233,7 +243,8 @@ impl PrefillActor {
     /// Gets slots for a task that is being computed and pushes its blocks into them.
     async fn serve(self: Arc<Self>, run: RunId, cached_blocks: u32) {
         let Some((decode, first, blocks)) = self.tasks.lock().wants(run) else { return };
-        let want = PrefillNews::WantSlots { run, blocks, cached_blocks };
+        let layout = Some(self.layout.to_string());
+        let want = PrefillNews::WantSlots { run, blocks, cached_blocks, layout };
         let Some(grant) = self.slots(run, &decode, want).await else { return };
         let Some(pieces) = self.tasks.lock().take_feed(run) else {
             self.tell(&decode, PrefillNews::Closed { epoch: grant.epoch.0 });

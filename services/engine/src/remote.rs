@@ -12,12 +12,12 @@ use std::{
 };
 
 use actors::{Context, bus::AskError, custody::ACCEPT_WITHIN, lane::Responder};
-use kv::transfer::{Epoch, Event, GrantEnd};
+use kv::transfer::{Epoch, Event, GrantEnd, GrantError};
 use messages::{
     Envelope, Fault, FaultCode, InstanceId, Role, RunId, codec,
     control::{Cancel, Control},
     lease::Lease,
-    prefill::{PrefillAnswer, PrefillNews, SlotAnswer},
+    prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
     subject,
     submit::Submit,
 };
@@ -40,12 +40,15 @@ pub struct Remote {
     context: Context,
     device: Device,
     slots: Slots,
+    /// Layouts of pages that are taken whoever computed them.
+    accepts: Vec<String>,
     entries: Mutex<HashMap<RunId, Entry>>,
     shunned: Mutex<Shunned>,
 }
 
 impl Remote {
-    /// Begins to lend slots of `config` over `transports`.
+    /// Begins to lend slots of `config` over `transports`. Pages of the layouts in `accepts`, all of which `config` knows, are
+    /// taken from engines of any numerics class.
     ///
     /// # Errors
     /// If memory or an address cannot be had.
@@ -53,13 +56,14 @@ impl Remote {
         context: Context,
         device: Device,
         config: kv::transfer::ReceiverConfig,
+        accepts: Vec<String>,
         transports: &kv::transfer::Transports,
     ) -> anyhow::Result<Arc<Self>> {
         // Every page that waits here fills a slot, and every grant that ends had one: there is always room.
         let (landed, events) = mpsc::channel(2 * config.slots as usize);
         let slots = Slots::start(config, transports, move |event| drop(landed.try_send(event)))?;
         let (entries, shunned) = (Mutex::default(), Mutex::default());
-        let remote = Arc::new(Self { context, device, slots, entries, shunned });
+        let remote = Arc::new(Self { context, device, slots, accepts, entries, shunned });
         tokio::spawn(remote.clone().follow(events));
         tokio::spawn(remote.clone().watch());
         Ok(remote)
@@ -75,9 +79,10 @@ impl Remote {
 
     /// Whether a prefill engine lives that can be asked: its pages are of use here and it is not shunned.
     pub fn has_help(&self) -> bool {
-        let layout = self.slots.layout().to_string();
+        let Some(own) = self.context.directory.lease(&self.context.me.instance) else { return false };
         let prefills = self.context.directory.instances(Role::Prefill, &self.context.me.pool);
-        self.shunned.lock().leave_any(&prefills, &layout, Instant::now())
+        let useful = prefills.iter().filter(|lease| own.takes_pages_of(lease));
+        self.shunned.lock().leave_any(useful.map(|lease| &lease.instance), Instant::now())
     }
 
     /// The prefill engines that are not asked at present.
@@ -87,9 +92,20 @@ impl Remote {
 
     /// Notes a run whose prompt `prefill` is to compute, before the device hears of it.
     pub fn expect(&self, run: RunId, envelope: &Envelope, submit: &Submit, prefill: InstanceId) {
-        let layout = self.slots.layout().to_string();
-        let entry = Entry::new(run, envelope, submit, prefill, self.context.me.instance.clone(), layout);
-        self.entries.lock().insert(run, entry);
+        let task = PrefillTask {
+            run,
+            prompt: submit.prompt.clone(),
+            cache_salt: submit.cache_salt.clone(),
+            held_blocks: 0,
+            priority: submit.priority,
+            decode: self.context.me.instance.clone(),
+            dispatch: submit.dispatch.clone(),
+            layout: self.slots.layout().to_string(),
+            numerics_class: self.device.spec.numerics_class.clone(),
+            accepts: self.accepts.clone(),
+        };
+        let patience = Duration::from_millis(submit.prefill_patience_ms.into());
+        self.entries.lock().insert(run, Entry::new(envelope, prefill, task, patience));
     }
 
     /// The run waits for these blocks: asks for them.
@@ -124,7 +140,9 @@ impl Remote {
             PrefillNews::Pulse { run, remaining_ms, .. } => {
                 self.hear(run, News::Going { remaining: Duration::from_millis(remaining_ms.into()) });
             }
-            PrefillNews::WantSlots { run, blocks, .. } => reply.send(&self.lend(run, blocks)),
+            PrefillNews::WantSlots { run, blocks, layout, .. } => {
+                reply.send(&self.lend(run, blocks, layout));
+            }
             PrefillNews::Failed { run, fault } => {
                 self.shun(run, &fault);
                 self.hear(run, News::Broken(Why::Failed));
@@ -140,7 +158,9 @@ impl Remote {
         }
     }
 
-    fn lend(&self, run: RunId, blocks: u32) -> SlotAnswer {
+    /// Lends slots for blocks laid out as `layout`, or as here.
+    fn lend(&self, run: RunId, blocks: u32, layout: Option<String>) -> SlotAnswer {
+        let layout = layout.unwrap_or_else(|| self.slots.layout().to_string());
         let answer = {
             let mut entries = self.entries.lock();
             let Some(entry) = entries.get_mut(&run).filter(|entry| entry.handover.missing() == blocks) else {
@@ -150,7 +170,7 @@ impl Remote {
             // Asked again, because the answer was lost: the same slots.
             match &entry.grant {
                 Some(grant) => Ok(codec::encode(grant)),
-                None => self.slots.lend(run, blocks, &entry.prefill).map(|grant| {
+                None => self.slots.lend(run, blocks, &layout, &entry.prefill).map(|grant| {
                     let encoded = codec::encode(&grant);
                     entry.grant = Some(grant);
                     encoded
@@ -160,6 +180,10 @@ impl Remote {
         self.hear(run, News::Slots { lent: answer.is_ok() });
         match answer {
             Ok(grant) => SlotAnswer::Granted(grant),
+            Err(GrantError::Layout) => {
+                let text = format!("kv pages differ: ours are {}; theirs are {layout}", self.slots.layout());
+                SlotAnswer::Refused(Fault::invalid("layout", text))
+            }
             Err(error) => SlotAnswer::Refused(Fault::new(FaultCode::Overloaded, error.to_string())),
         }
     }

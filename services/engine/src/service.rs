@@ -76,6 +76,7 @@ impl Plan {
         let (device, reports) = Device::start(me, build, scheduler, floor).await?;
         let (spec, load) = (device.spec.clone(), device.load());
         let layout = transport::layout(&spec, &self.card.revision);
+        let accepts = self.accepts(&layout);
         let broadcast = Broadcast::new(context.clone(), device.clone());
         tokio::spawn(broadcast.clone().keep());
         let engine = if self.role == Role::Prefill {
@@ -87,7 +88,7 @@ impl Plan {
             lane::serve(&context, actor.clone()).await?;
             Engine::Prefill(actor)
         } else {
-            let remote = self.remote(&context, &device, &layout).context("transfer of kv pages")?;
+            let remote = self.remote(&context, &device, &layout, &accepts).context("transfer of kv pages")?;
             let (revision, key) = (self.card.revision.clone(), self.key.clone());
             let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
             tokio::spawn(actor.clone().publish(reports));
@@ -100,6 +101,7 @@ impl Plan {
             lease.page_size = Some(spec.page_size);
             lease.numerics_class = Some(spec.numerics_class);
             lease.kv_layout = Some(layout.to_string());
+            lease.kv_accepts = accepts;
             lease.max_running = Some(load.max_running);
             lease.max_queued = Some(load.max_queued);
         };
@@ -113,15 +115,26 @@ impl Plan {
         context: &Context,
         device: &Device,
         layout: &PageLayout,
+        accepts: &[String],
     ) -> anyhow::Result<Option<Arc<Remote>>> {
         let slots = self.settings.transfer_slots;
         if slots == 0 || self.settings.disable_radix_cache {
             return Ok(None);
         }
+        let others = if self.settings.foreign_prefill { layout.others() } else { Vec::new() };
         let layout = layout.clone();
-        let config = ReceiverConfig { layout, slots, slots_per_grant: slots.div_ceil(GRANTS) };
+        let config = ReceiverConfig { layout, others, slots, slots_per_grant: slots.div_ceil(GRANTS) };
         let transports = transport::transports(&self.settings, &self.secret, device.memory.clone())?;
-        Remote::start(context.clone(), device.clone(), config, &transports).map(Some)
+        Remote::start(context.clone(), device.clone(), config, accepts.to_vec(), &transports).map(Some)
+    }
+
+    /// Layouts of pages that are taken from engines of other numerics classes.
+    fn accepts(&self, layout: &PageLayout) -> Vec<String> {
+        if self.role == Role::Prefill || !self.settings.foreign_prefill {
+            return Vec::new();
+        }
+        let others = layout.others();
+        std::iter::once(layout).chain(&others).map(PageLayout::to_string).collect()
     }
 }
 

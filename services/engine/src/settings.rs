@@ -62,6 +62,9 @@ actors::settings! {
         optional kv_socket_folder: PathBuf;
         /// Decode: KV pages that may be on their way here at once; 0 computes every prompt here.
         value transfer_slots: u32 = 128;
+        /// Decode: take KV pages also from prefill engines of another numerics class, such as a GPU's on a CPU, rearranged and
+        /// rounded to what is kept here. What comes out may then depend on who computed a prompt.
+        switch foreign_prefill;
         /// Decode, while prefill instances live: how many times as long as otherwise a step may take because of prompts
         /// that are computed here all the same, beside tokens for others; 0: as long as without prefill instances.
         value step_stretch: f64 = 2.0;

@@ -18,12 +18,11 @@ use models::ExecutorSpec;
 
 use crate::settings::EngineSettings;
 
-/// What the bytes of this engine's pages mean. Engines of different numerics classes do not exchange pages: output
-/// would depend on who computed a prompt.
+/// What the bytes of this engine's pages mean.
 pub fn layout(spec: &ExecutorSpec, revision: &str) -> PageLayout {
     PageLayout {
         revision: revision.to_owned(),
-        name: format!("{}, computed by {}", spec.kv.name, spec.numerics_class),
+        name: spec.kv.name.clone(),
         page_size: spec.page_size,
         layers: spec.kv.layers,
         layer_bytes: spec.kv.layer_bytes,

@@ -137,9 +137,9 @@ impl State {
     pub fn strangers(&self) -> Option<(String, String)> {
         let engines = self.decode.members();
         let stranger = self.prefill.members().iter().find(|prefill| {
-            !engines.is_empty() && !engines.iter().any(|engine| prefill.exchanges_pages_with(engine))
+            !engines.is_empty() && !engines.iter().any(|engine| engine.takes_pages_of(prefill))
         })?;
-        stranger.lease.kv_layout.clone().zip(engines.first()?.lease.kv_layout.clone())
+        stranger.lease.pages().zip(engines.first()?.lease.pages())
     }
 
     pub fn queued(&self) -> usize {

@@ -2,32 +2,6 @@ use half::{bf16, f16};
 
 use crate::simd::{LANES, Simd};
 
-/// Element type of cached keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum KvDtype {
-    #[default]
-    F16,
-    Bf16,
-    F32,
-}
-
-impl KvDtype {
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::F32 => "f32",
-        }
-    }
-}
-
 /// A stored element.
 pub(crate) trait Element: Copy + 'static {
     /// Rounds and writes 16 of them.

@@ -1,3 +1,7 @@
+use kv::{Arrangement, KvDtype, Order};
+use models::DecoderSpec;
+
+use super::Dimensions;
 use crate::{DeviceConfig, ops::GemmMode};
 
 /// How a [`crate::CudaExecutor`] is set up.
@@ -49,6 +53,22 @@ impl KvFormat {
         match self {
             Self::Bf16 => "bf16",
             Self::Fp8E4m3 => "fp8_e4m3",
+        }
+    }
+
+    /// What pages of a decoder are called.
+    pub(super) fn layout_name(self, model: &DecoderSpec, dimensions: &Dimensions) -> String {
+        let Dimensions { kv_heads, head_dim, .. } = *dimensions;
+        match self {
+            Self::Bf16 => Arrangement {
+                order: Order::Rows { width: head_dim as u32 },
+                dtype: KvDtype::Bf16,
+                kv_heads: model.kv_heads,
+                head_dim: model.head_dim,
+                turning: model.rope.dim,
+            }
+            .to_string(),
+            Self::Fp8E4m3 => format!("cuda {} {kv_heads}x{head_dim}", self.name()),
         }
     }
 

@@ -1,3 +1,4 @@
+use kv::turning_places;
 use models::RopeSpec;
 
 /// Where the elements of a query or key head go in the kernels' heads of `width` elements, in which element `i` turns
@@ -12,10 +13,7 @@ pub(super) struct HeadLayout {
 impl HeadLayout {
     /// Heads of `elements` that turn as `rope` says, in `width`.
     pub fn rotated(elements: usize, width: usize, rope: &RopeSpec) -> Self {
-        let (pairs, half) = ((rope.dim / 2) as usize, width / 2);
-        let free = (pairs..half).chain(half + pairs..width);
-        let places = (0..pairs).chain(half..half + pairs).chain(free).take(elements).collect();
-        Self { places, width }
+        Self { places: turning_places(elements, width, rope.dim as usize), width }
     }
 
     /// Heads that keep their order: values.

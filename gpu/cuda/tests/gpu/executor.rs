@@ -84,7 +84,7 @@ pub fn score(executor: &mut CudaExecutor, tokens: &[u32]) -> Result<Vec<(f32, u3
     Ok(outputs.scored[0].tokens.iter().map(|(logprob, top)| (*logprob, top[0].token)).collect())
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
+pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&l| f64::from(l - maximum).exp()).sum();
     logits.iter().map(|&l| f64::from(l - maximum) - total.ln()).collect()

@@ -11,6 +11,7 @@ mod bench;
 mod compare;
 mod elementwise;
 mod engine;
+mod exchange;
 mod executor;
 mod fault;
 mod fp8;
@@ -43,7 +44,7 @@ fn cases() -> Vec<Case> {
         Some(_) => operations,
         None => {
             let models = [executor::cases(), persistent::cases(), fp8_models::cases()].concat();
-            [operations, models, fault::cases(), transfer::cases()].concat()
+            [operations, models, fault::cases(), transfer::cases(), exchange::cases()].concat()
         }
     }
 }

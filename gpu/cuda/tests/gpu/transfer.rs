@@ -119,7 +119,8 @@ fn transports(executor: &CudaExecutor, folder: &Path) -> Transports {
 
 fn receiver(executor: &CudaExecutor, folder: &Path) -> Result<(Receiver, mpsc::Receiver<Event>), Failure> {
     let (sender, events) = mpsc::channel();
-    let config = ReceiverConfig { layout: layout(executor), slots: SLOTS, slots_per_grant: SLOTS };
+    let config =
+        ReceiverConfig { layout: layout(executor), others: Vec::new(), slots: SLOTS, slots_per_grant: SLOTS };
     let on_event = move |event| drop(sender.send(event));
     let receiver = Receiver::start(config, &transports(executor, folder).0, on_event).map_err(failure)?;
     Ok((receiver, events))

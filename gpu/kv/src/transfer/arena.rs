@@ -14,16 +14,25 @@ use super::{
     socket::Socket,
     wire::Notice,
 };
-use crate::PageLayout;
+use crate::{PageLayout, Rearrangement};
 
 /// The staging region and who uses which of its slots.
 pub struct SlotArena {
-    layout: PageLayout,
+    /// What pages come as: the receiver's own layout first.
+    forms: Vec<Form>,
+    slot_bytes: u64,
     region: Region,
     /// The same slots in device memory, where a transport has such.
     device: OnceLock<Arc<dyn DeviceSlab>>,
     state: Mutex<State>,
     on_event: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+/// A layout of pages that land here.
+pub(super) struct Form {
+    pub layout: PageLayout,
+    /// How they become pages of the receiver, if they are not.
+    pub rearrangement: Option<Rearrangement>,
 }
 
 struct State {
@@ -55,22 +64,27 @@ impl Peer {
 }
 
 impl SlotArena {
-    /// Maps `slots` slots for pages of `layout`.
+    /// Maps `slots` slots for pages of any of the forms, of which there is one at least.
     pub(super) fn new(
-        layout: PageLayout,
+        forms: Vec<Form>,
         slots: u32,
         slots_per_grant: u32,
         on_event: Box<dyn Fn(Event) + Send + Sync>,
     ) -> io::Result<Self> {
-        let bytes = layout.page_bytes().checked_mul(u64::from(slots));
+        let slot_bytes = forms.iter().map(|form| form.layout.page_bytes()).max().unwrap_or(0);
+        let bytes = slot_bytes.checked_mul(u64::from(slots));
         let region = Region::create(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
-        let ledger = Ledger::new(layout.layers, slots, slots_per_grant);
+        let ledger = Ledger::new(forms[0].layout.layers, slots, slots_per_grant);
         let state = Mutex::new(State { ledger, peers: HashMap::new() });
-        Ok(Self { layout, region, device: OnceLock::new(), state, on_event })
+        Ok(Self { forms, slot_bytes, region, device: OnceLock::new(), state, on_event })
     }
 
-    pub(super) fn layout(&self) -> &PageLayout {
-        &self.layout
+    pub(super) fn forms(&self) -> &[Form] {
+        &self.forms
+    }
+
+    pub(super) fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
     }
 
     pub(super) fn region(&self) -> &Region {
@@ -92,9 +106,14 @@ impl SlotArena {
         self.device.get()
     }
 
-    pub(super) fn lend(&self, pages: u32, writer: &str) -> Result<(Epoch, Vec<u32>), GrantError> {
+    pub(super) fn lend(
+        &self,
+        pages: u32,
+        writer: &str,
+        form: usize,
+    ) -> Result<(Epoch, Vec<u32>), GrantError> {
         let epoch = Epoch(rand::random());
-        Ok((epoch, self.state.lock().ledger.lend(epoch, pages, writer)?))
+        Ok((epoch, self.state.lock().ledger.lend(epoch, pages, writer, form)?))
     }
 
     /// A connection that proved to be for `epoch`; None if the grant takes no more.
@@ -102,11 +121,14 @@ impl SlotArena {
         let (remote, memory) = (bodies.are_stored(), bodies.memory());
         let peer = Arc::new(Peer { socket, remote });
         let mut state = self.state.lock();
-        if !state.ledger.attach(epoch, remote, memory) {
+        let form = state.ledger.form(epoch)?;
+        // What is in device memory cannot be rearranged.
+        let fits = memory == Memory::Host || self.forms[form].rearrangement.is_none();
+        if !fits || !state.ledger.attach(epoch, remote, memory) {
             return None;
         }
         state.peers.entry(epoch).or_default().push(peer.clone());
-        Some(Stream { arena: self.clone(), epoch, peer, memory, retired: false })
+        Some(Stream { arena: self.clone(), epoch, form, peer, memory, retired: false })
     }
 
     /// Ends a grant; `closed` says that its writer will store nothing more.
@@ -141,8 +163,8 @@ impl SlotArena {
         self.state.lock().ledger.counts()
     }
 
-    fn at(&self, slot: u32, layer: u32) -> usize {
-        slot as usize * self.layout.page_bytes() as usize + layer as usize * self.layout.layer_bytes as usize
+    fn at(&self, slot: u32) -> usize {
+        slot as usize * self.slot_bytes as usize
     }
 
     fn take(&self, epoch: Epoch, index: PageIndex) {
@@ -158,7 +180,7 @@ impl SlotArena {
 
 impl fmt::Debug for SlotArena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "slots of {}", self.layout)
+        write!(f, "slots of {}", self.forms[0].layout)
     }
 }
 
@@ -166,6 +188,7 @@ impl fmt::Debug for SlotArena {
 pub(super) struct Stream {
     arena: Arc<SlotArena>,
     epoch: Epoch,
+    form: usize,
     peer: Arc<Peer>,
     memory: Memory,
     retired: bool,
@@ -180,6 +203,11 @@ pub(super) enum Stop {
 impl Stream {
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Of the pages that come.
+    pub fn layout(&self) -> &PageLayout {
+        &self.arena.forms[self.form].layout
     }
 
     /// The place for `piece`; None if it came before.
@@ -244,11 +272,9 @@ pub(super) struct Claimed<'a> {
 
 impl Claimed<'_> {
     fn range(&self) -> (usize, usize) {
-        let arena = &self.stream.arena;
-        (
-            arena.at(self.slot, self.piece.layer),
-            self.piece.layers as usize * arena.layout.layer_bytes as usize,
-        )
+        let layer_bytes = self.stream.layout().layer_bytes as usize;
+        let before = self.piece.layer as usize * layer_bytes;
+        (self.stream.arena.at(self.slot) + before, self.piece.layers as usize * layer_bytes)
     }
 
     /// Where they are in device memory.
@@ -275,16 +301,22 @@ impl Claimed<'_> {
     /// The bytes are there and as they were sent.
     pub fn arrived(mut self) {
         self.arrived = true;
-        let Stream { arena, epoch, memory, .. } = self.stream;
-        if arena.state.lock().ledger.arrived(*epoch, self.piece) {
-            (arena.on_event)(Event::Landed(LandedPage {
-                arena: arena.clone(),
-                epoch: *epoch,
-                index: self.piece.index,
-                slot: self.slot,
-                memory: *memory,
-            }));
+        let Stream { arena, epoch, form, memory, .. } = self.stream;
+        if !arena.state.lock().ledger.arrived(*epoch, self.piece) {
+            return;
         }
+        let mut page = LandedPage {
+            arena: arena.clone(),
+            epoch: *epoch,
+            index: self.piece.index,
+            slot: self.slot,
+            form: *form,
+            memory: *memory,
+            rearranged: None,
+        };
+        let rearrangement = arena.forms[*form].rearrangement.as_ref();
+        page.rearranged = rearrangement.map(|rearrangement| rearrangement.page(page.in_slot()));
+        (arena.on_event)(Event::Landed(page));
     }
 }
 
@@ -296,14 +328,17 @@ impl Drop for Claimed<'_> {
     }
 }
 
-/// The bytes of a page that landed, in its slot. Dropping it frees the slot for the grant's next page.
+/// A page that landed, in its slot. Dropping it frees the slot for the grant's next page.
 #[derive(Debug)]
 pub struct LandedPage {
     arena: Arc<SlotArena>,
     epoch: Epoch,
     index: PageIndex,
     slot: u32,
+    form: usize,
     memory: Memory,
+    /// The page as the receiver's layout has it, where it came in another.
+    rearranged: Option<Vec<u8>>,
 }
 
 impl LandedPage {
@@ -318,20 +353,24 @@ impl LandedPage {
     /// Where it landed, if that is in device memory.
     pub fn address(&self) -> Option<DeviceAddress> {
         let slab = self.arena.device().filter(|_| self.memory == Memory::Device)?;
-        Some(slab.address().at(self.arena.at(self.slot, 0) as u64))
+        Some(slab.address().at(self.arena.at(self.slot) as u64))
     }
 
-    /// The page, layer after layer.
+    /// The page in the receiver's layout, layer after layer.
     ///
     /// # Panics
     /// If it is in device memory.
     pub fn bytes(&self) -> &[u8] {
+        self.rearranged.as_deref().unwrap_or_else(|| self.in_slot())
+    }
+
+    /// The page as it came.
+    fn in_slot(&self) -> &[u8] {
         assert_eq!(self.memory, Memory::Host, "the page is in device memory");
+        let bytes = self.arena.forms[self.form].layout.page_bytes();
         // SAFETY: the ledger lends the slot to no page while this one is not taken, and a writer that stores by itself
         // stores to a page's slot only before the page's last frame.
-        unsafe {
-            self.arena.region.bytes(self.arena.at(self.slot, 0), self.arena.layout.page_bytes() as usize)
-        }
+        unsafe { self.arena.region.bytes(self.arena.at(self.slot), bytes as usize) }
     }
 }
 

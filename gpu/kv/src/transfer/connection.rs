@@ -80,7 +80,7 @@ fn receive(frames: &mut Frames<'_>, arena: &SlotArena, stream: &Stream, bodies: 
         match Frame::decode(&header) {
             Some(Frame::Close { epoch }) if epoch == stream.epoch() => break GrantEnd::Closed,
             Some(frame @ Frame::Layers { epoch, .. }) if epoch == stream.epoch() => {
-                match layers(frames, arena, stream, bodies, frame) {
+                match layers(frames, stream, bodies, frame) {
                     Ok(claimed) => unchecked.extend(claimed),
                     Err(end) => break end,
                 }
@@ -111,13 +111,12 @@ fn check(arena: &SlotArena, unchecked: &mut Vec<(Claimed<'_>, Span, u64)>) -> Re
 /// Receives the layers of one frame; those in device memory are yet to be checked.
 fn layers<'a>(
     frames: &mut Frames<'_>,
-    arena: &SlotArena,
     stream: &'a Stream,
     bodies: Bodies,
     frame: Frame,
 ) -> Result<Option<(Claimed<'a>, Span, u64)>, GrantEnd> {
     let Frame::Layers { epoch, index, layer, length, checksum: sent } = frame else { return Ok(None) };
-    let layer_bytes = arena.layout().layer_bytes;
+    let layer_bytes = stream.layout().layer_bytes;
     if !length.is_multiple_of(layer_bytes) {
         return Err(GrantEnd::Violation);
     }

@@ -28,8 +28,10 @@ pub struct Grant {
     pub pages: u32,
     /// The slots lent: page `i` uses the one at `i mod window`, once page `i - window` has landed and was taken.
     pub slots: Vec<u32>,
-    /// How the receiver lays out a page.
+    /// How the pages are laid out.
     pub layout: PageLayout,
+    /// Bytes from one of the receiver's slots to the next.
+    pub slot_bytes: u64,
     /// Where the receiver listens, best first.
     pub addresses: Vec<Address>,
 }

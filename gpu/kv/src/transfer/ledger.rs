@@ -66,6 +66,8 @@ impl Place {
 #[derive(Debug)]
 struct Lent {
     writer: String,
+    /// Which of the receiver's layouts its pages have: of no meaning here.
+    form: usize,
     pages: u32,
     landed: u32,
     places: Vec<Place>,
@@ -111,7 +113,13 @@ impl Ledger {
     }
 
     /// Lends slots under `epoch`, which must be new; as many as the cap, the pages and the free ones allow.
-    pub fn lend(&mut self, epoch: Epoch, pages: u32, writer: &str) -> Result<Vec<u32>, GrantError> {
+    pub fn lend(
+        &mut self,
+        epoch: Epoch,
+        pages: u32,
+        writer: &str,
+        form: usize,
+    ) -> Result<Vec<u32>, GrantError> {
         if pages == 0 {
             return Err(GrantError::NoPages);
         }
@@ -130,6 +138,7 @@ impl Ledger {
         let writer = writer.to_owned();
         let lent = Lent {
             writer,
+            form,
             pages,
             landed: 0,
             places,
@@ -262,6 +271,11 @@ impl Ledger {
     pub fn epochs(&self, writer: Option<&str>) -> Vec<Epoch> {
         let of = |lent: &Lent| writer.is_none_or(|writer| lent.writer == writer);
         self.lent.iter().filter(|(_, lent)| of(lent)).map(|(epoch, _)| *epoch).collect()
+    }
+
+    /// As it was lent.
+    pub fn form(&self, epoch: Epoch) -> Option<usize> {
+        self.lent.get(&epoch).map(|lent| lent.form)
     }
 
     pub fn is_open(&self, epoch: Epoch) -> bool {

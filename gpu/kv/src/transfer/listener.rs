@@ -25,6 +25,7 @@ const SHORT_OF_RESOURCES: Duration = Duration::from_millis(20);
 /// Accepts connections on a thread of its own and serves each on another.
 pub(super) struct Listener {
     address: Address,
+    bodies: Bodies,
     listening: Arc<OwnedFd>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -61,13 +62,17 @@ impl Listener {
                 }
             }
         })?;
-        Ok(Self { address, listening, stopping, thread: Some(thread) })
+        Ok(Self { address, bodies, listening, stopping, thread: Some(thread) })
     }
 }
 
 impl Listening for Listener {
     fn address(&self) -> Address {
         self.address.clone()
+    }
+
+    fn in_device_memory(&self) -> bool {
+        self.bodies == Bodies::Device
     }
 }
 

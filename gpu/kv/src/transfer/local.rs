@@ -70,6 +70,10 @@ impl Listening for NamedListener {
     fn address(&self) -> Address {
         self.listener.address()
     }
+
+    fn in_device_memory(&self) -> bool {
+        self.listener.in_device_memory()
+    }
 }
 
 impl Drop for NamedListener {

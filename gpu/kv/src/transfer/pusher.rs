@@ -64,6 +64,7 @@ pub(super) struct Pusher {
     pages: u32,
     layers: u32,
     layer_bytes: u32,
+    slot_bytes: u64,
     slots: Vec<u32>,
     places: Vec<Turn>,
     lines: Vec<Line>,
@@ -90,10 +91,14 @@ impl Pusher {
     ) -> Result<Self, OpenError> {
         let layout = &grant.layout;
         let held = store.len().unwrap_or(u64::MAX);
-        let fits = |slot: &u32| {
-            (u64::from(*slot) + 1).checked_mul(layout.page_bytes()).is_some_and(|end| end <= held)
-        };
-        if layout.page_bytes() == 0 || grant.slots.is_empty() || !grant.slots.iter().all(fits) {
+        let fits =
+            |slot: &u32| (u64::from(*slot) + 1).checked_mul(grant.slot_bytes).is_some_and(|end| end <= held);
+        let page_bytes = layout.page_bytes();
+        if page_bytes == 0
+            || page_bytes > grant.slot_bytes
+            || grant.slots.is_empty()
+            || !grant.slots.iter().all(fits)
+        {
             return Err(OpenError::Unreachable(
                 "the grant names slots that the receiver does not have".to_owned(),
             ));
@@ -113,6 +118,7 @@ impl Pusher {
             pages: grant.pages,
             layers: layout.layers,
             layer_bytes: layout.layer_bytes,
+            slot_bytes: grant.slot_bytes,
             slots: grant.slots.clone(),
             places: (0..grant.window()).map(|page| Turn::new(page, layout.layers)).collect(),
             lines: sockets.into_iter().map(line).collect(),
@@ -282,7 +288,7 @@ impl Pusher {
 
     /// Where a slot lies among the receiver's, in bytes.
     fn offset(&self, at: usize) -> usize {
-        self.slots[at] as usize * (self.layers as usize * self.layer_bytes as usize)
+        self.slots[at] as usize * self.slot_bytes as usize
     }
 
     /// Notes layers as pushed, and makes their frame.

@@ -1,11 +1,16 @@
 use std::{io, sync::Arc};
 
-use super::{Epoch, Grant, KvTransport, LandedPage, Listening, arena::SlotArena};
-use crate::PageLayout;
+use super::{
+    Epoch, Grant, KvTransport, LandedPage, Listening,
+    arena::{Form, SlotArena},
+};
+use crate::{Mismatch, PageLayout, Rearrangement};
 
 #[derive(Debug, Clone)]
 pub struct ReceiverConfig {
     pub layout: PageLayout,
+    /// Other layouts that pages may come in: they are rearranged as they land.
+    pub others: Vec<PageLayout>,
     /// Pages that the staging region holds. It is taken from memory at once.
     pub slots: u32,
     /// Most slots that one grant gets.
@@ -64,17 +69,25 @@ impl Receiver {
     /// Maps the slots and listens on `transports`, whose order is that of the addresses in grants.
     ///
     /// # Errors
-    /// If memory or an address cannot be had, or the layout is empty.
+    /// If memory or an address cannot be had, the layout is empty, or another has nothing to do with it.
     pub fn start(
         config: ReceiverConfig,
         transports: &[Box<dyn KvTransport>],
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
-        let ReceiverConfig { layout, slots, slots_per_grant } = config;
+        let ReceiverConfig { layout, others, slots, slots_per_grant } = config;
         if layout.page_bytes() == 0 {
             return Err(StartError::EmptyLayout(layout));
         }
-        let arena = Arc::new(SlotArena::new(layout, slots, slots_per_grant, Box::new(on_event))?);
+        let mut forms = vec![Form { layout, rearrangement: None }];
+        for theirs in others {
+            let ours = &forms[0].layout;
+            let Some(rearrangement) = Rearrangement::new(&theirs, ours) else {
+                return Err(Mismatch { ours: Box::new(ours.clone()), theirs: Box::new(theirs) }.into());
+            };
+            forms.push(Form { layout: theirs, rearrangement: Some(rearrangement) });
+        }
+        let arena = Arc::new(SlotArena::new(forms, slots, slots_per_grant, Box::new(on_event))?);
         let listening = transports.iter().map(|transport| transport.listen(arena.clone()));
         Ok(Self { listening: listening.collect::<io::Result<_>>()?, arena })
     }
@@ -84,9 +97,27 @@ impl Receiver {
     /// # Errors
     /// If no slot is free, or `pages` is 0.
     pub fn grant(&self, pages: u32, writer: &str) -> Result<Grant, GrantError> {
-        let (epoch, slots) = self.arena.lend(pages, writer)?;
-        let addresses = self.listening.iter().map(|listening| listening.address()).collect();
-        Ok(Grant { epoch, pages, slots, layout: self.arena.layout().clone(), addresses })
+        self.lend(pages, writer, 0)
+    }
+
+    /// The same for pages of any layout that may come, by its name in full.
+    ///
+    /// # Errors
+    /// As of `grant`, and if pages of this layout are not taken.
+    pub fn grant_of(&self, layout: &str, pages: u32, writer: &str) -> Result<Grant, GrantError> {
+        let form = self.arena.forms().iter().position(|form| form.layout.to_string() == layout);
+        self.lend(pages, writer, form.ok_or(GrantError::Layout)?)
+    }
+
+    fn lend(&self, pages: u32, writer: &str, form: usize) -> Result<Grant, GrantError> {
+        let (epoch, slots) = self.arena.lend(pages, writer, form)?;
+        let Form { layout, rearrangement } = &self.arena.forms()[form];
+        let listening = self.listening.iter();
+        // What lands in device memory stays as it is.
+        let listening = listening.filter(|at| rearrangement.is_none() || !at.in_device_memory());
+        let addresses = listening.map(|listening| listening.address()).collect();
+        let (layout, slot_bytes) = (layout.clone(), self.arena.slot_bytes());
+        Ok(Grant { epoch, pages, slots, layout, slot_bytes, addresses })
     }
 
     /// Takes the slots of a grant back. Pages that have landed and are held stay readable. Slots that the writer might
@@ -125,12 +156,16 @@ pub enum GrantError {
     NoSlots,
     #[error("a grant of no pages")]
     NoPages,
+    #[error("pages of this layout are not taken")]
+    Layout,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("a page has no bytes: {0}")]
     EmptyLayout(PageLayout),
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
     #[error("transfer slots: {0}")]
     Io(#[from] io::Error),
 }

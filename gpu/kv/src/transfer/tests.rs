@@ -4,6 +4,7 @@ mod device;
 mod fuzz;
 mod hand_over;
 mod hostile;
+mod rearranged;
 mod revocation;
 
 use std::{
@@ -84,7 +85,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let transports = transports(scheme, link, folder.path());
         let (sender, events) = mpsc::channel();
-        let config = ReceiverConfig { layout: layout(), slots, slots_per_grant: slots };
+        let config = ReceiverConfig { layout: layout(), others: Vec::new(), slots, slots_per_grant: slots };
         let receiver = Receiver::start(config, &transports.0, move |event| drop(sender.send(event))).unwrap();
         Self { receiver, events, transports: Arc::new(transports), _folder: folder }
     }

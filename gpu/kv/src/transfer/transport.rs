@@ -45,6 +45,11 @@ pub trait KvTransport: Send + Sync {
 /// Accepts writers until it is dropped.
 pub trait Listening: Send + Sync {
     fn address(&self) -> Address;
+
+    /// Whether what arrives there is in device memory.
+    fn in_device_memory(&self) -> bool {
+        false
+    }
 }
 
 /// The transports of a process, best first.

@@ -4,7 +4,7 @@ use std::{
 };
 
 use kv::transfer::{Grant, LandedPage};
-use messages::{Envelope, InstanceId, RunId, TokenIds, prefill::PrefillTask, submit::Submit};
+use messages::{Envelope, InstanceId, RunId, TokenIds, prefill::PrefillTask};
 
 use crate::handover::Handover;
 
@@ -25,31 +25,15 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub fn new(
-        run: RunId,
-        envelope: &Envelope,
-        submit: &Submit,
-        prefill: InstanceId,
-        decode: InstanceId,
-        layout: String,
-    ) -> Self {
-        let task = PrefillTask {
-            run,
-            prompt: submit.prompt.clone(),
-            cache_salt: submit.cache_salt.clone(),
-            held_blocks: 0,
-            priority: submit.priority,
-            decode,
-            dispatch: submit.dispatch.clone(),
-            layout,
-        };
+    /// For the whole prompt of `task`, as if nothing of it were here.
+    pub fn new(envelope: &Envelope, prefill: InstanceId, task: PrefillTask, patience: Duration) -> Self {
         Self {
-            run,
+            run: task.run,
             prefill,
             envelope: envelope.clone(),
             handover: Handover::new(Instant::now()),
             grant: None,
-            patience: Duration::from_millis(submit.prefill_patience_ms.into()),
+            patience,
             task,
             early: BTreeMap::new(),
             offered: 0,

@@ -1,10 +1,9 @@
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use messages::{InstanceId, lease::Lease};
+use messages::InstanceId;
 
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
 
@@ -29,18 +28,14 @@ impl Shunned {
         self.until.iter().filter(|(_, until)| **until > now).map(|(prefill, _)| prefill.clone()).collect()
     }
 
-    /// Whether one of `prefills` can be asked for pages of this layout.
-    pub fn leave_any(&self, prefills: &[Arc<Lease>], layout: &str, now: Instant) -> bool {
-        prefills
-            .iter()
-            .any(|lease| lease.reads_pages_as(Some(layout)) && !self.contains(&lease.instance, now))
+    /// Whether one of `prefills` can be asked.
+    pub fn leave_any<'a>(&self, mut prefills: impl Iterator<Item = &'a InstanceId>, now: Instant) -> bool {
+        prefills.any(|prefill| !self.contains(prefill, now))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use messages::{Pool, Role};
-
     use super::*;
 
     #[test]
@@ -55,19 +50,15 @@ mod tests {
     }
 
     #[test]
-    fn help_is_an_instance_of_the_same_layout_that_is_not_shunned() {
+    fn help_is_an_instance_that_is_not_shunned() {
         let (mut shunned, start) = (Shunned::default(), Instant::now());
-        let prefill = |name: &str, layout: &str| {
-            let lease = Lease::new(Role::Prefill, Pool::of_model("m", "00"), name.parse().unwrap());
-            Arc::new(Lease { kv_layout: Some(layout.to_owned()), ..lease })
-        };
-        let prefills = [prefill("prefill-1", "f16"), prefill("prefill-2", "f32")];
-        assert!(shunned.leave_any(&prefills, "f16", start));
-        shunned.add(&prefills[0].instance, start);
-        assert!(!shunned.leave_any(&prefills, "f16", start), "the only one that is of use is shunned");
-        assert!(shunned.leave_any(&prefills, "f32", start));
-        assert_eq!(shunned.all(start), [prefills[0].instance.clone()]);
-        assert!(shunned.leave_any(&prefills, "f16", start + SHUNNED_FOR));
+        let prefills: [InstanceId; 2] = ["prefill-1", "prefill-2"].map(|name| name.parse().unwrap());
+        assert!(!shunned.leave_any([].iter(), start));
+        shunned.add(&prefills[0], start);
+        assert!(shunned.leave_any(prefills.iter(), start));
+        assert!(!shunned.leave_any(prefills[..1].iter(), start), "the only one is shunned");
+        assert_eq!(shunned.all(start), [prefills[0].clone()]);
+        assert!(shunned.leave_any(prefills[..1].iter(), start + SHUNNED_FOR));
         assert!(shunned.all(start + SHUNNED_FOR).is_empty());
     }
 }

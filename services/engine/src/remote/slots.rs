@@ -35,9 +35,15 @@ impl Slots {
         &self.layout
     }
 
-    pub fn lend(&self, run: RunId, pages: u32, writer: &InstanceId) -> Result<Grant, GrantError> {
+    pub fn lend(
+        &self,
+        run: RunId,
+        pages: u32,
+        layout: &str,
+        writer: &InstanceId,
+    ) -> Result<Grant, GrantError> {
         let mut runs = self.runs.lock();
-        let grant = self.receiver.grant(pages, writer.as_str())?;
+        let grant = self.receiver.grant_of(layout, pages, writer.as_str())?;
         runs.insert(grant.epoch, run);
         Ok(grant)
     }

@@ -36,7 +36,7 @@ impl State {
         let engine = &self.decode.members()[engine];
         let (mut open, mut other_layout, mut shunned) = (Vec::new(), 0, 0);
         for (place, member) in self.prefill.members().iter().enumerate() {
-            if !member.exchanges_pages_with(engine) {
+            if !engine.takes_pages_of(member) {
                 other_layout += 1;
             } else if wish.doubts(member.instance()) || engine.shuns(member.instance()) {
                 shunned += 1;

@@ -55,9 +55,9 @@ impl Member {
         )
     }
 
-    /// Whether KV pages mean the same to both.
-    pub fn exchanges_pages_with(&self, other: &Self) -> bool {
-        self.lease.reads_pages_as(other.lease.kv_layout.as_deref())
+    /// Whether KV pages that `other` has computed are of use to it.
+    pub fn takes_pages_of(&self, other: &Self) -> bool {
+        self.lease.takes_pages_of(&other.lease)
     }
 
     /// Whether it asks nothing of this prefill instance for a while.

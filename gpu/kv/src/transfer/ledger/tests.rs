@@ -51,7 +51,7 @@ impl Outside {
             Op::Lend(pages) => {
                 let epoch = Epoch(self.epochs.len() as u64);
                 let free = ledger.counts().free;
-                match ledger.lend(epoch, pages, "prefill-1") {
+                match ledger.lend(epoch, pages, "prefill-1", 0) {
                     Ok(slots) => {
                         prop_assert_eq!(slots.len() as u32, pages.min(3).min(free));
                         let used = self
@@ -163,7 +163,7 @@ fn piece(page: u32, layer: u32) -> Piece {
 #[test]
 fn a_landed_page_of_a_remote_writer_is_not_quarantined_once_taken() {
     let (epoch, mut ledger) = (Epoch(1), Ledger::new(LAYERS, 2, 2));
-    ledger.lend(epoch, 2, "prefill-1").unwrap();
+    ledger.lend(epoch, 2, "prefill-1", 0).unwrap();
     assert!(ledger.attach(epoch, true, Memory::Host));
     for layer in 0..LAYERS {
         assert!(matches!(ledger.claim(epoch, piece(0, layer)), Claim::Store(_)));
@@ -181,7 +181,7 @@ fn a_landed_page_of_a_remote_writer_is_not_quarantined_once_taken() {
 #[test]
 fn the_end_is_told_once_and_after_the_last_connection() {
     let (epoch, mut ledger) = (Epoch(1), Ledger::new(LAYERS, 2, 2));
-    ledger.lend(epoch, 2, "prefill-1").unwrap();
+    ledger.lend(epoch, 2, "prefill-1", 0).unwrap();
     assert!(ledger.attach(epoch, false, Memory::Host) && ledger.attach(epoch, false, Memory::Host));
     assert_eq!(ledger.retired(epoch, GrantEnd::Corrupt), None);
     assert!(!ledger.attach(epoch, false, Memory::Host), "a grant that failed took a connection");

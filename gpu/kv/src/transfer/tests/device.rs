@@ -136,7 +136,7 @@ fn a_grant_is_of_one_memory() {
     let folder = tempfile::tempdir().unwrap();
     let Transports(mut both) = transports(Scheme::Ipc, link(b"secret"), folder.path());
     both.extend(transports(Scheme::Shm, link(b"secret"), folder.path()).0);
-    let config = ReceiverConfig { layout: layout(), slots: 2, slots_per_grant: 2 };
+    let config = ReceiverConfig { layout: layout(), others: Vec::new(), slots: 2, slots_per_grant: 2 };
     let receiver = Receiver::start(config, &both, drop).unwrap();
     let mut grant = receiver.grant(2, "prefill-1").unwrap();
     let both = Transports(both);

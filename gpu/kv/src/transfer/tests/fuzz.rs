@@ -14,6 +14,7 @@ use mutate::Random;
 
 use super::*;
 use crate::transfer::{
+    arena::Form,
     checksum::checksum,
     connection::{self, Bodies},
     handshake,
@@ -67,11 +68,12 @@ fn damaged_frames() {
             count.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let arena = Arc::new(SlotArena::new(layout(), SLOTS, SLOTS, Box::new(on_event)).unwrap());
+    let forms = vec![Form { layout: layout(), rearrangement: None }];
+    let arena = Arc::new(SlotArena::new(forms, SLOTS, SLOTS, Box::new(on_event)).unwrap());
     let end = Instant::now() + Duration::from_secs(seconds) / 2;
     let (mut iteration, mut whole) = (0u64, 0u64);
     while iteration < 200 || Instant::now() < end {
-        let (epoch, _) = arena.lend(PAGES, "prefill-1").unwrap();
+        let (epoch, _) = arena.lend(PAGES, "prefill-1", 0).unwrap();
         let mut random = Random::new(seed, iteration);
         let mut sent = honest(epoch);
         if iteration > 0 {

@@ -30,7 +30,7 @@ fn several_grants_at_once_keep_apart() {
         let folder = tempfile::tempdir().unwrap();
         let transports = Arc::new(transports(scheme, link(b"secret"), folder.path()));
         let (sender, events) = mpsc::channel();
-        let config = ReceiverConfig { layout: layout(), slots: 8, slots_per_grant: 2 };
+        let config = ReceiverConfig { layout: layout(), others: Vec::new(), slots: 8, slots_per_grant: 2 };
         let receiver = Receiver::start(config, &transports.0, move |event| drop(sender.send(event))).unwrap();
         let grants: Vec<Grant> = (0..4).map(|_| receiver.grant(20, "prefill-1").unwrap()).collect();
         assert_eq!(receiver.grant(1, "prefill-1"), Err(GrantError::NoSlots));
@@ -137,7 +137,7 @@ fn a_folder_that_others_may_enter_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let transport: Box<dyn KvTransport> = Box::new(ShmTransport::new(link(b"secret"), folder.path()));
-    let config = ReceiverConfig { layout: layout(), slots: 1, slots_per_grant: 1 };
+    let config = ReceiverConfig { layout: layout(), others: Vec::new(), slots: 1, slots_per_grant: 1 };
     let refused = Receiver::start(config, &[transport], drop).err().expect("an error").to_string();
     assert!(refused.contains("open to other users"), "{refused}");
 }

@@ -1,0 +1,131 @@
+//! Prompts that go on elsewhere: pages of the GPU on the CPU, and back.
+
+use cpu::{CpuConfig, CpuExecutor, KvDtype};
+use cuda::{CudaExecutor, KvBudget};
+use kv::{Arrangement, PageLayout, Rearrangement};
+use models::{
+    Batch, Executor, Logprobs, Model, OpenSlot, SamplingParams, Score, SequenceStep, SlotId, StepId,
+    fixtures::{self, Case as Text},
+};
+
+use crate::{
+    executor::{PAGE_SIZE, config, failure, log_softmax},
+    harness::{Case, Context, Failure, Outcome, ensure},
+    random::Random,
+};
+
+/// Pages that are carried over.
+const CARRIED: u32 = 2;
+/// Positions computed after them; a window of the models ends soon after.
+const AFTER: u32 = 8;
+/// Mean difference of log probabilities to the f32 reference, as of a prompt computed on the GPU alone.
+const MEAN_BOUND: f64 = 0.08;
+
+pub fn cases() -> Vec<Case> {
+    vec![Case { name: "transfer: prompts go on between CPU and GPU", run: exchange }]
+}
+
+fn layout(executor: &dyn Executor) -> PageLayout {
+    let spec = executor.spec();
+    PageLayout {
+        revision: "test".to_owned(),
+        name: spec.kv.name.clone(),
+        page_size: spec.page_size,
+        layers: spec.kv.layers,
+        layer_bytes: spec.kv.layer_bytes,
+    }
+}
+
+/// Computes positions `from .. to` of a text whose pages are `first_page ..`; log probabilities of what follows each.
+fn run(
+    executor: &mut dyn Executor,
+    tokens: &[u32],
+    positions: std::ops::Range<u32>,
+    first_page: u32,
+) -> Result<Vec<f32>, Failure> {
+    let slot = SlotId(0);
+    let pages: Vec<u32> = (first_page..first_page + positions.end.div_ceil(PAGE_SIZE)).collect();
+    let batch = Batch {
+        step: StepId(1),
+        opens: vec![OpenSlot {
+            slot,
+            params: SamplingParams { logprobs: Logprobs::Top(0), ..SamplingParams::default() },
+            choice: 0,
+            prompt: Vec::new(),
+            output: Vec::new(),
+        }],
+        sequences: vec![SequenceStep {
+            slot,
+            tokens: 0..positions.len() as u32,
+            start: positions.start,
+            pages: 0..pages.len() as u32,
+            sample: false,
+            score: Some(Score { from: 0, next: Some(tokens[positions.end as usize]) }),
+        }],
+        tokens: tokens[positions.start as usize..positions.end as usize].to_vec(),
+        pages,
+        ..Batch::default()
+    };
+    let ticket = executor.submit(&batch).map_err(failure)?;
+    let outputs = executor.collect(ticket).map_err(failure)?;
+    let close = Batch { step: StepId(2), closes: vec![slot], ..Batch::default() };
+    let ticket = executor.submit(&close).map_err(failure)?;
+    executor.collect(ticket).map_err(failure)?;
+    Ok(outputs.scored[0].tokens.iter().map(|(logprob, _)| *logprob).collect())
+}
+
+/// How far what follows the carried pages is from the reference, if both layouts are what `meaning` makes of them.
+fn carried(
+    from: &mut dyn Executor,
+    to: &mut dyn Executor,
+    text: &Text,
+    meaning: fn(PageLayout) -> PageLayout,
+) -> Result<f64, Failure> {
+    const THERE: u32 = 8;
+    let (tokens, begin) = (text.tokens(), CARRIED * PAGE_SIZE);
+    run(from, &tokens, 0..begin, 0)?;
+    let rearrangement = Rearrangement::new(&meaning(layout(from)), &meaning(layout(to)));
+    let rearrangement = rearrangement.ok_or_else(|| failure("pages cannot be rearranged"))?;
+    let mut page = vec![0; from.spec().kv.page_bytes()];
+    for number in 0..CARRIED {
+        from.read_page(number, &mut page).map_err(failure)?;
+        to.write_page(THERE + number, &rearrangement.page(&page)).map_err(failure)?;
+    }
+    let found = run(to, &tokens, begin..begin + AFTER, THERE)?;
+    let differences = (begin as usize..).zip(found).map(|(position, found)| {
+        let reference = log_softmax(text.logits(position))[tokens[position + 1] as usize];
+        (f64::from(found) - reference).abs()
+    });
+    Ok(differences.sum::<f64>() / f64::from(AFTER))
+}
+
+/// As if no element of a key turned: halves of narrow keys are then looked for where they are not.
+fn misread(layout: PageLayout) -> PageLayout {
+    let arrangement = layout.arrangement().expect("an executor's layout");
+    PageLayout { name: Arrangement { turning: 0, ..arrangement }.to_string(), ..layout }
+}
+
+fn exchange(_: &Context, _: &mut Random) -> Outcome {
+    let (mut worst, mut spoiled, mut count) = (0.0f64, f64::INFINITY, 0);
+    for (name, checkpoint) in fixtures::checkpoints() {
+        let model = Model::open(&checkpoint.path).map_err(failure)?;
+        let mut gpu = CudaExecutor::new(&model, &config(2, 64, KvBudget::Pages(16)), &mut |_| ())?;
+        for kv_dtype in KvDtype::ALL {
+            let config = CpuConfig { kv_dtype, kv: cpu::KvBudget::Pages(16), ..CpuConfig::default() };
+            let mut cpu = CpuExecutor::new(&model, &config, &mut |_| ()).map_err(failure)?;
+            for text in checkpoint.cases.iter().filter(|text| text.tokens().len() > 48) {
+                let there = carried(&mut gpu, &mut cpu, text, |layout| layout)?;
+                let back = carried(&mut cpu, &mut gpu, text, |layout| layout)?;
+                let what = || format!("{name}, {}: {there:.4} and {back:.4}", kv_dtype.name());
+                ensure(there.max(back) < MEAN_BOUND, what)?;
+                worst = worst.max(there).max(back);
+                spoiled = spoiled.min(carried(&mut gpu, &mut cpu, text, misread)?);
+                count += 2;
+            }
+        }
+    }
+    ensure(spoiled > 2.0 * MEAN_BOUND, || format!("misread pages do little harm: {spoiled:.3}"))?;
+    Ok(format!(
+        "{count} prompts, log probabilities differ by at most {worst:.3}, misread by {spoiled:.3} or more"
+    ))
+}
