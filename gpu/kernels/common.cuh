@@ -182,6 +182,26 @@ DEVICE void copy_bulk(u32 target, const void* source, u32 bytes, u64* barrier) {
                  : "memory");
 }
 
+// How the L2 cache keeps what is read once: it leaves before anything else.
+DEVICE u64 read_once() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+DEVICE void copy_box(u32 target, const TensorMap& map, int column, int row, u64* barrier, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3}], [%4], %5;"
+        ::"r"(target), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+        : "memory");
+}
+DEVICE void copy_bulk(u32 target, const void* source, u32 bytes, u64* barrier, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+        ::"r"(target), "l"(source), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+        : "memory");
+}
+
 // The same to the same place in both blocks of a pair; each one's barrier counts what comes to it.
 DEVICE void copy_box_to_pair(u32 target, const TensorMap& map, int column, int row, u64* barrier) {
     constexpr u16 BOTH = 3;

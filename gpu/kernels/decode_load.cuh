@@ -17,6 +17,7 @@ struct Producer {
     Ring& ring;
     u32 memory;
     int lane = threadIdx.x % 32;
+    u64 policy = read_once();
     int box_shift = work.page_shift < 7 ? work.page_shift : 7;  // rows of a box: a page, at most a tile
     int box_row = lane / Ring::HALVES << box_shift;             // of the tile
     int groups = (work.heads / work.kv_heads + QUERY_ROWS - 1) / QUERY_ROWS;
@@ -101,13 +102,13 @@ struct Producer {
 
     __device__ __forceinline__ void copy_keys(const Load& load, int slot) const {
         u32 target = Ring::keys(memory, slot) + offset();
-        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, load.row, ring.keys_full + slot);
+        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, load.row, ring.keys_full + slot, policy);
     }
 
     __device__ __forceinline__ void copy_values(const Load& load, int slot) const {
         u32 target = Ring::values(memory, slot) + offset();
         int row = load.row + (work.kv_heads << work.page_shift);
-        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, row, ring.values_full + slot);
+        copy_box(target, pages, lane % Ring::HALVES * BOX_COLUMNS, row, ring.values_full + slot, policy);
     }
 
     __device__ __forceinline__ void copy_queries(const Load& load, int slot) const {

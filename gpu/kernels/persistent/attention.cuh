@@ -60,6 +60,7 @@ DEVICE u32 page_of(const Model& m, const Step& step, const Item& it) {
 template <int D>
 DEVICE void copy_tiles(const Model& m, const Step& step, const Items& items, const Ring& ring, u32& n, int layer, u32& page) {
     int lane = threadIdx.x % 32, page_size = 1 << m.page_shift, rows = page_size < TILE_KEYS ? page_size : TILE_KEYS;
+    u64 policy = read_once();
 #pragma unroll 1
     for (u32 number = items.begin; number < items.end; number++) {
         Item it = items.find(number);
@@ -73,7 +74,7 @@ DEVICE void copy_tiles(const Model& m, const Step& step, const Items& items, con
             ring.begin(n, bytes);
             if (valid)
                 copy_box(ring.address(n) + lane * rows * 128, m.pages, i % Tile<D>::HALVES * 64,
-                         row + (i / Tile<D>::HALVES * m.kv_heads << m.page_shift), ring.full + ring.place(n));
+                         row + (i / Tile<D>::HALVES * m.kv_heads << m.page_shift), ring.full + ring.place(n), policy);
         }
     }
 }
@@ -254,7 +255,7 @@ struct FoldTask {
 
 template <int D>
 DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
-    constexpr int BATCH = 8;
+    constexpr int BATCH = 12;  // 1,536 positions at once
     int lane = threadIdx.x % 32;
     u32 step = task.stride * (D / 2);
     float value0 = 0.0f, value1 = 0.0f, sum = 0.0f, running = NEGATIVE_INFINITY;

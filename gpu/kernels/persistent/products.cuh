@@ -251,35 +251,45 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
     }
 }
 
-// 1 / rms of all rows, from the sums of squares of a message.
-DEVICE void scale_rows(const u8* squares, int rows, int width, float eps, float* scales, u64* scaled) {
-    int lane = threadIdx.x % 32;
+// 1 / rms of all rows, from the sums of squares of a message; the loads of all rows are under way together. A function of its
+// own, so that it takes no registers from the other warps' code.
+static __device__ __noinline__ void scale_rows(const u8* squares, int rows, int width, float eps, float* scales,
+                                               u64* scaled) {
+    int lane = threadIdx.x % 32, groups = width / 8;
+    float sum[MAX_ROWS] = {};
 #pragma unroll 1
-    for (int row = 0; row < rows; row++) {
-        const u8* groups = squares + row * (width / 8) * 4;
-        float sum = 0.0f;
+    for (int first = lane; first - lane < groups; first += 128) {
+        u32 group[MAX_ROWS][4];
 #pragma unroll 1
-        for (int first = lane; first - lane < width / 8; first += 128) {
-            u32 group[4];
-            bool ok;
-#pragma unroll 1
-            do {
-                ok = true;
+        while (true) {
+            bool ok = true;
+#pragma unroll
+            for (int row = 0; row < MAX_ROWS; row++) {
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    group[j] = first + 32 * j < width / 8 ? peek_word(groups + (first + 32 * j) * 4) : 0;
-                    ok = ok && group[j] != MISSING;
+                    bool valid = row < rows && first + 32 * j < groups;
+                    group[row][j] = valid ? peek_word(squares + (row * groups + first + 32 * j) * 4) : 0;
                 }
-                if (__all_sync(FULL_WARP, ok)) break;
-                pause();
-            } while (true);
+            }
+#pragma unroll
+            for (int row = 0; row < MAX_ROWS; row++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) ok = ok && group[row][j] != MISSING;
+            }
+            if (__all_sync(FULL_WARP, ok)) break;
+            pause();
+        }
+#pragma unroll
+        for (int row = 0; row < MAX_ROWS; row++) {
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                if (first + 32 * j < width / 8) sum = __fadd_rn(sum, __uint_as_float(group[j]));
+                if (first + 32 * j < groups) sum[row] = __fadd_rn(sum[row], __uint_as_float(group[row][j]));
         }
-        float scale = rsqrtf(warp_sum(sum) / width + eps);
+    }
+#pragma unroll
+    for (int row = 0; row < MAX_ROWS; row++) {
+        float scale = rsqrtf(warp_sum(sum[row]) / width + eps);
         if (lane == 0) scales[row] = scale;
     }
     if (lane == 0) barrier_arrive(scaled);
 }
-

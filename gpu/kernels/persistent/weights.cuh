@@ -76,6 +76,7 @@ struct Ring {
 // Copies a block's share of a matrix, from slot n on.
 DEVICE void copy_weights(const Ring& ring, u32& n, const u16* w, const Share& share) {
     int lane = threadIdx.x % 32, k = share.columns;
+    u64 policy = read_once();
 #pragma unroll 1
     for (int unit = share.begin; unit < share.begin + share.count; unit++) {
 #pragma unroll 1
@@ -84,7 +85,7 @@ DEVICE void copy_weights(const Ring& ring, u32& n, const u16* w, const Share& sh
             ring.begin(n, 8 * bytes);
             if (lane < 8)
                 copy_bulk(ring.address(n) + lane * SLOT_STRIDE, w + (u64)(unit * 8 + lane) * k + column, bytes,
-                          ring.full + ring.place(n));
+                          ring.full + ring.place(n), policy);
         }
     }
 }
