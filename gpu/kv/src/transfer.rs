@@ -20,6 +20,7 @@
 //! grant uses those of its first connection. Pages that land in device memory never touch the host.
 
 mod arena;
+mod bodies;
 mod checksum;
 mod connection;
 mod device;

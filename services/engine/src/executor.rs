@@ -9,7 +9,7 @@ use kv::transfer::DeviceMemory;
 use messages::lease::ModelCard;
 use models::{Executor, Model};
 
-use crate::settings::EngineSettings;
+use crate::settings::{EngineSettings, StepLimits};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +37,16 @@ impl Target {
         }
     }
 
+    pub(crate) fn step_limits(self, settings: &EngineSettings) -> StepLimits {
+        settings.step_limits(match self {
+            Self::Cuda(_) => StepLimits::GPU,
+            Self::Cpu | Self::Sim => StepLimits::CPU,
+        })
+    }
+
     /// Makes the executor; on the device thread, which it never leaves.
     pub(crate) fn build(self, settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<Built> {
-        let limits = settings.step_limits(self);
+        let limits = self.step_limits(settings);
         Ok(match self {
             Self::Cpu => Built::on_host(cpu::build(settings, limits, card)?),
             Self::Cuda(ordinal) => {

@@ -68,7 +68,7 @@ impl Plan {
     async fn start(self: Arc<Self>, context: Context) -> anyhow::Result<Engine> {
         let settings = &self.settings;
         let target = Target::resolve(&settings.device)?;
-        let scheduler = settings.scheduler(self.key.clone(), settings.step_limits(target))?;
+        let scheduler = settings.scheduler(self.key.clone(), target.step_limits(settings))?;
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
         let plan = self.clone();
         let build = move || target.build(&plan.settings, &plan.card);

@@ -3,8 +3,6 @@ use std::path::PathBuf;
 use messages::block::ClusterKey;
 use scheduler::{SchedulePolicy, SchedulerConfig};
 
-use crate::executor::Target;
-
 actors::settings! {
     /// How an engine serves its model. Names are SGLang's where they mean the same.
     pub struct EngineSettings, EngineFlags in "engine" {
@@ -93,10 +91,10 @@ pub struct StepLimits {
 }
 
 impl StepLimits {
-    const CPU: Self = Self { running: 64, chunk: 512, prefill: 1024, mixed: None };
+    pub(crate) const CPU: Self = Self { running: 64, chunk: 512, prefill: 1024, mixed: None };
     /// A prompt fills the multiprocessors from about two thousand rows on; beside sequences that decode, whose weights are
     /// read anyway, a token of it costs least in steps of up to 512 rows. Products take 256 rows at a time.
-    const GPU: Self = Self { running: 256, chunk: 2048, prefill: 8192, mixed: Some(512) };
+    pub(crate) const GPU: Self = Self { running: 256, chunk: 2048, prefill: 8192, mixed: Some(512) };
 
     /// Tokens that one step may carry.
     pub fn tokens(&self) -> u32 {
@@ -105,12 +103,8 @@ impl StepLimits {
 }
 
 impl EngineSettings {
-    /// What is set, or the default of the device.
-    pub(crate) fn step_limits(&self, target: Target) -> StepLimits {
-        let usual = match target {
-            Target::Cuda(_) => StepLimits::GPU,
-            Target::Cpu | Target::Sim => StepLimits::CPU,
-        };
+    /// What is set, or `usual`, the default of the device.
+    pub(crate) fn step_limits(&self, usual: StepLimits) -> StepLimits {
         StepLimits {
             running: self.max_running_requests.unwrap_or(usual.running),
             chunk: self.chunked_prefill_size.unwrap_or(usual.chunk),
@@ -148,14 +142,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gpu_takes_larger_steps_unless_they_are_set() {
-        let unset = EngineFlags::default().resolve();
-        assert_eq!(unset.step_limits(Target::Cpu), StepLimits::CPU);
-        assert_eq!(unset.step_limits(Target::Cuda(0)), StepLimits::GPU);
+    fn steps_are_as_large_as_the_device_likes_unless_they_are_set() {
         let set = EngineFlags { chunked_prefill_size: Some(7), ..EngineFlags::default() }.resolve();
-        assert_eq!(set.step_limits(Target::Cuda(0)), StepLimits { chunk: 7, ..StepLimits::GPU });
-        assert_eq!(set.step_limits(Target::Cpu), StepLimits { chunk: 7, ..StepLimits::CPU });
         let unbound = EngineFlags { mixed_step_tokens: Some(0), ..EngineFlags::default() }.resolve();
-        assert_eq!(unbound.step_limits(Target::Cuda(0)), StepLimits { mixed: None, ..StepLimits::GPU });
+        for usual in [StepLimits::CPU, StepLimits::GPU] {
+            assert_eq!(EngineFlags::default().resolve().step_limits(usual), usual);
+            assert_eq!(set.step_limits(usual), StepLimits { chunk: 7, ..usual });
+            assert_eq!(unbound.step_limits(usual), StepLimits { mixed: None, ..usual });
+        }
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{
     DeviceAddress, DeviceSlab, Epoch, Event, GrantEnd, GrantError, PageIndex, SlotCounts, Span,
-    connection::Bodies,
+    bodies::Bodies,
     ledger::{self, Ledger, Memory, Piece},
     region::Region,
     socket::Socket,

@@ -9,9 +9,10 @@ use std::{
 use super::{
     GrantEnd, LinkConfig, SlotArena, Span,
     arena::{Claimed, Stop, Stream},
+    bodies::Bodies,
     checksum::checksum,
     handshake,
-    ledger::{Memory, Piece},
+    ledger::Piece,
     socket::{Socket, Waits},
     wire::{Frame, seed},
 };
@@ -20,28 +21,6 @@ use super::{
 const FRAMES: usize = 64;
 /// Bytes discarded at once.
 const DISCARD: usize = 16 << 10;
-
-/// Where the layers of a frame are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bodies {
-    /// Behind it, on the connection.
-    Inline,
-    /// In their slot already: the writer maps it.
-    Shared,
-    /// The same, in device memory.
-    Device,
-}
-
-impl Bodies {
-    /// Whether the writer stores without the receiver's help.
-    pub fn are_stored(self) -> bool {
-        self != Self::Inline
-    }
-
-    pub fn memory(self) -> Memory {
-        if self == Self::Device { Memory::Device } else { Memory::Host }
-    }
-}
 
 /// Lets a writer in and receives until it can store nothing more.
 pub(super) fn serve(socket: &Socket, arena: &Arc<SlotArena>, link: &LinkConfig, bodies: Bodies) {

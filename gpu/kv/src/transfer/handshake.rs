@@ -5,7 +5,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc, time::Instant};
 use super::{
     DeviceHandle, Epoch, LinkConfig, OpenError, SlotArena,
     arena::Stream,
-    connection::Bodies,
+    bodies::Bodies,
     socket::Socket,
     wire::{Challenge, Hello, Welcome},
 };

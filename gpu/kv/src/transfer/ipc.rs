@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use super::{
     Address, DeviceHandle, DeviceMemory, DeviceSlab, Grant, KvTransport, LinkConfig, Listening, OpenError,
     PageWriter, SlotArena,
-    connection::Bodies,
+    bodies::Bodies,
     handshake::{self, Shared},
     local,
     pusher::{Pusher, Store},

@@ -11,11 +11,7 @@ use std::{
 
 use rustix::net::{self, Shutdown, SocketFlags};
 
-use super::{
-    Address, LinkConfig, Listening, SlotArena,
-    connection::{self, Bodies},
-    socket::Socket,
-};
+use super::{Address, LinkConfig, Listening, SlotArena, bodies::Bodies, connection, socket::Socket};
 
 /// Writers that one listener serves, each on a thread. Further ones are hung up on.
 const MAX_CONNECTIONS: usize = 512;

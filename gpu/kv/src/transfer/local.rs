@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Address, LinkConfig, Listening, SlotArena, connection::Bodies, listener::Listener};
+use super::{Address, LinkConfig, Listening, SlotArena, bodies::Bodies, listener::Listener};
 
 /// A socket that refuses is swept away when it is older: a younger one may be about to listen.
 const STALE: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{
     Address, Grant, KvTransport, LinkConfig, Listening, OpenError, PageWriter, SlotArena,
-    connection::Bodies,
+    bodies::Bodies,
     handshake::{self, Shared},
     local,
     pusher::{Pusher, Store},

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Address, Grant, KvTransport, LinkConfig, Listening, OpenError, PageWriter, SlotArena,
-    connection::Bodies,
+    bodies::Bodies,
     handshake,
     listener::Listener,
     pusher::{Pusher, Store},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::transfer::{checksum::checksum, connection::Bodies, handshake, socket::Socket, wire::Frame};
+use crate::transfer::{bodies::Bodies, checksum::checksum, handshake, socket::Socket, wire::Frame};
 
 /// A connection under a grant, to send what no writer would.
 pub(super) fn connect(scheme: Scheme, grant: &Grant) -> Socket {
