@@ -1,4 +1,4 @@
-// Row-wise kernels: embedding gather, RMSNorm, page copy.
+// Row-wise kernels: embedding gather, RMSNorm, copies of rows and pages.
 
 // Eight columns of a row times those of the norm's weights and a scale, in bf16.
 DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
@@ -62,6 +62,19 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     }
     for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
         target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scale);
+}
+
+// Copies rows `rows` of two matrices, `words` of 16 bytes wide, one after the other: a block has a row of each.
+extern "C" __global__ void __launch_bounds__(256) gather_rows(uint4* hidden, const uint4* all_hidden, int hidden_words,
+                                                              uint4* attended, const uint4* all_attended,
+                                                              int attended_words, const u32* rows) {
+    allow_consumer();
+    wait_for_producer();
+    u64 to = blockIdx.x, from = rows[blockIdx.x];
+    for (int i = threadIdx.x; i < hidden_words; i += blockDim.x)
+        hidden[to * hidden_words + i] = all_hidden[from * hidden_words + i];
+    for (int i = threadIdx.x; i < attended_words; i += blockDim.x)
+        attended[to * attended_words + i] = all_attended[from * attended_words + i];
 }
 
 // Copies whole pages in every layer: block (x, y, z) moves a part of pair y in layer z. `pairs` holds from, to.

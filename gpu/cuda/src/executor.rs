@@ -414,6 +414,8 @@ fn block_words(config: &CudaConfig, tokens: usize, slots: usize, context_length:
         works: tokens,
         rows: slots,
         scores: tokens,
+        last: None,
+        last_works: tokens,
         copies: slots,
     };
     Layout::new(most).words() + slots * context_length.div_ceil(config.page_size) as usize

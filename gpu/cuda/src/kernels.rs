@@ -126,7 +126,7 @@ impl KernelFile {
                 "attention_decode_64_fp8",
                 "attention_decode_128_fp8",
             ],
-            Self::Elementwise => &["embed", "rms_norm", "copy_pages"],
+            Self::Elementwise => &["embed", "rms_norm", "gather_rows", "copy_pages"],
             Self::Fp8 => &["fp8_pack", "fp8_quantise", "fp8_unpack"],
             Self::Gemm => &[
                 "gemm_stream_1_1",

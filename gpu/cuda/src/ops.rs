@@ -16,7 +16,7 @@ pub use attention::{
     DecodeAttention, DecodeShare, KvPages, KvView, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
     part_stats,
 };
-pub use elementwise::{CopyPages, Embed, NextNorm, RmsNorm};
+pub use elementwise::{CopyPages, Embed, GatherRows, NextNorm, RmsNorm};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale, fused_rows};
 pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};

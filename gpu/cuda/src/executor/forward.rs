@@ -11,13 +11,13 @@ use super::{
 use crate::{
     Buffer, CudaError, Device, View,
     ops::{
-        CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, KvView,
-        NextNorm, PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score, Weights as Matrix,
-        decode_tickets, part_stats,
+        CopyPages, DecodeAttention, Drawn, Embed, FUSED_ROWS, GatherRows, Gemm, GemmMode, GemmOutput,
+        KvPages, KvView, NextNorm, PrefillAttention, QkvHead, RmsNorm, RowScale, Sample, Score,
+        Weights as Matrix, decode_tickets, part_stats,
     },
 };
 
-/// Rows whose logits are held at once.
+/// Rows whose logits are held at once, and most rows that are gathered in the last layer.
 pub(super) const LOGIT_ROWS: usize = 256;
 
 /// What a step keeps between its launches. Sizes are fixed at the start; graphs keep the addresses.
@@ -35,6 +35,9 @@ pub(super) struct Buffers {
     /// [tokens, query width]
     queries: Buffer<bf16>,
     attended: Buffer<bf16>,
+    /// [LOGIT_ROWS, hidden] and [LOGIT_ROWS, query width]: rows of `hidden` and `attended`, gathered.
+    last_hidden: Buffer<f32>,
+    last_attended: Buffer<bf16>,
     /// [tokens, intermediate]
     gated: Buffer<bf16>,
     /// Where weights in FP8 are unpacked for many rows.
@@ -77,6 +80,8 @@ impl Buffers {
             qkv: device.allocate(tokens * dimensions.qkv_width())?,
             queries: device.allocate(tokens * dimensions.query_width())?,
             attended: device.allocate(tokens * dimensions.query_width())?,
+            last_hidden: device.allocate(LOGIT_ROWS * hidden)?,
+            last_attended: device.allocate(LOGIT_ROWS * dimensions.query_width())?,
             gated: device.allocate(tokens * intermediate)?,
             unpacked: if room > 0 { Some(device.allocate(room)?) } else { None },
             last: device.allocate(LOGIT_ROWS * hidden)?,
@@ -104,6 +109,16 @@ pub(super) enum Way {
     Launches,
     /// All of them in one.
     Persistent,
+}
+
+/// Rows on their way through a layer.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a> {
+    /// Residual stream, [count, hidden].
+    hidden: View<'a, f32>,
+    /// [count, query width]
+    attended: View<'a, bf16>,
+    count: usize,
 }
 
 /// The decoder on its device: everything that launches need.
@@ -174,12 +189,57 @@ impl Forward {
             tokens: counts.tokens,
             width: self.dimensions.hidden,
         })?;
+        let every = Rows {
+            hidden: self.buffers.hidden.view(),
+            attended: self.buffers.attended.view(),
+            count: counts.tokens,
+        };
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let following = self.weights.layers.get(number + 1).map(|layer| &layer.attention_norm);
-            self.attend(device, layer, number, lists, counts)?;
-            self.feed_forward(device, layer, following, counts.tokens)?;
+            self.project(device, layer, number, lists, counts.tokens)?;
+            let rows = match counts.last {
+                // nobody asks for more of these tokens than their keys and values
+                Some(0) if following.is_none() => break,
+                Some(_) if following.is_none() => {
+                    self.attend(device, number, lists, counts, (lists.last_works, counts.last_works))?;
+                    self.gather(device, lists, counts, every)?
+                }
+                _ => {
+                    self.attend(device, number, lists, counts, (lists.works, counts.works))?;
+                    every
+                }
+            };
+            let sum = self.residual(Some(&layer.mlp_norm), rows);
+            let sizes = [rows.count, self.dimensions.hidden, self.dimensions.query_width()];
+            self.gemm(device, sum, rows.attended, RowScale::One, layer.o.view(self.room()), sizes)?;
+            self.feed_forward(device, layer, following, rows)?;
         }
         Ok(())
+    }
+
+    /// Rows whose logits are asked for: others need no more of the last layer.
+    fn gather<'a>(
+        &'a self,
+        device: &Device,
+        lists: Lists<'_>,
+        counts: Counts,
+        every: Rows<'_>,
+    ) -> Result<Rows<'a>, CudaError> {
+        let buffers = &self.buffers;
+        let (hidden_width, attended_width) = (self.dimensions.hidden, self.dimensions.query_width());
+        let gathered = [(0, lists.rows, counts.rows), (counts.rows, lists.score_rows, counts.scores)];
+        for (first, rows, count) in gathered {
+            device.gather_rows(GatherRows {
+                hidden: [every.hidden, buffers.last_hidden.slice(first * hidden_width..)],
+                attended: [every.attended, buffers.last_attended.slice(first * attended_width..)],
+                rows,
+                count,
+                hidden_width,
+                attended_width,
+            })?;
+        }
+        let (hidden, attended) = (buffers.last_hidden.view(), buffers.last_attended.view());
+        Ok(Rows { hidden, attended, count: counts.rows + counts.scores })
     }
 
     /// Keys and values of a layer.
@@ -198,22 +258,21 @@ impl Forward {
         }
     }
 
-    fn attend(
+    /// Queries, keys and values.
+    fn project(
         &self,
         device: &Device,
         layer: &Layer,
         number: usize,
         lists: Lists<'_>,
-        counts: Counts,
+        tokens: usize,
     ) -> Result<(), CudaError> {
         let (dimensions, buffers) = (&self.dimensions, &self.buffers);
-        let Dimensions { heads, hidden, window, .. } = *dimensions;
-        let tokens = counts.tokens;
-        let scale = self.norm(device, &layer.attention_norm, tokens)?;
-        let kv = self.kv_pages(number);
+        let Dimensions { heads, hidden, .. } = *dimensions;
+        let scale = self.norm(device, &layer.attention_norm, buffers.hidden.view(), tokens)?;
         let qkv = GemmOutput::Heads(QkvHead {
             queries: buffers.queries.view(),
-            kv,
+            kv: self.kv_pages(number),
             qkv: buffers.qkv.view(),
             bias: layer.qkv_bias.as_ref().map(Buffer::view),
             norms: layer.head_norms.as_ref().map(|[q, k]| [q.view(), k.view()]),
@@ -227,7 +286,21 @@ impl Forward {
             eps: dimensions.eps,
         });
         let sizes = [tokens, dimensions.qkv_width(), hidden];
-        self.gemm(device, qkv, &buffers.weighed, scale, layer.qkv.view(self.room()), sizes)?;
+        self.gemm(device, qkv, buffers.weighed.view(), scale, layer.qkv.view(self.room()), sizes)
+    }
+
+    /// Attention of sequences of one token, and of these blocks of the others.
+    fn attend(
+        &self,
+        device: &Device,
+        number: usize,
+        lists: Lists<'_>,
+        counts: Counts,
+        (works, work_count): (View<'_, u32>, usize),
+    ) -> Result<(), CudaError> {
+        let (dimensions, buffers) = (&self.dimensions, &self.buffers);
+        let Dimensions { heads, window, .. } = *dimensions;
+        let kv = self.kv_pages(number);
         if counts.decodes > 0 {
             device.decode_attention(DecodeAttention {
                 out: buffers.attended.view(),
@@ -250,7 +323,7 @@ impl Forward {
                 mode: self.mode,
             })?;
         }
-        if counts.prefills > 0 {
+        if work_count > 0 {
             device.prefill_attention(PrefillAttention {
                 out: buffers.attended.view(),
                 queries: buffers.queries.view(),
@@ -260,16 +333,14 @@ impl Forward {
                 contexts: lists.prefill_contexts,
                 query_starts: lists.query_starts,
                 query_counts: lists.query_counts,
-                works: lists.works,
-                work_count: counts.works,
+                works,
+                work_count,
                 heads,
                 window,
                 scale: dimensions.scale(),
             })?;
         }
-        let sum = self.residual(Some(&layer.mlp_norm), tokens);
-        let sizes = [tokens, hidden, dimensions.query_width()];
-        self.gemm(device, sum, &buffers.attended, RowScale::One, layer.o.view(self.room()), sizes)
+        Ok(())
     }
 
     fn feed_forward(
@@ -277,23 +348,17 @@ impl Forward {
         device: &Device,
         layer: &Layer,
         following: Option<&Buffer<f32>>,
-        tokens: usize,
+        rows: Rows<'_>,
     ) -> Result<(), CudaError> {
         let buffers = &self.buffers;
         let Dimensions { hidden, intermediate, .. } = self.dimensions;
-        let scale = self.norm(device, &layer.mlp_norm, tokens)?;
+        let scale = self.norm(device, &layer.mlp_norm, rows.hidden, rows.count)?;
         let gate = GemmOutput::Gate(buffers.gated.view());
-        let sizes = [tokens, 2 * intermediate, hidden];
-        self.gemm(device, gate, &buffers.weighed, scale, layer.gate_up.view(self.room()), sizes)?;
-        let sum = self.residual(following, tokens);
-        self.gemm(
-            device,
-            sum,
-            &buffers.gated,
-            RowScale::One,
-            layer.down.view(self.room()),
-            [tokens, hidden, intermediate],
-        )
+        let sizes = [rows.count, 2 * intermediate, hidden];
+        self.gemm(device, gate, buffers.weighed.view(), scale, layer.gate_up.view(self.room()), sizes)?;
+        let sum = self.residual(following, rows);
+        let sizes = [rows.count, hidden, intermediate];
+        self.gemm(device, sum, buffers.gated.view(), RowScale::One, layer.down.view(self.room()), sizes)
     }
 
     fn sample(
@@ -305,7 +370,7 @@ impl Forward {
     ) -> Result<(), CudaError> {
         for first in (0..counts.rows).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(counts.rows - first);
-            self.logits(device, lists.rows.slice(first..), rows)?;
+            self.logits(device, counts, lists.rows.slice(first..), first, rows)?;
             device.sample(Sample {
                 drawn: self.buffers.drawn.slice(first..),
                 last_tokens: slots.last_tokens.view(),
@@ -329,7 +394,7 @@ impl Forward {
     fn score(&self, device: &Device, lists: Lists<'_>, counts: Counts) -> Result<(), CudaError> {
         for first in (0..counts.scores).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(counts.scores - first);
-            self.logits(device, lists.score_rows.slice(first..), rows)?;
+            self.logits(device, counts, lists.score_rows.slice(first..), counts.rows + first, rows)?;
             device.score(Score {
                 scored: self.buffers.scored.slice(first..),
                 logits: self.buffers.logits.view(),
@@ -342,14 +407,25 @@ impl Forward {
         Ok(())
     }
 
-    /// Logits of some rows of the residual stream.
-    fn logits(&self, device: &Device, rows: View<'_, u32>, count: usize) -> Result<(), CudaError> {
+    /// Logits of some rows of the residual stream, which begin at `first` of those gathered.
+    fn logits(
+        &self,
+        device: &Device,
+        counts: Counts,
+        rows: View<'_, u32>,
+        first: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
         let Dimensions { hidden, vocab, eps, .. } = self.dimensions;
+        let (stream, rows) = match counts.last {
+            Some(_) => (self.buffers.last_hidden.slice(first * hidden..), None),
+            None => (self.buffers.hidden.view(), Some(rows)),
+        };
         device.rms_norm(RmsNorm {
             out: self.buffers.last.view(),
-            hidden: self.buffers.hidden.view(),
+            hidden: stream,
             weight: self.weights.final_norm.view(),
-            rows: Some(rows),
+            rows,
             scales: None,
             count,
             width: hidden,
@@ -357,7 +433,7 @@ impl Forward {
         })?;
         let head = self.weights.head().view().into();
         let logits = GemmOutput::F32(self.buffers.logits.view());
-        self.gemm(device, logits, &self.buffers.last, RowScale::One, head, [count, vocab, hidden])
+        self.gemm(device, logits, self.buffers.last.view(), RowScale::One, head, [count, vocab, hidden])
     }
 
     /// What the makers of few rows do of the norm with these weights.
@@ -367,16 +443,22 @@ impl Forward {
     }
 
     /// The residual stream as the output of a product, before the norm with these weights.
-    fn residual<'a>(&'a self, weight: Option<&'a Buffer<f32>>, tokens: usize) -> GemmOutput<'a> {
-        let sum = self.buffers.hidden.view();
-        match self.next_norm(weight, tokens) {
+    fn residual<'a>(&'a self, weight: Option<&'a Buffer<f32>>, rows: Rows<'a>) -> GemmOutput<'a> {
+        let sum = rows.hidden;
+        match self.next_norm(weight, rows.count) {
             Some(next) => GemmOutput::AddNorm { sum, next },
             None => GemmOutput::AddF32(sum),
         }
     }
 
     /// What is left to do of a norm of the residual stream: of few rows the products around it do all.
-    fn norm(&self, device: &Device, weight: &Buffer<f32>, tokens: usize) -> Result<RowScale<'_>, CudaError> {
+    fn norm(
+        &self,
+        device: &Device,
+        weight: &Buffer<f32>,
+        stream: View<'_, f32>,
+        tokens: usize,
+    ) -> Result<RowScale<'_>, CudaError> {
         let Dimensions { hidden, eps, .. } = self.dimensions;
         if tokens <= self.fused_rows {
             return Ok(RowScale::Rms { squares: self.buffers.squares.view(), eps });
@@ -384,7 +466,7 @@ impl Forward {
         let scales = (self.mode == GemmMode::BatchInvariant).then(|| self.buffers.scales.view());
         device.rms_norm(RmsNorm {
             out: self.buffers.weighed.view(),
-            hidden: self.buffers.hidden.view(),
+            hidden: stream,
             weight: weight.view(),
             rows: None,
             scales,
@@ -403,11 +485,11 @@ impl Forward {
         &self,
         device: &Device,
         output: GemmOutput<'_>,
-        x: &Buffer<bf16>,
+        x: View<'_, bf16>,
         scale: RowScale<'_>,
         w: Matrix<'_>,
         [m, n, k]: [usize; 3],
     ) -> Result<(), CudaError> {
-        device.gemm(Gemm { output, x: x.view(), w, scale, m, n, k, mode: self.mode })
+        device.gemm(Gemm { output, x, w, scale, m, n, k, mode: self.mode })
     }
 }

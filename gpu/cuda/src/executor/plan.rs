@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use models::{Batch, Score, SlotId};
+use models::{Batch, Score, SequenceStep, SlotId};
 
-use super::slots::Slots;
+use super::{forward::LOGIT_ROWS, slots::Slots};
 use crate::{
     View,
     ops::{DecodeShare, PREFILL_ROWS},
@@ -27,6 +27,10 @@ pub(super) struct Counts {
     pub rows: usize,
     /// Rows that are scored.
     pub scores: usize,
+    /// How many rows go all the way through the last layer, if not all do: those that are sampled, then those scored.
+    pub last: Option<usize>,
+    /// Blocks of the prefill kernel that hold such rows.
+    pub last_works: usize,
     pub copies: usize,
 }
 
@@ -46,6 +50,7 @@ pub(super) struct Layout {
     query_starts: Range<usize>,
     query_counts: Range<usize>,
     works: Range<usize>,
+    last_works: Range<usize>,
     rows: Range<usize>,
     row_slots: Range<usize>,
     row_positions: Range<usize>,
@@ -82,6 +87,7 @@ impl Layout {
             query_starts: list(counts.prefills),
             query_counts: list(counts.prefills),
             works: list(2 * counts.works),
+            last_works: list(2 * counts.last_works),
             rows: list(counts.rows),
             row_slots: list(counts.rows),
             row_positions: list(counts.rows),
@@ -115,6 +121,7 @@ pub(super) struct Lists<'a> {
     pub query_starts: View<'a, u32>,
     pub query_counts: View<'a, u32>,
     pub works: View<'a, u32>,
+    pub last_works: View<'a, u32>,
     pub rows: View<'a, u32>,
     pub row_slots: View<'a, u32>,
     pub row_positions: View<'a, u32>,
@@ -142,6 +149,7 @@ impl<'a> Lists<'a> {
             query_starts: list(&layout.query_starts),
             query_counts: list(&layout.query_counts),
             works: list(&layout.works),
+            last_works: list(&layout.last_works),
             rows: list(&layout.rows),
             row_slots: list(&layout.row_slots),
             row_positions: list(&layout.row_positions),
@@ -186,7 +194,9 @@ impl Plan {
                 plan.order.push(index);
             } else {
                 prefills.push(index);
-                plan.counts.works += sequence.tokens.len().div_ceil(PREFILL_ROWS);
+                let works = sequence.tokens.len().div_ceil(PREFILL_ROWS);
+                plan.counts.works += works;
+                plan.counts.last_works += works - first_asked_work(sequence);
             }
             let reporter = (sequence.slot, slots.get(sequence.slot).and_then(|slot| slot.top));
             if sequence.sample {
@@ -206,6 +216,8 @@ impl Plan {
         plan.counts.rows = plan.sampled.len();
         plan.counts.scores = plan.scored.iter().map(|(_, count)| count).sum();
         plan.counts.copies = batch.copies.len();
+        let last = plan.counts.rows + plan.counts.scores;
+        plan.counts.last = Some(last).filter(|&last| last < plan.counts.tokens && last <= LOGIT_ROWS);
         plan
     }
 
@@ -262,22 +274,25 @@ impl Plan {
                 block[layout.prefill_tables.start + number] = sequence.pages.start;
                 block[layout.query_starts.start + number] = row as u32;
                 block[layout.query_counts.start + number] = tokens.len() as u32;
+                let asked = first_asked_work(sequence) * PREFILL_ROWS;
                 let firsts = (0..tokens.len()).step_by(PREFILL_ROWS);
-                works.extend(firsts.map(|first| (sequence.start as usize + first, number, first)));
+                works.extend(
+                    firsts.map(|first| (sequence.start as usize + first, number, first, first >= asked)),
+                );
             }
             row += tokens.len();
         }
         // blocks with the most keys first, so that none of them starts last
         works.sort_unstable_by(|a, b| b.cmp(a));
-        for (slot, (_, number, first)) in block[layout.works.clone()].chunks_exact_mut(2).zip(works) {
-            slot.copy_from_slice(&[number as u32, first as u32]);
-        }
+        let named = works.iter().map(|&(_, number, first, _)| [number as u32, first as u32]);
+        write_pairs(&mut block[layout.works.clone()], named);
+        let asked =
+            works.iter().filter(|work| work.3).map(|&(_, number, first, _)| [number as u32, first as u32]);
+        write_pairs(&mut block[layout.last_works.clone()], asked);
         block[layout.tile_starts.start + self.counts.decodes + 1..layout.tile_starts.end].fill(tiles);
         block[layout.run_starts.start + self.counts.decodes + 1..layout.run_starts.end].fill(runs);
         self.write_rows(block, layout, batch, slots);
-        for (pair, copy) in block[layout.copies.clone()].chunks_exact_mut(2).zip(&batch.copies) {
-            pair.copy_from_slice(&[copy.from, copy.to]);
-        }
+        write_pairs(&mut block[layout.copies.clone()], batch.copies.iter().map(|copy| [copy.from, copy.to]));
     }
 
     /// Fills every list with entries that do nothing.
@@ -311,6 +326,24 @@ impl Plan {
     }
 }
 
+fn write_pairs(list: &mut [u32], pairs: impl Iterator<Item = [u32; 2]>) {
+    for (place, pair) in list.chunks_exact_mut(2).zip(pairs) {
+        place.copy_from_slice(&pair);
+    }
+}
+
+/// The first block of the prefill kernel that holds a token of the sequence which is sampled or scored; how many blocks it
+/// has, if none is.
+fn first_asked_work(sequence: &SequenceStep) -> usize {
+    let tokens = sequence.tokens.len();
+    let scored = sequence.score.filter(|&score| scored_tokens(tokens, score) > 0);
+    let first = match scored {
+        Some(score) => Some(score.from as usize),
+        None => sequence.sample.then(|| tokens - 1),
+    };
+    first.map_or(tokens.div_ceil(PREFILL_ROWS), |first| first / PREFILL_ROWS)
+}
+
 /// Tokens of a sequence that are scored.
 fn scored_tokens(tokens: usize, score: Score) -> usize {
     let last = if score.next.is_some() { tokens } else { tokens - 1 };
@@ -330,13 +363,41 @@ mod tests {
             works: 1,
             rows: 2,
             scores: 1,
+            last: None,
+            last_works: 1,
             copies: 1,
         });
-        let lists = [&layout.ids, &layout.tile_starts, &layout.run_starts, &layout.works, &layout.copies];
+        let lists = [
+            &layout.ids,
+            &layout.tile_starts,
+            &layout.run_starts,
+            &layout.works,
+            &layout.last_works,
+            &layout.copies,
+        ];
         for pair in lists.windows(2) {
             assert!(pair[0].end <= pair[1].start && pair[1].start % ALIGNMENT == 0);
         }
         assert!(layout.copies.end <= layout.tables);
+    }
+
+    #[test]
+    fn attention_of_the_last_layer_begins_with_the_first_token_that_is_asked_for() {
+        let step = |tokens, sample, score| SequenceStep {
+            slot: SlotId(0),
+            tokens: 0..tokens,
+            start: 0,
+            pages: 0..0,
+            sample,
+            score,
+        };
+        let score = |from, next| Some(Score { from, next });
+        assert_eq!(first_asked_work(&step(300, true, None)), 2);
+        assert_eq!(first_asked_work(&step(256, true, None)), 1);
+        assert_eq!(first_asked_work(&step(300, false, None)), 3);
+        assert_eq!(first_asked_work(&step(300, true, score(127, None))), 0);
+        assert_eq!(first_asked_work(&step(300, false, score(299, Some(7)))), 2);
+        assert_eq!(first_asked_work(&step(300, false, score(299, None))), 3);
     }
 
     #[test]

@@ -61,6 +61,21 @@ pub struct RmsNorm<'a> {
     pub eps: f32,
 }
 
+/// Copies rows of the residual stream and of what attention made of them, from the first view of a pair to the second.
+#[derive(Debug, Clone, Copy)]
+pub struct GatherRows<'a> {
+    /// [any, hidden_width], [count, hidden_width]
+    pub hidden: [View<'a, f32>; 2],
+    /// [any, attended_width], [count, attended_width]
+    pub attended: [View<'a, bf16>; 2],
+    /// Which.
+    pub rows: View<'a, u32>,
+    pub count: usize,
+    /// Multiples of 8.
+    pub hidden_width: usize,
+    pub attended_width: usize,
+}
+
 /// Copies pages in all layers.
 #[derive(Debug, Clone, Copy)]
 pub struct CopyPages<'a> {
@@ -120,6 +135,21 @@ impl Device {
         let shape = Shape::new([op.count as u32, 1, 1], 256).shared(op.width / 8 * 4);
         // SAFETY: signature of rms_norm; lengths checked, row numbers are trusted.
         unsafe { self.launch("rms_norm", shape, arguments) }
+    }
+
+    pub fn gather_rows(&self, op: GatherRows<'_>) -> Result<(), CudaError> {
+        let GatherRows { hidden, attended, count, hidden_width, attended_width, .. } = op;
+        check(hidden_width.is_multiple_of(8) && attended_width.is_multiple_of(8), || {
+            format!("rows of {hidden_width} and {attended_width}")
+        })?;
+        check_len("rows", op.rows, count)?;
+        check_len("hidden", hidden[1], count * hidden_width)?;
+        check_len("attended", attended[1], count * attended_width)?;
+        let words = [hidden_width / 4, attended_width / 8].map(|words| words as i32);
+        let arguments =
+            arguments![hidden[1], hidden[0], words[0], attended[1], attended[0], words[1], op.rows];
+        // SAFETY: signature of gather_rows; lengths checked, row numbers are trusted.
+        unsafe { self.launch("gather_rows", Shape::new([count as u32, 1, 1], 256), arguments) }
     }
 
     pub fn copy_pages(&self, op: CopyPages<'_>) -> Result<(), CudaError> {

@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case { name: "executor: reference checkpoints", run: references },
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
+        Case { name: "executor: a last layer of few rows gives the bits of all", run: last_layer },
         Case { name: "executor: refused batches change nothing", run: refusals },
         Case { name: "executor: pages travel between engines", run: pages },
     ]
@@ -53,6 +54,11 @@ pub fn failure(error: impl ToString) -> Failure {
 
 /// Scores every known token of a text in one step, and gives the most likely token at each position.
 pub fn score(executor: &mut CudaExecutor, tokens: &[u32]) -> Result<Vec<(f32, u32)>, Failure> {
+    score_from(executor, tokens, 0)
+}
+
+/// The same for the positions from `from` on.
+fn score_from(executor: &mut CudaExecutor, tokens: &[u32], from: u32) -> Result<Vec<(f32, u32)>, Failure> {
     let pages: Vec<u32> = (0..(tokens.len() as u32).div_ceil(PAGE_SIZE)).rev().collect();
     let slot = SlotId(0);
     let batch = Batch {
@@ -70,7 +76,7 @@ pub fn score(executor: &mut CudaExecutor, tokens: &[u32]) -> Result<Vec<(f32, u3
             start: 0,
             pages: 0..pages.len() as u32,
             sample: false,
-            score: Some(Score { from: 0, next: None }),
+            score: Some(Score { from, next: None }),
         }],
         tokens: tokens.to_vec(),
         pages,
@@ -195,6 +201,31 @@ fn mixed(context: &Context, random: &mut Random) -> Outcome {
     }
     std::fs::remove_dir_all(&folder).map_err(failure)?;
     Ok(format!("{steps} mixed steps, {requests} requests bit-equal alone"))
+}
+
+/// Where few logits are asked for, the last layer goes on with their rows alone.
+fn last_layer(_: &Context, random: &mut Random) -> Outcome {
+    let folder = std::env::temp_dir().join(format!("stator-gpu-last-{}", std::process::id()));
+    let mut compared = 0;
+    for (head_dim, heads, kv_heads, window) in [(64, 6, 2, None), (128, 4, 2, Some(100))] {
+        let spec = random_spec(head_dim, heads, kv_heads, window);
+        synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
+        let model = Model::open(&folder).map_err(failure)?;
+        let mut executor = CudaExecutor::new(&model, &config(2, 512, KvBudget::Pages(64)), &mut |_| ())?;
+        let tokens: Vec<u32> = (0..450).map(|_| random.below(1000) as u32).collect();
+        let all = score(&mut executor, &tokens)?;
+        for from in [200, 383, 384, 448] {
+            let few = score_from(&mut executor, &tokens, from)?;
+            let same = few
+                .iter()
+                .zip(&all[from as usize..])
+                .all(|(a, b)| a.0.to_bits() == b.0.to_bits() && a.1 == b.1);
+            ensure(same && few.len() == all.len() - from as usize, || format!("from {from} on they differ"))?;
+            compared += few.len();
+        }
+    }
+    std::fs::remove_dir_all(&folder).map_err(failure)?;
+    Ok(format!("{compared} positions bit-equal"))
 }
 
 /// A request that has a slot.
