@@ -2,7 +2,8 @@
 //
 // A work is 128 query positions of one head. A block takes several, one after another. One warp has queries, keys and
 // values copied into shared memory, page by page, ahead of those who compute: two groups of four warps, 64 query positions
-// each, of which one makes probabilities while the other has the tensor cores.
+// each, of which one makes probabilities while the other has the tensor cores; and each asks for its next scores before it
+// weighs values, so that it has them while those are weighed.
 //
 // Keys and values in fp8, as `qkv_head` packs them, are made bf16 by all four warps of the group that copies.
 //
@@ -13,7 +14,9 @@
 #define PREFILL_ROWS 128
 #define PREFILL_GROUPS 2
 #define PREFILL_THREADS (128 * (PREFILL_GROUPS + 1))
-#define PREFILL_STAGES 2
+// Tiles of keys, and of values, that a block holds; codes and what they become leave room for fewer.
+#define PREFILL_STAGES 3
+#define PREFILL_CODE_STAGES 2
 
 // Lists that belong to the step.
 struct PrefillLists {
@@ -198,7 +201,7 @@ DEVICE void prefill_load_codes(PrefillBarriers& barriers, Work& shared_work, u32
                 if (copies && tile < work.last_tile) request(part, tile + 1);
             }
             codes_phase ^= 1;
-            if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
+            if (++slot == PREFILL_CODE_STAGES) slot = 0, phase ^= 1;
         }
     }
 }
@@ -263,7 +266,7 @@ struct RunningRows {
 };
 
 // A group of four warps: attention of 64 rows of each work.
-template <int D>
+template <int D, int STAGES>
 DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, u16* out, u32 query_tile, u32 keys, u32 values, int items, int heads,
                             int window, float scale) {
     constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
@@ -281,9 +284,9 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
         Work work = shared_work;
         int warp_first = work.position0 + warp_row, warp_last = warp_first + 15;
         RunningRows<D> rows;
-        float s[64], o[D / 2], tile_maximum[2];
+        float s[64], o[D / 2], tile_maximum[2], next_maximum[2];
         uint4 p[8];
-        // scores to probabilities
+        // scores to probabilities, in place
         auto soften = [&](int tile) {
             int key0 = tile * TILE_KEYS;
             if (key0 + TILE_KEYS - 1 > warp_first || key0 <= warp_last - window) {
@@ -299,47 +302,53 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
                 low = fmaxf(low, fmaxf(s[i], s[i + 1]));
                 high = fmaxf(high, fmaxf(s[i + 2], s[i + 3]));
             }
-            tile_maximum[0] = quad_max(low) * scale;
-            tile_maximum[1] = quad_max(high) * scale;
-            auto pair = [&](int i) {
-                float most = tile_maximum[i % 4 / 2];
-                return pack_bf16(probability(s[i], scale, most), probability(s[i + 1], scale, most));
-            };
+            next_maximum[0] = quad_max(low) * scale;
+            next_maximum[1] = quad_max(high) * scale;
+#pragma unroll
+            for (int i = 0; i < 64; i++) s[i] = probability(s[i], scale, next_maximum[i % 4 / 2]);
+        };
+        // they become what weighs values, once the values before are weighed
+        auto pack = [&] {
+            auto pair = [&](int i) { return pack_bf16(s[i], s[i + 1]); };
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 p[i] = make_uint4(pair(8 * i), pair(8 * i + 2), pair(8 * i + 4), pair(8 * i + 6));
+#pragma unroll
+            for (int i = 0; i < 2; i++) tile_maximum[i] = next_maximum[i];
             Fragment sums = row_sums(p);
             rows.fold_sums(tile_maximum, {sums.c[0], sums.c[2]});
         };
 
         barrier_wait(barriers.key_full + slot, phase);
         start_scores<D>(s, queries, keys + slot * TILE_BYTES);
+        matrices_wait<0>();
+        arrive(barriers.key_empty + slot);
+        soften(work.first_tile);
         for (int tile = work.first_tile; tile < work.last_tile; tile++) {
-            matrices_wait<0>();
-            arrive(barriers.key_empty + slot);
-            soften(tile);
-            int next = slot + 1 == PREFILL_STAGES ? 0 : slot + 1;
+            pack();
+            int next = slot + 1 == STAGES ? 0 : slot + 1;
             u32 next_phase = next ? phase : phase ^ 1;
-            barrier_wait(barriers.value_full + slot, phase);
-            start_weighing<D>(o, p, values + slot * TILE_BYTES);
             barrier_wait(barriers.key_full + next, next_phase);
             start_scores<D>(s, queries, keys + next * TILE_BYTES);
+            barrier_wait(barriers.value_full + slot, phase);
+            start_weighing<D>(o, p, values + slot * TILE_BYTES);
             matrices_wait<1>();
+            arrive(barriers.key_empty + next);
+            soften(tile + 1);
+            matrices_wait<0>();
             arrive(barriers.value_empty + slot);
             rows.fold_values(tile_maximum, o);
             slot = next;
             phase = next_phase;
         }
-        matrices_wait<0>();
-        arrive(barriers.key_empty + slot);
         arrive(&barriers.query_empty);
-        soften(work.last_tile);
+        pack();
         barrier_wait(barriers.value_full + slot, phase);
         start_weighing<D>(o, p, values + slot * TILE_BYTES);
         matrices_wait<0>();
         arrive(barriers.value_empty + slot);
         rows.fold_values(tile_maximum, o);
-        if (++slot == PREFILL_STAGES) slot = 0, phase ^= 1;
+        if (++slot == STAGES) slot = 0, phase ^= 1;
 
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -363,14 +372,15 @@ DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* ou
     __shared__ PrefillBarriers barriers;
     __shared__ Work work;
     u32 query_tile = shared_address(memory) + 1023 & ~1023u;
-    u32 keys = query_tile + PREFILL_ROWS * D * 2, values = keys + PREFILL_STAGES * TILE_KEYS * D * 2;
+    constexpr int STAGES = CODES ? PREFILL_CODE_STAGES : PREFILL_STAGES;
+    u32 keys = query_tile + PREFILL_ROWS * D * 2, values = keys + STAGES * TILE_KEYS * D * 2;
     allow_consumer();
     if (threadIdx.x == 0) barriers.init();
     __syncthreads();
     if (threadIdx.x >= 128 * PREFILL_GROUPS) {
         if constexpr (CODES) {
             GIVE_REGISTERS(40);
-            u32 codes = values + PREFILL_STAGES * TILE_KEYS * D * 2;
+            u32 codes = values + STAGES * TILE_KEYS * D * 2;
             prefill_load_codes<D>(barriers, work, query_tile, keys, values, codes, query_map, kv_map, lists, heads, kv_heads,
                                   page_shift, window);
         } else {
@@ -383,7 +393,7 @@ DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* ou
         if constexpr (CODES) TAKE_REGISTERS(232);
         else TAKE_REGISTERS(240);
         wait_for_producer();
-        prefill_compute<D>(barriers, work, out, query_tile, keys, values, lists.items, heads, window, scale);
+        prefill_compute<D, STAGES>(barriers, work, out, query_tile, keys, values, lists.items, heads, window, scale);
     }
 }
 

@@ -10,8 +10,9 @@ use crate::{
 
 /// Query positions of one work of the prefill kernel.
 pub const PREFILL_ROWS: usize = 128;
-/// Tiles of keys, and of values, that a block holds.
-const STAGES: usize = 2;
+/// Tiles of keys, and of values, that a block holds: bf16, and what codes become.
+const STAGES: usize = 3;
+const CODE_STAGES: usize = 2;
 const THREADS: u32 = 384;
 
 /// Attention of a run of query positions a sequence, the last ones of its context.
@@ -69,13 +70,12 @@ impl Device {
             log2_scale(op.scale),
         ];
         let blocks = (op.work_count * op.heads).min(self.info().multiprocessors as usize);
-        let tiles = (PREFILL_ROWS + STAGES * 2 * TILE_KEYS) * head_dim * 2 + SWIZZLE_ALIGNMENT;
-        let codes = match op.kv.pages {
-            KvView::Bf16(_) => 0,
-            KvView::Fp8(_) => 2 * TILE_KEYS * head_dim,
+        let (stages, codes) = match op.kv.pages {
+            KvView::Bf16(_) => (STAGES, 0),
+            KvView::Fp8(_) => (CODE_STAGES, 2 * TILE_KEYS * head_dim),
         };
-        let shared = tiles + codes;
-        let shape = Shape::new([blocks as u32, 1, 1], THREADS).shared(shared);
+        let tiles = (PREFILL_ROWS + stages * 2 * TILE_KEYS) * head_dim * 2;
+        let shape = Shape::new([blocks as u32, 1, 1], THREADS).shared(tiles + codes + SWIZZLE_ALIGNMENT);
         // SAFETY: signature of attention_prefill; works, tables and lengths on the device are trusted.
         unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
     }
