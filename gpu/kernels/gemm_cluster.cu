@@ -167,24 +167,25 @@ struct ClusterProduct {
     __device__ __forceinline__ void finish_heads(const HeadOutput& to) const {
         constexpr int PER = D / 64, HEADS = COLUMNS / D, COUNT = (SHARE * HEADS + WARPS - 1) / WARPS;
         int all_heads = n / D;
-        HeadTables<D> tables[COUNT];
+        TokenTables<D, 1> of_tokens[COUNT];
+        HeadTables<D, 1> tables[COUNT];
         // a head of a row each
         auto own_row = [&](int i) { return (i * WARPS + warp) / HEADS; };
         auto head_of = [&](int i) { return column0 / D + (i * WARPS + warp) % HEADS; };
         auto valid = [&](int i) { return own_row(i) < SHARE && share0 + own_row(i) < m && head_of(i) < all_heads; };
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
-            if (valid(i)) tables[i].load(to, share0 + own_row(i), head_of(i));
+            if (valid(i)) of_tokens[i].load(to, share0 + own_row(i)), tables[i].load(to, head_of(i));
         multiply_segment();
         wait_for_producer();
-        float low[COUNT][PER], high[COUNT][PER];
+        float low[COUNT][1][PER], high[COUNT][1][PER];
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
 #pragma unroll
             for (int j = 0; j < PER; j++) {
                 int row = own_row(i) < SHARE ? own_row(i) : 0, column = (i * WARPS + warp) % HEADS * D + lane * PER + j;
-                low[i][j] = sum_segments<float>(row, column);
-                high[i][j] = sum_segments<float>(row, column + D / 2);
+                low[i][0][j] = sum_segments<float>(row, column);
+                high[i][0][j] = sum_segments<float>(row, column + D / 2);
             }
         cluster_arrive();
 #pragma unroll
@@ -193,11 +194,11 @@ struct ClusterProduct {
             float scale = scales[own_row(i)];
 #pragma unroll
             for (int j = 0; j < PER; j++) {
-                u32 pair = pack_bf16(low[i][j] * scale, high[i][j] * scale);
-                low[i][j] = low_bf16(pair);
-                high[i][j] = high_bf16(pair);
+                u32 pair = pack_bf16(low[i][0][j] * scale, high[i][0][j] * scale);
+                low[i][0][j] = low_bf16(pair);
+                high[i][0][j] = high_bf16(pair);
             }
-            store_head<D, false>(to, tables[i], low[i], high[i], share0 + own_row(i), head_of(i));
+            store_head<D, false, 1>(to, of_tokens[i], tables[i], low[i], high[i], share0 + own_row(i), head_of(i), true);
         }
         cluster_wait();
     }

@@ -1,24 +1,33 @@
 // What follows the QKV projection where the product leaves it to a kernel of its own: see qkv.cuh.
 //
-// `qkv` row: heads * D queries, then kv_heads * D keys, then kv_heads * D values. One warp takes one head of one token.
+// `qkv` row: heads * D queries, then kv_heads * D keys, then kv_heads * D values. One warp takes D / 32 neighbouring heads of
+// one token.
 
 template <int D, bool CODES>
 DEVICE void qkv_head(const u16* qkv, int tokens, const HeadOutput& to) {
-    constexpr int PER = D / 64;
+    constexpr int HEADS = D / 32;
+    using Share = HeadShare<D, HEADS>;
     allow_consumer();
     wait_for_producer();
-    u32 all_heads = to.heads + 2 * to.kv_heads;
+    int all_heads = to.heads + 2 * to.kv_heads;
+    u32 groups = (all_heads + HEADS - 1) / HEADS;
     u32 unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    int token = unit / all_heads;
-    int head = unit % all_heads;
+    int token = unit / groups, head = unit % groups * HEADS + threadIdx.x % 32 / Share::LANES;
     if (token >= tokens) return;
-    const u16* in = qkv + ((u64)token * all_heads + head) * D + threadIdx.x % 32 * PER;
-    float low[PER], high[PER];
-    load_run(low, in);
-    load_run(high, in + D / 2);
-    HeadTables<D> tables;
-    tables.load(to, token, head);
-    store_head<D, CODES>(to, tables, low, high, token, head);
+    bool valid = head < all_heads;
+    if (!valid) head = all_heads - 1;
+    const u16* in = qkv + ((u64)token * all_heads + head) * D;
+    float low[HEADS][Share::PER], high[HEADS][Share::PER];
+#pragma unroll
+    for (int part = 0; part < HEADS; part++) {
+        load_run(low[part], in + Share::element(part));
+        load_run(high[part], in + Share::element(part) + D / 2);
+    }
+    TokenTables<D, HEADS> of_token;
+    of_token.load(to, token);
+    HeadTables<D, HEADS> tables;
+    tables.load(to, head);
+    store_head<D, CODES, HEADS>(to, of_token, tables, low, high, token, head, valid);
 }
 
 #define QKV_HEAD(NAME, D, CODES)                                                                                     \

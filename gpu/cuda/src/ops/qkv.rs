@@ -97,7 +97,8 @@ impl Device {
             64 => op.kv.pages.kernel(["qkv_head_64", "qkv_head_64_fp8"]),
             _ => op.kv.pages.kernel(["qkv_head_128", "qkv_head_128_fp8"]),
         };
-        let units = op.tokens * (op.heads + 2 * op.kv.kv_heads);
+        let heads_per_warp = op.kv.head_dim / 32;
+        let units = op.tokens * (op.heads + 2 * op.kv.kv_heads).div_ceil(heads_per_warp);
         let shape = Shape::new([units.div_ceil(WARPS) as u32, 1, 1], 32 * WARPS as u32);
         // SAFETY: signature of qkv_head; lengths checked, positions and places are trusted.
         unsafe { self.launch_mapped(kernel, shape, &[output], arguments![op.qkv, op.tokens as i32]) }
