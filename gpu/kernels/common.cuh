@@ -88,6 +88,10 @@ DEVICE uint4 load_shared(u32 address) {
     return v;
 }
 
+DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
+DEVICE void store_shared(u32 address, float v0, float v1) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v0), "f"(v1) : "memory");
+}
 DEVICE void store_shared(u32 address, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
@@ -175,6 +179,27 @@ DEVICE void copy_box(u32 target, const TensorMap& map, int column, int row, u64*
         : "memory");
 }
 
+// The other way: starts storing the box that lies at `source`, or adding it to f32, as `__fadd_rn` does; what lies outside
+// of the matrix is left out. One thread calls it, after `shared_fence` of those that wrote the box.
+DEVICE void store_box(const TensorMap& map, u32 source, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+                 "r"(column), "r"(row), "r"(source)
+                 : "memory");
+}
+DEVICE void add_box(const TensorMap& map, u32 source, int column, int row) {
+    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+                 "r"(column), "r"(row), "r"(source)
+                 : "memory");
+}
+// Of the boxes that a thread stores: closes a batch; waits until shared memory of all but the last PENDING batches may be
+// written again; waits until all are stored.
+DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int PENDING>
+DEVICE void store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 // Starts copying `bytes` (a multiple of 16) that lie together; they count on `barrier`. One thread calls it.
 DEVICE void copy_bulk(u32 target, const void* source, u32 bytes, u64* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
@@ -241,6 +266,7 @@ DEVICE void matrices_wait() {
 #define ACCUMULATORS_48(d, i) ACCUMULATORS_32(d, i), ACCUMULATORS_16(d, i + 32)
 #define ACCUMULATORS_64(d, i) ACCUMULATORS_32(d, i), ACCUMULATORS_32(d, i + 32)
 #define ACCUMULATORS_96(d, i) ACCUMULATORS_64(d, i), ACCUMULATORS_32(d, i + 64)
+#define ACCUMULATORS_128(d, i) ACCUMULATORS_64(d, i), ACCUMULATORS_64(d, i + 64)
 
 
 #define OPERANDS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
@@ -254,6 +280,9 @@ DEVICE void matrices_wait() {
 #define OPERANDS_96 OPERANDS_64 ", " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
     "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define OPERANDS_128 OPERANDS_96 ", " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // Arguments: N, then of d how many a thread holds and where they are; numbers of the operands that follow.
 #define MULTIPLY(N, COUNT, OUTPUTS, A, B, ADD)                                                                   \
@@ -269,6 +298,7 @@ MULTIPLY(64, 32, ACCUMULATORS_32(d, 0), 32, 33, 34)
 MULTIPLY(96, 48, ACCUMULATORS_48(d, 0), 48, 49, 50)
 MULTIPLY(128, 64, ACCUMULATORS_64(d, 0), 64, 65, 66)
 MULTIPLY(192, 96, ACCUMULATORS_96(d, 0), 96, 97, 98)
+MULTIPLY(256, 128, ACCUMULATORS_128(d, 0), 128, 129, 130)
 
 // The same with the left operand in registers, as `mma` takes it, and the right one turned.
 #define MULTIPLY_TURNED(N, COUNT, OUTPUTS, A0, A1, A2, A3, B, ADD)                                               \

@@ -249,8 +249,8 @@ DEVICE void stream(void* out, const u16* x, W w, int m, int n, int k, int segmen
                 if (valid) store_pair(output, out, row, column, n, v0, v1);
                 continue;
             }
-            v0 = add_flushed(old[r][i].x, v0);
-            v1 = add_flushed(old[r][i].y, v1);
+            v0 = __fadd_rn(old[r][i].x, v0);
+            v1 = __fadd_rn(old[r][i].y, v1);
             u64 at = (u64)row * n + column;
             if (valid) *(float2*)((float*)out + at) = make_float2(v0, v1);
             if (!next.weighed) continue;

@@ -21,13 +21,6 @@ DEVICE float silu_mul(float gate, float up) {
     return __fdividef(gate, 1.0f + exp2_fast(-LOG2_E * gate)) * up;
 }
 
-// What ADD_F32 does, as the memory's own additions do it: numbers too small to be normal count as zero.
-DEVICE float add_flushed(float old, float v) {
-    float sum;
-    asm("add.rn.ftz.f32 %0, %1, %2;" : "=f"(sum) : "f"(old), "f"(v));
-    return sum;
-}
-
 // First block of 64 of a segment.
 DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 64 * segment / segments; }
 
@@ -49,8 +42,8 @@ DEVICE void store_four(int output, void* out, u64 at, float4 v, float4 old) {
     } else if (output == STORE_F32) {
         *(float4*)((float*)out + at) = v;
     } else if (output == ADD_F32) {
-        *(float4*)((float*)out + at) = make_float4(add_flushed(old.x, v.x), add_flushed(old.y, v.y),
-                                                    add_flushed(old.z, v.z), add_flushed(old.w, v.w));
+        *(float4*)((float*)out + at) = make_float4(__fadd_rn(old.x, v.x), __fadd_rn(old.y, v.y),
+                                                    __fadd_rn(old.z, v.z), __fadd_rn(old.w, v.w));
     } else {
         *(u32*)((u16*)out + at / 2) = pack_bf16(silu_mul(v.x, v.y), silu_mul(v.z, v.w));
     }

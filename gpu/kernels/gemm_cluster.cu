@@ -147,8 +147,8 @@ struct ClusterProduct {
                 if (valid(i)) store_four(output, out, place(i), v[i], v[i]);
                 continue;
             }
-            v[i] = make_float4(add_flushed(old[i].x, v[i].x), add_flushed(old[i].y, v[i].y),
-                               add_flushed(old[i].z, v[i].z), add_flushed(old[i].w, v[i].w));
+            v[i] = make_float4(__fadd_rn(old[i].x, v[i].x), __fadd_rn(old[i].y, v[i].y),
+                               __fadd_rn(old[i].z, v[i].z), __fadd_rn(old[i].w, v[i].w));
             if (valid(i)) *(float4*)((float*)out + place(i)) = v[i];
             if (!next.weighed) continue;
             float sum = __fadd_rn(square_pair(v[i].x, v[i].y), square_pair(v[i].z, v[i].w));

@@ -2,18 +2,34 @@
 //
 // Pairs of blocks, which stay and take tile after tile: 256 rows of x, 128 each, by COLUMNS rows of w. In a block one warp
 // has blocks of 64 elements copied into a ring, its rows of x and one half of those of w, which goes to both; it runs ahead
-// into the next tile while this one is stored. Two groups of four warps multiply, 64 rows each. With FOLDED segments are
-// summed one by one and added, else k is one run: the order of additions of the variant kernels.
+// into the next tile while this one is stored. Two groups of four warps multiply, 64 rows each, and leave their sums in
+// shared memory, from where the copy engine stores or adds them. With FOLDED segments are summed one by one and added, else
+// k is one run: the order of additions of the variant kernels.
 
 #define MANY_ROWS 128
 #define MANY_THREADS 384
 #define MANY_WARPS 8  // that multiply
 // Tiles at work together share what the L2 cache holds: so many pairs' rows by as many columns as there are pairs left.
 #define MANY_ROW_GROUP 8
+// Up to so many rows reading weights is what takes time.
+#define MANY_EARLY_ROWS 256
+// Most that a group of warps stores at once: 64 rows of 128 bytes.
+#define MANY_BOX_BYTES 8192
+// Blocks of 64 elements by which the second group of warps of a kernel that takes k as one run stays behind the first: one
+// multiplies while the other stores.
+#define MANY_LAG 2
+
+// Columns of the product that a box holds: as many as wanted, if they divide a tile.
+DEVICE constexpr int box_columns(int columns, int wanted) { return columns % wanted ? box_columns(columns, wanted / 2) : wanted; }
 
 struct Tile {
     int row, column;
 };
+
+// Named barriers: of a group of four warps that multiply, and one that sets the groups apart.
+DEVICE void group_sync() { asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory"); }
+DEVICE void lag_arrive() { asm volatile("bar.arrive 3, 256;" ::: "memory"); }
+DEVICE void lag_wait() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 
 // Where the n-th tile begins, for the block of this rank in its pair.
 template <int COLUMNS>
@@ -24,55 +40,60 @@ DEVICE Tile nth_tile(int index, int pairs, int columns, u32 rank) {
     return {(int)(2 * pair + rank) * MANY_ROWS, within / group_rows * COLUMNS};
 }
 
-// Words of the four lanes that share a row, turned: lane i gets word i of each.
-DEVICE void turn_quad(u32 (&w)[4]) {
-    auto exchange = [](u32& low, u32& high, int mask) {
-        bool upper = threadIdx.x & mask;
-        u32 other = __shfl_xor_sync(FULL_WARP, upper ? low : high, mask);
-        if (upper) low = other;
-        else high = other;
-    };
-    exchange(w[0], w[1], 1);
-    exchange(w[2], w[3], 1);
-    exchange(w[0], w[2], 2);
-    exchange(w[1], w[3], 2);
+// Where byte `byte` of row `row` of a box lies that the copy engine takes from shared memory, rows of ROW_BYTES, swizzled.
+template <int ROW_BYTES>
+DEVICE u32 box_place(u32 row, u32 byte) {
+    return row * ROW_BYTES + (byte ^ row * ROW_BYTES / 128 % (ROW_BYTES / 16) * 16);
 }
 
-// Stores a row of which lane t of four holds columns 8j + 2t and the next; `at` is element (row, column) of the product.
-template <int OUTPUT, int COLUMNS, typename Value>
-DEVICE void store_row(void* out, u64 at, int columns_left, bool valid, Value value) {
-    int t = threadIdx.x % 4;
-    if constexpr (OUTPUT == ADD_F32 || OUTPUT == STORE_F32) {
-        float* target = (float*)out + at + 2 * t;
+// Stores the sums of a group of warps, 64 rows by COLUMNS at (row0, column0) of the product, box by box through the group's
+// buffers; `buffer` is the next of them. `value(j, half, i)`: column 8j + 2t + i of row g, or of row g + 8, of a warp's 16.
+template <int OUTPUT, int COLUMNS, int BUFFERS, typename Value>
+DEVICE void store_group(const TensorMap& out, u32 buffers, int& buffer, int row0, int column0, Value value) {
+    constexpr bool WIDE = OUTPUT == ADD_F32 || OUTPUT == STORE_F32;
+    constexpr int BOX = WIDE ? 32 : OUTPUT == STORE_BF16 ? box_columns(COLUMNS, 64) : box_columns(COLUMNS, 128);
+    constexpr int ROW_BYTES = WIDE ? 4 * BOX : OUTPUT == STORE_BF16 ? 2 * BOX : BOX;
+    int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4, row = threadIdx.x / 32 % 4 * 16 + g;
+    bool leads = threadIdx.x % 128 == 0, odd = t % 2;
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j++) {
-            float2 v = make_float2(value(j, 0), value(j, 1));
-            if (!valid || 8 * j >= columns_left) continue;
-            if (OUTPUT == STORE_F32) *(float2*)(target + 8 * j) = v;
-            else asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target + 8 * j), "f"(v.x), "f"(v.y) : "memory");
-        }
-    } else {
+    for (int first = 0; first < COLUMNS; first += BOX) {
+        u32 box = buffers + buffer * MANY_BOX_BYTES;
+        if (leads) store_wait_read<BUFFERS - 1>();
+        group_sync();
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j += 4) {
-            u32 words[4];
+        for (int half = 0; half < 2; half++) {
+            auto place = [&](u32 byte) { return box + box_place<ROW_BYTES>(row + 8 * half, byte); };
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float v0 = value(j + i, 0), v1 = value(j + i, 1);
-                words[i] = OUTPUT == STORE_BF16 ? pack_bf16(v0, v1) : __float_as_uint(silu_mul(v0, v1));
+            for (int j = 0; j < BOX / 8; j++) {
+                auto v = [&](int j, int i) { return value(first / 8 + j, half, i); };
+                if constexpr (WIDE) {
+                    store_shared(place(32 * j + 8 * t), v(j, 0), v(j, 1));
+                } else if constexpr (OUTPUT == STORE_BF16) {
+                    store_shared(place(16 * j + 4 * t), pack_bf16(v(j, 0), v(j, 1)));
+                } else if (j % 2 == 0) {
+                    // lanes 2i and 2i + 1 hold neighbours: one takes those of j, the other those of j + 1
+                    float low = silu_mul(v(j, 0), v(j, 1)), high = silu_mul(v(j + 1, 0), v(j + 1, 1));
+                    float other = __shfl_xor_sync(FULL_WARP, odd ? low : high, 1);
+                    u32 pair = odd ? pack_bf16(other, high) : pack_bf16(low, other);
+                    store_shared(place(8 * (j + odd) + t / 2 * 4), pair);
+                }
             }
-            turn_quad(words);
-            if (!valid || 8 * (j + t) >= columns_left) continue;
-            u64 mine = at + 8 * (j + t);
-            auto gated = [&](int i) { return pack_bf16(__uint_as_float(words[i]), __uint_as_float(words[i + 1])); };
-            if (OUTPUT == STORE_BF16) *(uint4*)((u16*)out + mine) = make_uint4(words[0], words[1], words[2], words[3]);
-            else *(uint2*)((u16*)out + mine / 2) = make_uint2(gated(0), gated(2));
         }
+        shared_fence();
+        group_sync();
+        if (leads) {
+            int column = column0 + first;
+            if (OUTPUT == ADD_F32) add_box(out, box, column, row0);
+            else store_box(out, box, OUTPUT == GATE_BF16 ? column / 2 : column, row0);
+            store_commit();
+        }
+        if (++buffer == BUFFERS) buffer = 0;
     }
 }
 
-template <int COLUMNS, int STAGES, bool FOLDED>
-DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n, int k, int segments, int output,
-                 const float* scales) {
+template <int COLUMNS, int STAGES, int BUFFERS, bool FOLDED>
+DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& out, int m, int n, int k, int segments,
+                 int output, const float* scales) {
     extern __shared__ u8 memory[];
     __shared__ u64 full[STAGES], empty[STAGES];
     constexpr u32 X_BYTES = MANY_ROWS * 128, STAGE_BYTES = X_BYTES + COLUMNS * 128;
@@ -93,18 +114,25 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n
     if (warp >= MANY_WARPS) {
         GIVE_REGISTERS(40);
         if (warp == MANY_WARPS && lane == 0) {
-            int slot = 0;
-            u32 phase = 1;
+            int slot = 0, early = 0;  // blocks of the first tile whose weights are asked for before x is there
+            u32 phase = 1, half = rank * (COLUMNS / 2);
+            auto load_weights = [&](int slot, Tile tile, int at) {
+                barrier_expect(full + slot, STAGE_BYTES);
+                copy_box_to_pair(ring + slot * STAGE_BYTES + X_BYTES + half * 128, w, at, tile.column + half, full + slot);
+            };
+            if (m <= MANY_EARLY_ROWS) {
+                Tile tile = nth_tile<COLUMNS>(first, pairs, columns, rank);
+                for (; early < STAGES && 64 * early < k; early++) load_weights(early, tile, 64 * early);
+            }
             wait_for_producer();
             for (int index = first; index < tiles; index += step) {
                 Tile tile = nth_tile<COLUMNS>(index, pairs, columns, rank);
-                u32 half = rank * (COLUMNS / 2);
                 for (int at = 0; at < k; at += 64) {
-                    barrier_wait(empty + slot, phase);
-                    u32 stage = ring + slot * STAGE_BYTES;
-                    barrier_expect(full + slot, STAGE_BYTES);
-                    copy_box(stage, x, at, tile.row, full + slot);
-                    copy_box_to_pair(stage + X_BYTES + half * 128, w, at, tile.column + half, full + slot);
+                    if (index > first || at >= 64 * early) {
+                        barrier_wait(empty + slot, phase);
+                        load_weights(slot, tile, at);
+                    }
+                    copy_box(ring + slot * STAGE_BYTES, x, at, tile.row, full + slot);
                     if (++slot == STAGES) slot = 0, phase ^= 1;
                 }
             }
@@ -120,24 +148,31 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n
         auto release = [&](int which) {
             if (lane < 2) barrier_arrive_peer(empty + which, lane);
         };
-        auto store = [&](Tile tile, float (&sum)[COLUMNS / 2]) {
+        int group = warp / 4, buffer = 0;
+        u32 buffers = ring + STAGES * STAGE_BYTES + group * BUFFERS * MANY_BOX_BYTES;
+        auto store = [&](Tile tile, const float (&sum)[COLUMNS / 2]) {
+            float scale[2];
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int row = tile.row + warp_row + 8 * half;
-                float scale = scales && row < m ? scales[row] : 1.0f;
-                auto value = [&](int j, int i) { return sum[4 * j + 2 * half + i] * scale; };
-                u64 at = (u64)row * n + tile.column;
-                int left = n - tile.column;
-                bool valid = row < m;
-                switch (output) {
-                    case STORE_BF16: store_row<STORE_BF16, COLUMNS>(out, at, left, valid, value); break;
-                    case STORE_F32: store_row<STORE_F32, COLUMNS>(out, at, left, valid, value); break;
-                    case ADD_F32: store_row<ADD_F32, COLUMNS>(out, at, left, valid, value); break;
-                    default: store_row<GATE_BF16, COLUMNS>(out, at, left, valid, value);
-                }
+                scale[half] = scales && row < m ? scales[row] : 1.0f;
+            }
+            auto value = [&](int j, int half, int i) { return sum[4 * j + 2 * half + i] * scale[half]; };
+            int row = tile.row + 64 * group;
+            switch (output) {
+                case STORE_BF16: return store_group<STORE_BF16, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
+                case STORE_F32: return store_group<STORE_F32, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
+                case ADD_F32: return store_group<ADD_F32, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
+                default: store_group<GATE_BF16, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
             }
         };
+        bool ahead = !FOLDED && group == 0;
+        auto let_follow = [&] {
+            if (ahead) lag_arrive();
+            ahead = false;
+        };
         wait_for_producer();
+        if (!FOLDED && group == 1) lag_wait();
         for (int index = first; index < tiles; index += step) {
 #pragma unroll
             for (int i = 0; i < (FOLDED ? COLUMNS / 2 : 1); i++) total[i] = -0.0f;  // what is added to it stays as it is
@@ -161,6 +196,7 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n
                         matrices_wait<1>();
                         release(previous);
                     }
+                    if (block == MANY_LAG) let_follow();
                     previous = slot;
                     if (++slot == STAGES) slot = 0, phase ^= 1;
                 }
@@ -171,22 +207,26 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, void* out, int m, int n
                     for (int i = 0; i < COLUMNS / 2; i++) total[i] += acc[i];
                 }
             }
+            let_follow();
             Tile tile = nth_tile<COLUMNS>(index, pairs, columns, rank);
             if constexpr (FOLDED) store(tile, total);
             else store(tile, acc);
         }
+        store_wait();
     }
     cluster_sync();
 }
 
-#define MANY(NAME, COLUMNS, STAGES, FOLDED)                                                                       \
+#define MANY(NAME, COLUMNS, STAGES, BUFFERS, FOLDED)                                                              \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(MANY_THREADS, 1) gemm_many_##NAME(     \
-        const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, void* out, int m, int n, int k, \
-        int segments, int output, const float* scales) {                                                         \
-        many<COLUMNS, STAGES, FOLDED>(w, x, out, m, n, k, segments, output, scales);                              \
+        const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,                                \
+        const __grid_constant__ TensorMap out, int m, int n, int k, int segments, int output,                    \
+        const float* scales) {                                                                                   \
+        many<COLUMNS, STAGES, BUFFERS, FOLDED>(w, x, out, m, n, k, segments, output, scales);                     \
     }
-MANY(64_fold, 64, 8, true)
-MANY(96_fold, 96, 7, true)
-MANY(128_fold, 128, 6, true)
-MANY(192_fold, 192, 5, true)
-MANY(192, 192, 5, false)
+MANY(64_fold, 64, 8, 1, true)
+MANY(96_fold, 96, 7, 1, true)
+MANY(128_fold, 128, 6, 1, true)
+MANY(192_fold, 192, 5, 1, true)
+MANY(192, 192, 5, 1, false)
+MANY(256, 256, 4, 2, false)

@@ -175,6 +175,7 @@ impl KernelFile {
                 "gemm_many_128_fold",
                 "gemm_many_192_fold",
                 "gemm_many_192",
+                "gemm_many_256",
             ],
             Self::PrefillAttention => &[
                 "attention_prefill_64",

@@ -6,12 +6,12 @@ use half::bf16;
 use crate::{CudaError, Element, View};
 
 /// Columns of a box: as many as the tensor cores take of a stage.
-const BOX_COLUMNS: u32 = 64;
+const BOX_COLUMNS: usize = 64;
 
 /// Tiles in shared memory begin at multiples of this, which the swizzle needs.
 pub(crate) const SWIZZLE_ALIGNMENT: usize = 1024;
 
-/// An element that boxes may hold: bf16, or FP8 codes.
+/// An element that boxes may hold: bf16, f32, or FP8 codes.
 pub(crate) trait BoxElement: Element {
     const TYPE: sys::CUtensorMapDataType;
 }
@@ -20,12 +20,16 @@ impl BoxElement for bf16 {
     const TYPE: sys::CUtensorMapDataType = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
+impl BoxElement for f32 {
+    const TYPE: sys::CUtensorMapDataType = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+}
+
 impl BoxElement for u8 {
     const TYPE: sys::CUtensorMapDataType = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
 }
 
-/// How the copy engine finds boxes of a matrix, laid out in shared memory as the kernels want them: rows of 128 or 64 bytes,
-/// swizzled over their width. Parts of a box outside of the matrix read as zeros.
+/// How the copy engine finds boxes of a matrix, laid out in shared memory as the kernels want them: rows of 128, 64 or 32
+/// bytes, swizzled over their width. Parts of a box outside of the matrix read as zeros.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
@@ -41,7 +45,7 @@ impl TensorMap {
         size: [usize; 2],
         box_rows: usize,
     ) -> Result<Self, CudaError> {
-        Self::of_boxes(matrix, size, [box_rows as u32, BOX_COLUMNS])
+        Self::of_boxes(matrix, size, [box_rows, BOX_COLUMNS])
     }
 
     /// The same in boxes of whole rows of 64 or 128 bytes.
@@ -53,19 +57,24 @@ impl TensorMap {
         size: [usize; 2],
         box_rows: usize,
     ) -> Result<Self, CudaError> {
-        Self::of_boxes(matrix, size, [box_rows as u32, size[1] as u32])
+        Self::of_boxes(matrix, size, [box_rows, size[1]])
     }
 
-    fn of_boxes<T: BoxElement>(
+    /// The same in boxes of any size.
+    ///
+    /// # Panics
+    /// If the view is shorter.
+    pub fn of_boxes<T: BoxElement>(
         matrix: View<'_, T>,
         [rows, columns]: [usize; 2],
-        [box_rows, box_columns]: [u32; 2],
+        [box_rows, box_columns]: [usize; 2],
     ) -> Result<Self, CudaError> {
-        let swizzle = match box_columns as usize * size_of::<T>() {
+        let swizzle = match box_columns * size_of::<T>() {
+            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
             64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
             _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
-        let extent = [box_columns, box_rows];
+        let extent = [box_columns as u32, box_rows as u32];
         assert!(matrix.len() >= rows * columns, "a matrix of {rows} x {columns}");
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [columns as u64, rows as u64];

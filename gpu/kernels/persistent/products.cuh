@@ -231,8 +231,8 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
                         post(message.gated() + (me.g * (m.intermediate / 2) + place_of(unit * 2 + me.t / 2)) * 4,
                              pack_bf16(y, other));
                 } else {
-                    residual.x = add_flushed(residual.x, v.x);
-                    residual.y = add_flushed(residual.y, v.y);
+                    residual.x = __fadd_rn(residual.x, v.x);
+                    residual.y = __fadd_rn(residual.y, v.y);
                     if (kind == O) {
                         post_residual(m, me, residual, message.weighed(1), message.squares(1), mlp_norm, unit);
                     } else if (!last) {

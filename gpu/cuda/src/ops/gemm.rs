@@ -252,13 +252,21 @@ impl Device {
     /// With `fresh` weights they are what the launch before writes.
     fn gemm_checked(&self, op: Gemm<'_>, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
-        let plan = Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_)));
+        let plan = match Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_))) {
+            // the copy engine stores rows of multiples of 16 bytes
+            Plan::Many(_) if matches!(op.output, GemmOutput::Gate(_)) && !n.is_multiple_of(16) => {
+                Plan::Wide { rows: 128, cut: Cut::Folded }
+            }
+            plan => plan,
+        };
         if op.mode == GemmMode::BatchInvariant {
             return self.gemm_plan(op, plan, fresh);
         }
         match (plan, op.output, op.w) {
             // the library would leave the gate to a kernel of its own
-            (Plan::Many(_), GemmOutput::Gate(_), _) => self.gemm_plan(op, Plan::Many(Many::WHOLE), fresh),
+            (Plan::Many(_), GemmOutput::Gate(_), _) => {
+                self.gemm_plan(op, Plan::Many(Many::whole(m, n, k)), fresh)
+            }
             (Plan::Wide { cut: Cut::Split | Cut::Folded, .. } | Plan::Many(_), _, Weights::Bf16(w))
                 if !matches!(op.output, GemmOutput::Gate(_)) && self.blas().is_some() =>
             {
@@ -352,28 +360,7 @@ impl Device {
                 // SAFETY: signature of gemm_wide; lengths checked in `gemm`.
                 unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
             }
-            Plan::Many(many) => {
-                let blocks = many.blocks(m, n, self.info().multiprocessors as usize);
-                let shape = Shape::new([blocks as u32, 1, 1], Many::THREADS);
-                let shape = shape.shared(many.ring_bytes() + SWIZZLE_ALIGNMENT);
-                let shape = if fresh { shape.alone() } else { shape };
-                let Weights::Bf16(w) = op.w else {
-                    return Err(CudaError::Unsupported("pairs of blocks over FP8 weights".into()));
-                };
-                let maps = [
-                    // each block of a pair copies one half
-                    TensorMap::new(w, [n, k], many.columns / 2)?,
-                    TensorMap::new(op.x, [m, k], Many::ROWS)?,
-                ];
-                let scales = match op.scale {
-                    RowScale::Given(scales) => Some(scales),
-                    _ => None,
-                };
-                let segments = many.segments(n) as i32;
-                let arguments = arguments![address, sizes[0], sizes[1], sizes[2], segments, output, scales];
-                // SAFETY: signature of gemm_many; lengths checked in `gemm`.
-                unsafe { self.launch_mapped(many.name, shape, &maps, arguments) }
-            }
+            Plan::Many(many) => self.gemm_many(op, many, fresh),
         }
     }
 

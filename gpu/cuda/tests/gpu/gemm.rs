@@ -62,7 +62,7 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
     let mut worst: f64 = 0.0;
     let mut shapes = vec![(2, 264, 192), (12, 64, 320), (40, 264, 192), (100, 136, 320)];
     if !context.light {
-        shapes.push((300, 2200, 328));
+        shapes.extend([(300, 2200, 328), (300, 2192, 328)]);
     }
     for (m, n, k) in shapes {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
@@ -322,7 +322,15 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
     }
     let device = &context.device;
     let mut worst: f64 = 0.0;
-    for (m, n, k) in [(65, 136, 72), (200, 576, 576), (129, 1024, 1024), (300, 2200, 328), (300, 8200, 72)] {
+    let shapes = [
+        (65, 136, 72),
+        (200, 576, 576),
+        (129, 1024, 1024),
+        (300, 2200, 328),
+        (300, 8200, 72),
+        (600, 4624, 200),
+    ];
+    for (m, n, k) in shapes {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);

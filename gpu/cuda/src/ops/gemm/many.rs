@@ -1,6 +1,11 @@
-//! Which tile the kernel of many rows takes.
+//! Which tile the kernel of many rows takes, and its launch.
 
-use super::segments;
+use super::{Gemm, GemmOutput, RowScale, Weights, segments};
+use crate::{
+    CudaError, Device,
+    launch::{Shape, arguments},
+    tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
+};
 
 /// Rows of x that a pair of blocks has at a time.
 const PAIR_ROWS: usize = 256;
@@ -16,32 +21,52 @@ pub(super) struct Many {
     /// Columns of a tile.
     pub columns: usize,
     /// Of its ring.
-    pub stages: usize,
+    stages: usize,
+    /// Of each of its two groups of warps, for what they store.
+    buffers: usize,
+    /// Takes k as one run.
+    whole: bool,
     /// What 1,024 elements of k of a tile cost, measured on an H100.
     slope_ns: usize,
 }
 
 const FOLDED: [Many; 4] = [
-    Many { name: "gemm_many_64_fold", columns: 64, stages: 8, slope_ns: 4400 },
-    Many { name: "gemm_many_96_fold", columns: 96, stages: 7, slope_ns: 5200 },
-    Many { name: "gemm_many_128_fold", columns: 128, stages: 6, slope_ns: 5700 },
-    Many { name: "gemm_many_192_fold", columns: 192, stages: 5, slope_ns: 8200 },
+    Many { name: "gemm_many_64_fold", columns: 64, stages: 8, buffers: 1, whole: false, slope_ns: 4400 },
+    Many { name: "gemm_many_96_fold", columns: 96, stages: 7, buffers: 1, whole: false, slope_ns: 5200 },
+    Many { name: "gemm_many_128_fold", columns: 128, stages: 6, buffers: 1, whole: false, slope_ns: 5700 },
+    Many { name: "gemm_many_192_fold", columns: 192, stages: 5, buffers: 1, whole: false, slope_ns: 8200 },
+];
+const WHOLE: [Many; 2] = [
+    Many { name: "gemm_many_192", columns: 192, stages: 5, buffers: 1, whole: true, slope_ns: 7800 },
+    Many { name: "gemm_many_256", columns: 256, stages: 4, buffers: 2, whole: true, slope_ns: 10_300 },
 ];
 
-impl Many {
-    pub const THREADS: u32 = 384;
-    /// Rows of x that a block has at a time.
-    pub const ROWS: usize = PAIR_ROWS / 2;
+/// Bytes of a buffer.
+const BUFFER: usize = 8192;
+/// Rows that a group of warps stores at once.
+const STORED_ROWS: usize = 64;
 
-    /// Takes k as one run.
-    pub const WHOLE: Self = Self { name: "gemm_many_192", columns: 192, stages: 5, slope_ns: 7800 };
+impl Many {
+    const THREADS: u32 = 384;
+    /// Rows of x that a block has at a time.
+    const ROWS: usize = PAIR_ROWS / 2;
+
+    /// Of those that follow the canonical order.
+    pub fn folded(m: usize, n: usize, k: usize) -> Self {
+        Self::quickest(&FOLDED, m, n, k)
+    }
+
+    /// Of those that take k as one run.
+    pub fn whole(m: usize, n: usize, k: usize) -> Self {
+        Self::quickest(&WHOLE, m, n, k)
+    }
 
     /// The kernel that needs the least time, by rounds of tiles over all pairs of blocks.
-    pub fn folded(m: usize, n: usize, k: usize) -> Self {
+    fn quickest(kernels: &[Self], m: usize, n: usize, k: usize) -> Self {
         let cost = |kernel: &Self| {
             kernel.tiles(m, n).div_ceil(PAIRS) * (kernel.slope_ns * k.div_ceil(64) / 16 + TILE_NS)
         };
-        *FOLDED.iter().min_by_key(|kernel| cost(kernel)).expect("there are kernels")
+        *kernels.iter().min_by_key(|kernel| cost(kernel)).expect("there are kernels")
     }
 
     fn tiles(&self, m: usize, n: usize) -> usize {
@@ -49,17 +74,74 @@ impl Many {
     }
 
     /// Blocks of a launch on a device of so many multiprocessors: pairs.
-    pub fn blocks(&self, m: usize, n: usize, multiprocessors: usize) -> usize {
+    fn blocks(&self, m: usize, n: usize, multiprocessors: usize) -> usize {
         2 * self.tiles(m, n).min(multiprocessors / 2)
     }
 
     /// Runs that this kernel cuts k into.
-    pub fn segments(&self, n: usize) -> usize {
-        if *self == Self::WHOLE { 1 } else { segments(n) }
+    fn segments(&self, n: usize) -> usize {
+        if self.whole { 1 } else { segments(n) }
     }
 
-    pub fn ring_bytes(&self) -> usize {
-        self.stages * (Self::ROWS + self.columns) * 128
+    /// Its ring, and the buffers behind it.
+    fn shared_bytes(&self) -> usize {
+        self.stages * (Self::ROWS + self.columns) * 128 + 2 * self.buffers * BUFFER
+    }
+
+    fn shape(&self, m: usize, n: usize, multiprocessors: usize) -> Shape {
+        let blocks = self.blocks(m, n, multiprocessors);
+        Shape::new([blocks as u32, 1, 1], Self::THREADS).shared(self.shared_bytes() + SWIZZLE_ALIGNMENT)
+    }
+
+    /// Of w, of which each block of a pair copies one half, and of x.
+    fn maps(&self, op: &Gemm<'_>) -> Result<[TensorMap; 2], CudaError> {
+        let Weights::Bf16(w) = op.w else {
+            return Err(CudaError::Unsupported("pairs of blocks over FP8 weights".into()));
+        };
+        Ok([
+            TensorMap::new(w, [op.n, op.k], self.columns / 2)?,
+            TensorMap::new(op.x, [op.m, op.k], Self::ROWS)?,
+        ])
+    }
+
+    /// Columns of the product that are stored at once, where they become so many bytes each: as many as divide a tile and
+    /// make rows of at most 128 bytes.
+    fn stored_columns(&self, column_bytes: usize) -> usize {
+        let most = 128 / column_bytes;
+        (0..)
+            .map(|halvings| most >> halvings)
+            .find(|columns| self.columns.is_multiple_of(*columns))
+            .unwrap_or(1)
+    }
+}
+
+impl Device {
+    /// With `fresh` weights they are what the launch before writes.
+    pub(super) fn gemm_many(&self, op: Gemm<'_>, many: Many, fresh: bool) -> Result<(), CudaError> {
+        let Gemm { m, n, k, .. } = op;
+        let stored = |column_bytes| [STORED_ROWS, many.stored_columns(column_bytes)];
+        let (out, output) = match op.output {
+            GemmOutput::Bf16(out) => (TensorMap::of_boxes(out, [m, n], stored(2))?, 0),
+            GemmOutput::F32(out) => (TensorMap::of_boxes(out, [m, n], stored(4))?, 1),
+            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => {
+                (TensorMap::of_boxes(out, [m, n], stored(4))?, 2)
+            }
+            GemmOutput::Gate(out) => {
+                let [rows, columns] = stored(1);
+                (TensorMap::of_boxes(out, [m, n / 2], [rows, columns / 2])?, 3)
+            }
+            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
+        };
+        let [w, x] = many.maps(&op)?;
+        let shape = many.shape(m, n, self.info().multiprocessors as usize);
+        let shape = if fresh { shape.alone() } else { shape };
+        let scales = match op.scale {
+            RowScale::Given(scales) => Some(scales),
+            _ => None,
+        };
+        let arguments = arguments![m as i32, n as i32, k as i32, many.segments(n) as i32, output, scales];
+        // SAFETY: signature of gemm_many; lengths checked in `gemm`.
+        unsafe { self.launch_mapped(many.name, shape, &[w, x, out], arguments) }
     }
 }
 
@@ -79,7 +161,17 @@ mod tests {
         assert_eq!(Many::folded(256, 6144, 4096).columns, 96);
         assert_eq!(Many::folded(1024, 4096, 12_288).columns, 128);
         assert_eq!(Many::folded(1024, 24_576, 4096).columns, 192);
+        assert_eq!(Many::whole(256, 24_576, 4096).columns, 192);
+        assert_eq!(Many::whole(8192, 24_576, 4096).columns, 256);
         assert!(too_few(256, 1024) && !too_few(512, 1024) && !too_few(256, 4096));
+    }
+
+    #[test]
+    fn what_is_stored_at_once_divides_a_tile() {
+        let columns = |kernel: &Many| [1, 2, 4].map(|bytes| kernel.stored_columns(bytes));
+        assert_eq!(columns(&FOLDED[1]), [32, 32, 32]);
+        assert_eq!(columns(&FOLDED[3]), [64, 64, 32]);
+        assert_eq!(columns(&WHOLE[1]), [128, 64, 32]);
     }
 
     #[test]
