@@ -14,12 +14,7 @@ use mutate::Random;
 
 use super::*;
 use crate::transfer::{
-    arena::Form,
-    checksum::checksum,
-    connection::{self, Bodies},
-    handshake,
-    socket::Socket,
-    wire::Frame,
+    arena::Form, bodies::Bodies, checksum::checksum, connection, handshake, socket::Socket, wire::Frame,
 };
 
 /// Bytes a receiving thread may hold, whatever a writer sends.
