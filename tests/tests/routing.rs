@@ -87,6 +87,10 @@ async fn a_decision_can_be_read_back_with_what_the_engine_found() {
     followed(&mut cluster, 1).await;
     ask(&cluster.http(), &[], &chat(0, 0)).await;
     told(&mut cluster, 1.0).await;
+    eventually("the router knows the blocks of that prompt", Duration::from_secs(10), async || {
+        router_figure(&mut cluster, 0, "stator_router_index_blocks").await.filter(|blocks| *blocks > 20.0)
+    })
+    .await;
     let reply =
         ask(&cluster.http(), &[("x-request-id", "tell-me"), ("x-stator-explain", "1")], &chat(0, 1)).await;
     told(&mut cluster, 2.0).await;
