@@ -97,3 +97,26 @@ pub enum SlotAnswer {
     Granted(bytes::Bytes),
     Refused(Fault),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decode_takes_what_it_computes_itself_and_what_it_accepts() {
+        let task = PrefillTask {
+            run: RunId(1),
+            prompt: TokenIds::default(),
+            cache_salt: None,
+            held_blocks: 0,
+            priority: 0,
+            decode: "decode-1".parse().unwrap(),
+            dispatch: None,
+            layout: "f16".to_owned(),
+            numerics_class: "cpu".to_owned(),
+            accepts: vec!["bf16".to_owned()],
+        };
+        assert!(task.takes("f16", "cpu") && task.takes("bf16", "gpu"));
+        assert!(!task.takes("f16", "gpu") && !task.takes("f32", "cpu"));
+    }
+}

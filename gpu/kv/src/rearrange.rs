@@ -47,67 +47,69 @@ impl Rearrangement {
         Self { layers, from: from.dtype, to: to.dtype, taken, sources }
     }
 
-    /// Bytes of a new page.
-    fn bytes(&self) -> usize {
-        self.layers * self.sources.len() * self.to.bytes()
-    }
-
     /// The new page.
     ///
     /// # Panics
     /// If `page` is not as long as an old one.
     pub fn page(&self, page: &[u8]) -> Vec<u8> {
-        let layer_bytes = self.taken * self.from.bytes();
-        assert_eq!(page.len(), self.layers * layer_bytes, "bytes of a page");
-        let mut new = Vec::with_capacity(self.bytes());
+        let [old_bytes, new_bytes] =
+            [(self.taken, self.from), (self.sources.len(), self.to)].map(|(len, dtype)| len * dtype.bytes());
+        assert_eq!(page.len(), self.layers * old_bytes, "bytes of a page");
+        let mut made = vec![0; self.layers * new_bytes];
         // One more, for places that nothing comes to.
         let mut old = vec![0.0; self.taken + 1];
-        for layer in page.chunks_exact(layer_bytes) {
-            read(self.from, layer, &mut old[..self.taken]);
-            for sources in self.sources.chunks(RUN) {
-                let mut run = [0.0; RUN];
-                for (value, source) in run.iter_mut().zip(sources) {
-                    *value = old[*source as usize];
-                }
-                write(self.to, &run[..sources.len()], &mut new);
+        let mut new = vec![0.0; self.sources.len()];
+        for (from, to) in page.chunks_exact(old_bytes).zip(made.chunks_exact_mut(new_bytes)) {
+            read(self.from, from, &mut old[..self.taken]);
+            for (value, source) in new.iter_mut().zip(&self.sources) {
+                *value = old[*source as usize];
             }
+            write(self.to, &new, to);
         }
-        new
+        made
     }
 }
 
 /// Widens elements.
 fn read(dtype: KvDtype, bytes: &[u8], to: &mut [f32]) {
     match dtype {
-        KvDtype::F32 => {
-            let (words, _) = bytes.as_chunks();
-            to.iter_mut().zip(words).for_each(|(to, word)| *to = f32::from_le_bytes(*word));
-        }
-        KvDtype::Bf16 => {
-            let (words, _) = bytes.as_chunks();
-            to.iter_mut().zip(words).for_each(|(to, word)| *to = bf16::from_le_bytes(*word).to_f32());
-        }
+        KvDtype::F32 => each(bytes, to, |word, to| *to = f32::from_le_bytes(*word)),
+        KvDtype::Bf16 => each(bytes, to, |word, to| *to = bf16::from_le_bytes(*word).to_f32()),
         KvDtype::F16 => {
-            let (words, _) = bytes.as_chunks();
-            for (to, words) in to.chunks_mut(RUN).zip(words.chunks(RUN)) {
+            for (bytes, to) in bytes.chunks(2 * RUN).zip(to.chunks_mut(RUN)) {
                 let mut run = [f16::ZERO; RUN];
-                run.iter_mut().zip(words).for_each(|(half, word)| *half = f16::from_le_bytes(*word));
+                each(bytes, &mut run, |word, half| *half = f16::from_le_bytes(*word));
                 run[..to.len()].convert_to_f32_slice(to);
             }
         }
     }
 }
 
-/// Rounds at most [`RUN`] elements and appends them.
-fn write(dtype: KvDtype, values: &[f32], to: &mut Vec<u8>) {
+/// Calls `with` for each word and what stands for it.
+fn each<const N: usize, T>(bytes: &[u8], elements: &mut [T], with: impl Fn(&[u8; N], &mut T)) {
+    let (words, _) = bytes.as_chunks();
+    words.iter().zip(elements).for_each(|(word, element)| with(word, element));
+}
+
+/// Rounds elements.
+fn write(dtype: KvDtype, values: &[f32], to: &mut [u8]) {
     match dtype {
-        KvDtype::F32 => values.iter().for_each(|value| to.extend(value.to_le_bytes())),
-        KvDtype::Bf16 => values.iter().for_each(|value| to.extend(bf16::from_f32(*value).to_le_bytes())),
+        KvDtype::F32 => {
+            let (words, _) = to.as_chunks_mut();
+            words.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_le_bytes());
+        }
+        KvDtype::Bf16 => {
+            let (words, _) = to.as_chunks_mut();
+            let round = |value: &f32| bf16::from_f32(*value).to_le_bytes();
+            words.iter_mut().zip(values).for_each(|(word, value)| *word = round(value));
+        }
         KvDtype::F16 => {
-            let mut run = [f16::ZERO; RUN];
-            let halves = &mut run[..values.len()];
-            halves.convert_from_f32_slice(values);
-            halves.iter().for_each(|half| to.extend(half.to_le_bytes()));
+            let (words, _) = to.as_chunks_mut();
+            for (words, values) in words.chunks_mut(RUN).zip(values.chunks(RUN)) {
+                let mut run = [f16::ZERO; RUN];
+                run[..values.len()].convert_from_f32_slice(values);
+                words.iter_mut().zip(run).for_each(|(word, half)| *word = half.to_le_bytes());
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ pub struct ReceiverConfig {
     pub layout: PageLayout,
     /// Other layouts that pages may come in: they are rearranged as they land.
     pub others: Vec<PageLayout>,
-    /// Pages that the staging region holds. It is taken from memory at once.
+    /// Pages that the staging region holds, each as large as one of the largest layout. It is taken from memory at once.
     pub slots: u32,
     /// Most slots that one grant gets.
     pub slots_per_grant: u32,

@@ -370,16 +370,16 @@ fn a_prefill_instance_whose_pages_the_engine_cannot_take_is_not_named() {
     assert_eq!(choose(&here, &submit(Routing::default()), 2).unwrap().prefill, Some(id("q")));
     // An engine that makes pages of its own of them takes them; those of others are not meant by that.
     join(Role::Prefill, &[("p", "f32")]);
-    let accepts = |layout: &str| {
+    let accepts = |name: &str, layout: &str| {
         let kv_accepts = vec![layout.to_owned()];
         Arc::new(Lease {
             kv_layout: Some("f16".to_owned()),
             kv_accepts,
-            ..Lease::clone(&lease(Role::Decode, "b"))
+            ..Lease::clone(&lease(Role::Decode, name))
         })
     };
-    for (layout, named) in [("bf16", None), ("f32", Some(id("p")))] {
-        here.lock().fleet_mut(Role::Decode).sync(&[accepts(layout)]);
+    for (name, layout, named) in [("b", "bf16", None), ("c", "f32", Some(id("p")))] {
+        here.lock().fleet_mut(Role::Decode).sync(&[accepts(name, layout)]);
         assert_eq!(choose(&here, &submit(Routing::default()), 3).unwrap().prefill, named, "{layout}");
         assert_eq!(here.lock().strangers().is_some(), named.is_none());
     }
