@@ -14,6 +14,7 @@ mod check;
 mod config;
 mod dimensions;
 mod flight;
+mod float32;
 mod forward;
 mod head_layout;
 mod matrix;
@@ -35,6 +36,7 @@ use crate::{
 use check::check_bounds;
 use dimensions::Dimensions;
 use flight::Flight;
+use float32::Float32;
 use forward::{Buffers, Forward, Way};
 use persistent::Persistent;
 use plan::{Counts, Layout, Lists, Plan};
@@ -81,22 +83,31 @@ impl CudaExecutor {
         let device = Device::open(&config.device)?;
         let dimensions = Dimensions::new(&model.spec)?;
         let context_length = config.context_length.unwrap_or(model.spec.context_length);
+        if config.is_f32() {
+            let weights = Weights::without_matrices(&device, model, &dimensions, context_length)?;
+            let tokens = config.max_batch_tokens as usize;
+            let float32 = Float32::load(&device, model, &dimensions, tokens, progress)?;
+            return Self::with_weights(device, (weights, Some(float32)), dimensions, &model.spec, config);
+        }
         let weights = Weights::load(&device, model, &dimensions, context_length, config.weights, progress)?;
-        Self::with_weights(device, weights, dimensions, &model.spec, config)
+        Self::with_weights(device, (weights, None), dimensions, &model.spec, config)
     }
 
     /// The same with random weights of a decoder's shape: for timing.
     pub fn dummy(spec: &DecoderSpec, config: &CudaConfig) -> Result<Self, CudaError> {
+        if config.is_f32() {
+            return Err(CudaError::Unsupported("random weights in f32".to_owned()));
+        }
         let device = Device::open(&config.device)?;
         let dimensions = Dimensions::new(spec)?;
         let context_length = config.context_length.unwrap_or(spec.context_length);
         let weights = Weights::dummy(&device, spec, &dimensions, context_length, config.weights)?;
-        Self::with_weights(device, weights, dimensions, spec, config)
+        Self::with_weights(device, (weights, None), dimensions, spec, config)
     }
 
     fn with_weights(
         device: Device,
-        weights: Weights,
+        (weights, float32): (Weights, Option<Float32>),
         dimensions: Dimensions,
         model: &DecoderSpec,
         config: &CudaConfig,
@@ -110,7 +121,7 @@ impl CudaExecutor {
         let buffers = Buffers::new(&device, &dimensions, tokens, slots, weights.room())?;
         let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
-        let layer_bytes = dimensions.page_elements(config.page_size as usize) * config.kv_format.bytes();
+        let layer_bytes = dimensions.page_elements(config.page_size as usize) * config.kv_bytes();
         let page_bytes = dimensions.layers * layer_bytes;
         let words = block_words(config, tokens, slots, wanted);
         let block = device.allocate(words)?;
@@ -132,15 +143,19 @@ impl CudaExecutor {
             vocab_size: model.vocab_size,
             context_length,
             kv: KvLayout {
-                name: config.kv_format.layout_name(model, &dimensions),
+                name: config.layout_name(model, &dimensions),
                 layers: dimensions.layers as u32,
                 layer_bytes: layer_bytes as u32,
             },
-            numerics_class: numerics_class(&device, weights.name(), config),
+            numerics_class: {
+                let weights = if float32.is_some() { "f32" } else { weights.name() };
+                numerics_class(&device, weights, config)
+            },
         };
         let staging = Staging::new(&device, spec.kv.page_bytes())?;
         let mover = Mover::new(&device)?;
-        let persistent = if config.persistent && config.kv_format == KvFormat::Bf16 {
+        let halves = !config.is_f32() && config.kv_format == KvFormat::Bf16;
+        let persistent = if config.persistent && halves {
             Persistent::new(&device, &dimensions, &weights, kv.view().cast())?
         } else {
             None
@@ -149,9 +164,11 @@ impl CudaExecutor {
             fused_rows: fused_rows(dimensions.widest(), weights.holds_fp8()),
             dimensions,
             weights,
+            float32,
             buffers,
             kv,
             kv_format: config.kv_format,
+            page_bytes: layer_bytes,
             persistent,
             page_size: config.page_size as usize,
             mode: config.gemm,
@@ -171,7 +188,7 @@ impl CudaExecutor {
             spec,
             device,
         };
-        if config.graphs {
+        if config.graphs && !config.is_f32() {
             executor.capture()?;
         }
         let (free, total) = executor.device.memory()?;
@@ -198,7 +215,8 @@ impl CudaExecutor {
 
     /// Bytes of weights that a decode step reads.
     pub fn weight_bytes_per_step(&self) -> u64 {
-        self.forward.weights.bytes_per_step() as u64
+        let float32 = self.forward.float32.as_ref();
+        float32.map_or_else(|| self.forward.weights.bytes_per_step(), Float32::bytes_per_step) as u64
     }
 
     /// Fills the KV pool with random numbers, as if the sequences that come had been computed: for timing.
@@ -445,7 +463,7 @@ fn pages(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, C
 fn numerics_class(device: &Device, weights: &str, config: &CudaConfig) -> String {
     let (major, minor) = device.info().capability;
     let kernels = crate::kernels::digest();
-    let kv = config.kv_format.name();
+    let kv = config.kv_name();
     let mode = match config.gemm {
         GemmMode::BatchInvariant => "",
         GemmMode::BatchVariant => "-batch-variant",

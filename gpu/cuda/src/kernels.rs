@@ -10,6 +10,7 @@ use crate::CudaError;
 pub enum KernelFile {
     DecodeAttention,
     Elementwise,
+    Float32,
     Fp8,
     Gemm,
     GemmCluster,
@@ -24,9 +25,10 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::DecodeAttention,
         Self::Elementwise,
+        Self::Float32,
         Self::Fp8,
         Self::Gemm,
         Self::GemmCluster,
@@ -44,6 +46,7 @@ impl KernelFile {
         match self {
             Self::DecodeAttention => "decode_attention.cu",
             Self::Elementwise => "elementwise.cu",
+            Self::Float32 => "float32.cu",
             Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
             Self::GemmCluster => "gemm_cluster.cu",
@@ -68,6 +71,7 @@ impl KernelFile {
         let body = match self {
             Self::DecodeAttention => include_str!("../../kernels/decode_attention.cu"),
             Self::Elementwise => include_str!("../../kernels/elementwise.cu"),
+            Self::Float32 => include_str!("../../kernels/float32.cu"),
             Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::GemmCluster => include_str!("../../kernels/gemm_cluster.cu"),
@@ -127,6 +131,7 @@ impl KernelFile {
                 "attention_decode_128_fp8",
             ],
             Self::Elementwise => &["embed", "rms_norm", "gather_rows", "copy_pages"],
+            Self::Float32 => &["embed_f32", "norm_f32", "gemm_f32", "gate_f32", "heads_f32", "attention_f32"],
             Self::Fp8 => &["fp8_pack", "fp8_quantise", "fp8_unpack"],
             Self::Gemm => &[
                 "gemm_stream_1_1",

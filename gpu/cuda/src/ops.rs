@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod float32;
 mod fp8;
 mod gemm;
 mod persistent;
@@ -17,6 +18,7 @@ pub use attention::{
     part_stats,
 };
 pub use elementwise::{CopyPages, Embed, GatherRows, NextNorm, RmsNorm};
+pub use float32::{AttentionF32, EmbedF32, GateF32, GemmF32, HeadsF32, KvF32, NormF32, Several};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale, fused_rows};
 pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};

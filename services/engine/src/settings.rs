@@ -18,6 +18,9 @@ actors::settings! {
         value page_size: u32 = 16;
         /// Element type of the KV cache: f16 (what auto means), bf16 or f32 on the CPU, bf16 (auto) or fp8_e4m3 on a GPU.
         value kv_cache_dtype: String = "auto".to_owned();
+        /// Type of weights and arithmetic: auto, or float32, in which a GPU computes slowly (no tensor cores), to check others
+        /// against.
+        value dtype: String = "auto".to_owned();
         /// GPU: fp8 quantises the weights of layers on load, unless the checkpoint holds them in FP8; default: as stored.
         optional quantization: String;
         /// Tokens of KV; default: what the memory budget holds.
@@ -103,6 +106,18 @@ impl StepLimits {
 }
 
 impl EngineSettings {
+    /// Whether weights and arithmetic are to be f32.
+    ///
+    /// # Errors
+    /// If `--dtype` is unknown.
+    pub(crate) fn is_f32(&self) -> anyhow::Result<bool> {
+        match self.dtype.as_str() {
+            "auto" => Ok(false),
+            "float32" => Ok(true),
+            other => anyhow::bail!("--dtype {other} is none of auto, float32"),
+        }
+    }
+
     /// What is set, or `usual`, the default of the device.
     pub(crate) fn step_limits(&self, usual: StepLimits) -> StepLimits {
         StepLimits {

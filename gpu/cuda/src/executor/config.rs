@@ -26,7 +26,7 @@ pub struct CudaConfig {
     pub graphs: bool,
 }
 
-/// What the matrices of layers become on the device. Embedding and output head are always bf16.
+/// What the matrices of layers become on the device. Embedding and output head are bf16, unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightFormat {
     /// FP8 where the checkpoint holds FP8 (and heads have 64 or 128 elements), else bf16.
@@ -34,6 +34,9 @@ pub enum WeightFormat {
     AsStored,
     /// FP8: what the checkpoint holds otherwise is quantised.
     Fp8,
+    /// f32, the embedding and the output head too, and so is all that is computed and kept, whatever the format of keys and
+    /// values: by plain kernels, to check others against.
+    Float32,
 }
 
 /// Element type of keys and values.
@@ -45,6 +48,40 @@ pub enum KvFormat {
     Fp8E4m3,
 }
 
+impl CudaConfig {
+    pub(super) fn is_f32(&self) -> bool {
+        self.weights == WeightFormat::Float32
+    }
+
+    /// The element type of keys and values.
+    pub(super) fn kv_name(&self) -> &'static str {
+        if self.is_f32() { KvDtype::F32.name() } else { self.kv_format.name() }
+    }
+
+    /// Bytes of an element of keys and values.
+    pub(super) fn kv_bytes(&self) -> usize {
+        if self.is_f32() { KvDtype::F32.bytes() } else { self.kv_format.bytes() }
+    }
+
+    /// What pages of a decoder are called.
+    pub(super) fn layout_name(&self, model: &DecoderSpec, dimensions: &Dimensions) -> String {
+        let Dimensions { kv_heads, head_dim, .. } = *dimensions;
+        let dtype = match self.kv_format {
+            _ if self.is_f32() => KvDtype::F32,
+            KvFormat::Bf16 => KvDtype::Bf16,
+            KvFormat::Fp8E4m3 => return format!("cuda {} {kv_heads}x{head_dim}", self.kv_name()),
+        };
+        let arrangement = Arrangement {
+            order: Order::Rows { width: head_dim as u32 },
+            dtype,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            turning: model.rope.dim,
+        };
+        arrangement.to_string()
+    }
+}
+
 impl KvFormat {
     pub const ALL: [Self; 2] = [Self::Bf16, Self::Fp8E4m3];
 
@@ -53,22 +90,6 @@ impl KvFormat {
         match self {
             Self::Bf16 => "bf16",
             Self::Fp8E4m3 => "fp8_e4m3",
-        }
-    }
-
-    /// What pages of a decoder are called.
-    pub(super) fn layout_name(self, model: &DecoderSpec, dimensions: &Dimensions) -> String {
-        let Dimensions { kv_heads, head_dim, .. } = *dimensions;
-        match self {
-            Self::Bf16 => Arrangement {
-                order: Order::Rows { width: head_dim as u32 },
-                dtype: KvDtype::Bf16,
-                kv_heads: model.kv_heads,
-                head_dim: model.head_dim,
-                turning: model.rope.dim,
-            }
-            .to_string(),
-            Self::Fp8E4m3 => format!("cuda {} {kv_heads}x{head_dim}", self.name()),
         }
     }
 

@@ -3,6 +3,7 @@ use half::bf16;
 use super::{
     config::KvFormat,
     dimensions::Dimensions,
+    float32::Float32,
     persistent::Persistent,
     plan::{Counts, Lists},
     slots::{MAX_BIAS, MAX_STOPS, Slots},
@@ -126,10 +127,14 @@ struct Rows<'a> {
 pub(super) struct Forward {
     pub dimensions: Dimensions,
     pub weights: Weights,
+    /// Takes the place of all else that computes layers and logits.
+    pub float32: Option<Float32>,
     pub buffers: Buffers,
     /// [layers, pages, keys and values, kv_heads, page_size, head_dim]
     pub kv: Buffer<u8>,
     pub kv_format: KvFormat,
+    /// Of a page of one layer.
+    pub page_bytes: usize,
     pub persistent: Option<Persistent>,
     pub page_size: usize,
     pub mode: GemmMode,
@@ -154,14 +159,15 @@ impl Forward {
                 pairs: lists.copies,
                 count: counts.copies,
                 layers,
-                page_bytes: self.dimensions.page_elements(self.page_size) * self.kv_format.bytes(),
+                page_bytes: self.page_bytes,
             })?;
         }
         if counts.tokens == 0 {
             return Ok(());
         }
-        match &self.persistent {
-            Some(persistent) if way == Way::Persistent => {
+        match (&self.float32, &self.persistent) {
+            (Some(float32), _) => float32.layers(device, self, slots, lists, counts)?,
+            (None, Some(persistent)) if way == Way::Persistent => {
                 persistent.run(device, self, slots, lists, counts.tokens)?;
             }
             _ => self.launch_layers(device, slots, lists, counts)?,
@@ -416,6 +422,9 @@ impl Forward {
         first: usize,
         count: usize,
     ) -> Result<(), CudaError> {
+        if let Some(float32) = &self.float32 {
+            return float32.logits(device, self, rows, count);
+        }
         let Dimensions { hidden, vocab, eps, .. } = self.dimensions;
         let (stream, rows) = match counts.last {
             Some(_) => (self.buffers.last_hidden.slice(first * hidden..), None),

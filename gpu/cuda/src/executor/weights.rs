@@ -79,6 +79,24 @@ impl Weights {
         })
     }
 
+    /// What decoders in f32 have of it, whose matrices are elsewhere.
+    pub fn without_matrices(
+        device: &Device,
+        model: &Model,
+        dimensions: &Dimensions,
+        context_length: u32,
+    ) -> Result<Self, CudaError> {
+        let (cosines, sines) = rotary_tables(&model.spec.rope, dimensions.head_dim, context_length);
+        Ok(Self {
+            embedding: device.allocate(0)?,
+            head: None,
+            final_norm: device.upload(&model.weights.get(WeightId::FinalNorm)?.to_f32())?,
+            layers: Vec::new(),
+            cosines: device.upload(&cosines)?,
+            sines: device.upload(&sines)?,
+        })
+    }
+
     /// Random weights of a decoder's shape, for timing: no file is read.
     pub fn dummy(
         device: &Device,

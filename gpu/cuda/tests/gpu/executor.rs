@@ -21,6 +21,7 @@ pub const PAGE_SIZE: u32 = 16;
 pub fn cases() -> Vec<Case> {
     vec![
         Case { name: "executor: reference checkpoints", run: references },
+        Case { name: "executor: reference checkpoints in f32", run: references_in_f32 },
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
         Case { name: "executor: a last layer of few rows gives the bits of all", run: last_layer },
         Case { name: "executor: refused batches change nothing", run: refusals },
@@ -125,6 +126,79 @@ fn references(_: &Context, _: &mut Random) -> Outcome {
     Ok(report)
 }
 
+/// f32 throughout, against the f32 logits of transformers: in one step, and token after token.
+fn references_in_f32(_: &Context, _: &mut Random) -> Outcome {
+    const BOUND: f32 = 5e-5;
+    let mut worst = 0.0f32;
+    for (name, checkpoint) in fixtures::checkpoints() {
+        let model = Model::open(&checkpoint.path).map_err(failure)?;
+        let config = CudaConfig { weights: WeightFormat::Float32, ..config(4, 256, KvBudget::Pages(64)) };
+        let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
+        for case in &checkpoint.cases {
+            let tokens = case.tokens();
+            let vocab = model.spec.vocab_size as usize;
+            for chunk in [tokens.len(), 7, 1] {
+                for first in (0..tokens.len()).step_by(chunk) {
+                    let part = first..tokens.len().min(first + chunk);
+                    let logits = logits_of(&mut executor, &tokens, part.clone())?;
+                    for (position, found) in part.zip(logits.chunks_exact(vocab)) {
+                        let expected = case.logits(position);
+                        let pairs = found.iter().zip(expected);
+                        let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / case.max_logit();
+                        ensure(error < BOUND, || {
+                            format!("{name}: {error:.1e} at {position}, steps of {chunk}")
+                        })?;
+                        worst = worst.max(error);
+                    }
+                }
+            }
+        }
+    }
+    Ok(format!("error {worst:.1e} of the largest logit"))
+}
+
+/// Logits after some tokens of a text, those before having been computed.
+fn logits_of(
+    executor: &mut CudaExecutor,
+    tokens: &[u32],
+    part: std::ops::Range<usize>,
+) -> Result<Vec<f32>, Failure> {
+    let slot = SlotId(0);
+    let pages: Vec<u32> = (0..(tokens.len() as u32).div_ceil(PAGE_SIZE)).rev().collect();
+    let open = OpenSlot {
+        slot,
+        params: SamplingParams { logprobs: Logprobs::Top(1), ..SamplingParams::default() },
+        choice: 0,
+        prompt: Vec::new(),
+        output: Vec::new(),
+    };
+    let batch = Batch {
+        step: StepId(1),
+        closes: if part.start == 0 { Vec::new() } else { vec![slot] },
+        opens: vec![open],
+        sequences: vec![SequenceStep {
+            slot,
+            tokens: 0..part.len() as u32,
+            start: part.start as u32,
+            pages: 0..pages.len() as u32,
+            sample: false,
+            score: Some(Score { from: 0, next: Some(0) }),
+        }],
+        tokens: tokens[part.clone()].to_vec(),
+        pages,
+        ..Batch::default()
+    };
+    let ticket = executor.submit(&batch).map_err(failure)?;
+    executor.collect(ticket).map_err(failure)?;
+    let logits = executor.logits(part.len())?;
+    if part.end == tokens.len() {
+        let close = Batch { step: StepId(2), closes: vec![slot], ..Batch::default() };
+        let ticket = executor.submit(&close).map_err(failure)?;
+        executor.collect(ticket).map_err(failure)?;
+    }
+    Ok(logits)
+}
+
 /// What is asked for.
 pub struct Request {
     pub prompt: Vec<u32>,
@@ -173,17 +247,19 @@ pub fn random_request(random: &mut Random) -> Request {
 fn mixed(context: &Context, random: &mut Random) -> Outcome {
     let folder = std::env::temp_dir().join(format!("stator-gpu-test-{}", std::process::id()));
     let (mut steps, mut requests) = (0, 0);
-    for (head_dim, heads, kv_heads, window, kv_format) in [
-        (64, 6, 2, None, KvFormat::Bf16),
-        (128, 4, 1, None, KvFormat::Bf16),
-        (64, 3, 3, Some(50), KvFormat::Bf16),
-        (128, 4, 2, None, KvFormat::Fp8E4m3),
-        (64, 6, 3, Some(70), KvFormat::Fp8E4m3),
+    let (stored, f32) = (WeightFormat::AsStored, WeightFormat::Float32);
+    for (head_dim, heads, kv_heads, window, kv_format, weights) in [
+        (64, 6, 2, None, KvFormat::Bf16, stored),
+        (128, 4, 1, None, KvFormat::Bf16, stored),
+        (64, 3, 3, Some(50), KvFormat::Bf16, stored),
+        (128, 4, 2, None, KvFormat::Fp8E4m3, stored),
+        (64, 6, 3, Some(70), KvFormat::Fp8E4m3, stored),
+        (128, 4, 2, Some(60), KvFormat::Bf16, f32),
     ] {
         let spec = random_spec(head_dim, heads, kv_heads, window);
         synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
         let model = Model::open(&folder).map_err(failure)?;
-        let config = CudaConfig { kv_format, ..config(24, 256, KvBudget::Pages(24 * 24)) };
+        let config = CudaConfig { kv_format, weights, ..config(24, 256, KvBudget::Pages(24 * 24)) };
         let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
         let count = if context.light { 4 } else { 60 };
         let all: Vec<Request> = (0..count).map(|_| random_request(random)).collect();

@@ -1,7 +1,7 @@
-//! A real model from its GGUF file, in bf16, against the distributions that transformers computed from the same file in
+//! A real model from its GGUF file, in bf16 and in f32, against the distributions that transformers computed from the same file in
 //! f32.
 
-use cuda::{CudaConfig, CudaExecutor, KvBudget, ops::GemmMode};
+use cuda::{CudaConfig, CudaExecutor, KvBudget, WeightFormat, ops::GemmMode};
 use models::{
     Batch, Executor, Logprobs, Model, OpenSlot, SamplingParams, Score, SequenceStep, SlotId, StepId,
     fixtures::{self, TeacherForced},
@@ -12,6 +12,8 @@ use crate::{
     harness::Context,
 };
 
+/// The same for f32.
+const F32_MEAN_BOUND: f64 = 1e-5;
 /// Tokens of a step.
 const ROWS: usize = 50;
 /// Mean divergence in nats that bf16 may cost.
@@ -38,6 +40,13 @@ pub fn run(context: Context) -> Result<(), String> {
         if mean > MEAN_BOUND || clear > 0 {
             return Err("further from f32 than bf16 has to be".to_owned());
         }
+    }
+    let config = CudaConfig { weights: WeightFormat::Float32, ..config(4, 256, KvBudget::Pages(64)) };
+    let mut executor = CudaExecutor::new(&model, &config, &mut |_| ()).map_err(|error| error.to_string())?;
+    let (mean, flips, _) = divergence(&mut executor, &reference)?;
+    println!("SmolLM2, f32: mean divergence {mean:.8} nats; other best token: {flips}");
+    if mean > F32_MEAN_BOUND || flips > 0 {
+        return Err("f32 is not the reference's".to_owned());
     }
     Ok(())
 }

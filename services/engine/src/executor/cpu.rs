@@ -26,14 +26,14 @@ pub(super) fn build(
     };
     let config = CpuConfig {
         threads,
-        kv_dtype: kv_dtype(&settings.kv_cache_dtype)?,
+        kv_dtype: kv_dtype(&settings.kv_cache_dtype, settings.is_f32()?)?,
         page_size: settings.page_size,
         kv,
         slots: limits.running,
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
         isa: None,
-        precision: Precision::Packed,
+        precision: if settings.is_f32()? { Precision::F32 } else { Precision::Packed },
     };
     let mut progress = |LoadProgress { done, total }| {
         tracing::info!(target: "progress", done, total, "loading weights");
@@ -41,11 +41,10 @@ pub(super) fn build(
     CpuExecutor::new(&model, &config, &mut progress).context("cpu executor")
 }
 
-fn kv_dtype(name: &str) -> anyhow::Result<KvDtype> {
+fn kv_dtype(name: &str, is_f32: bool) -> anyhow::Result<KvDtype> {
     if name == "auto" {
-        return Ok(KvDtype::F16);
+        return Ok(if is_f32 { KvDtype::F32 } else { KvDtype::F16 });
     }
-    let known = [KvDtype::F16, KvDtype::Bf16, KvDtype::F32];
-    let found = known.into_iter().find(|dtype| dtype.name() == name);
+    let found = KvDtype::ALL.into_iter().find(|dtype| dtype.name() == name);
     found.with_context(|| format!("--kv-cache-dtype {name} is none of f16, bf16, f32, which the CPU takes"))
 }

@@ -44,12 +44,12 @@ pub(super) fn build(
         },
         page_size: settings.page_size,
         kv,
-        kv_format: kv_format(&settings.kv_cache_dtype)?,
+        kv_format: kv_format(settings)?,
         slots: limits.running,
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),
         gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
-        weights: weight_format(settings.quantization.as_deref())?,
+        weights: weight_format(settings)?,
         persistent: true,
         graphs: true,
     };
@@ -58,19 +58,26 @@ pub(super) fn build(
     CudaExecutor::new(&model, &config, &mut progress).context("cuda executor")
 }
 
-fn kv_format(name: &str) -> anyhow::Result<KvFormat> {
-    if name == "auto" {
+fn kv_format(settings: &EngineSettings) -> anyhow::Result<KvFormat> {
+    let name = settings.kv_cache_dtype.as_str();
+    anyhow::ensure!(
+        !settings.is_f32()? || ["auto", "f32"].contains(&name),
+        "--kv-cache-dtype {name} is not built for --dtype float32, which keeps f32"
+    );
+    if name == "auto" || settings.is_f32()? {
         return Ok(KvFormat::default());
     }
     let found = KvFormat::ALL.into_iter().find(|format| format.name() == name);
     found.with_context(|| format!("--kv-cache-dtype {name} is none of bf16, fp8_e4m3, which a GPU takes"))
 }
 
-fn weight_format(quantization: Option<&str>) -> anyhow::Result<WeightFormat> {
-    match quantization {
-        None => Ok(WeightFormat::AsStored),
-        Some("fp8") => Ok(WeightFormat::Fp8),
-        Some(other) => anyhow::bail!("--quantization {other} is not built; a GPU quantises to fp8"),
+fn weight_format(settings: &EngineSettings) -> anyhow::Result<WeightFormat> {
+    match (settings.quantization.as_deref(), settings.is_f32()?) {
+        (None, false) => Ok(WeightFormat::AsStored),
+        (None, true) => Ok(WeightFormat::Float32),
+        (Some("fp8"), false) => Ok(WeightFormat::Fp8),
+        (Some(other), true) => anyhow::bail!("--quantization {other} and --dtype float32 exclude each other"),
+        (Some(other), false) => anyhow::bail!("--quantization {other} is not built; a GPU quantises to fp8"),
     }
 }
 
