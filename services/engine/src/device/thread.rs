@@ -1,5 +1,6 @@
 use std::{
     collections::VecDeque,
+    mem::ManuallyDrop,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +22,9 @@ use crate::feed::Feeds;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) struct Thread {
-    executor: Box<dyn Executor>,
+    /// Never dropped. The process ends with this thread: the libraries of a device are being torn down meanwhile, and its
+    /// memory is given back with the process.
+    executor: ManuallyDrop<Box<dyn Executor>>,
     scheduler: Scheduler,
     intake: Receiver<Command>,
     reports: mpsc::Sender<Report>,
@@ -68,7 +71,7 @@ impl Thread {
     ) -> Self {
         Self {
             copies: Copies::new(executor.spec().kv.page_bytes()),
-            executor,
+            executor: ManuallyDrop::new(executor),
             scheduler,
             intake,
             reports,
@@ -153,7 +156,7 @@ impl Thread {
         let mut reports = Vec::new();
         let feeds = &self.shared.feeds;
         self.copies
-            .run(&mut *self.executor, &mut self.scheduler, feeds, &mut reports)
+            .run(&mut **self.executor, &mut self.scheduler, feeds, &mut reports)
             .map_err(Ended::Lost)?;
         reports.into_iter().try_for_each(|report| self.send(report))
     }
