@@ -22,7 +22,7 @@ use crate::{
     chain::{Chain, blocks_of},
     decisions::Roster,
     follow::Heard,
-    index::{Index, Worker},
+    index::{Index, Matches, Worker},
     load::{Burden, LoadView, Work},
     policy::Candidate,
 };
@@ -42,6 +42,8 @@ pub struct Fleet {
     roster: Roster,
     index: Index,
     pages: Pages,
+    /// In blocks of the smallest size.
+    matches: Matches,
     /// Without events.
     guesses: Option<Guesses>,
 }
@@ -50,9 +52,8 @@ pub struct Fleet {
 #[derive(Debug, Clone, Copy)]
 struct Sight {
     worker: Worker,
+    /// In blocks of the smallest size.
     burden: Burden,
-    /// In [`Fleet::pages`].
-    page: usize,
 }
 
 impl Fleet {
@@ -113,7 +114,7 @@ impl Fleet {
             match self.index.enlist() {
                 Some(worker) => {
                     self.members.push(Member::new(lease.clone()));
-                    self.sights.push(Sight { worker, burden: Burden::default(), page: 0 });
+                    self.sights.push(Sight { worker, burden: Burden::default() });
                 }
                 None => {
                     tracing::error!(instance = %lease.instance, "not routed to: the index has no number left")
@@ -125,8 +126,8 @@ impl Fleet {
             let places = self.members.iter().enumerate();
             self.places = places.map(|(place, member)| (member.instance().clone(), place)).collect();
             self.roster = self.members.iter().map(|member| member.lease.clone()).collect();
-            let places = self.pages.sort(&self.roster);
-            self.sights.iter_mut().zip(places).for_each(|(sight, page)| sight.page = page);
+            self.pages.sort(&self.roster);
+            (0..self.members.len()).for_each(|place| self.recount(place));
         }
         changed
     }
@@ -144,8 +145,13 @@ impl Fleet {
     fn with_load<T>(&mut self, place: usize, change: impl FnOnce(&mut LoadView) -> T) -> T {
         let view = &mut self.members[place].load;
         let changed = change(view);
-        self.sights[place].burden = view.burden();
+        self.recount(place);
         changed
+    }
+
+    fn recount(&mut self, place: usize) {
+        let burden = self.members[place].load.burden();
+        self.sights[place].burden = self.pages.in_units(self.page_size_at(place), burden);
     }
 
     /// Applies changes of a cache; says how many blocks they named.
@@ -193,7 +199,15 @@ impl Fleet {
 
     /// Finds out how much of a prompt each member has cached.
     pub fn look_up(&mut self, chains: &[Chain]) {
-        self.pages.look_up(chains, &self.index);
+        self.index.matches(blocks_of(chains, self.page_size()), &mut self.matches);
+        if !self.pages.look_up_larger(chains, &self.index) {
+            return;
+        }
+        let unit = self.page_size();
+        for (sight, member) in self.sights.iter().zip(&self.members).filter(|(_, it)| it.page_size != unit) {
+            let tokens = self.pages.tokens(member.page_size, sight.worker);
+            self.matches.set(sight.worker, tokens / unit);
+        }
     }
 
     /// Tokens of a block as candidates count them: of the smallest that members have.
@@ -203,13 +217,17 @@ impl Fleet {
 
     /// Tokens of a block of this member.
     pub fn page_size_at(&self, place: usize) -> u32 {
-        self.pages.size(self.sights[place].page)
+        self.members[place].page_size
     }
 
     /// Tokens that this member has of the prompt last looked up.
     pub fn cached_tokens(&self, place: usize) -> u32 {
-        let Sight { worker, page, .. } = self.sights[place];
-        self.pages.depth(page, worker) * self.pages.size(page)
+        let (worker, page_size) = (self.sights[place].worker, self.page_size_at(place));
+        if page_size == self.page_size() {
+            self.matches.depth(worker) * page_size
+        } else {
+            self.pages.tokens(page_size, worker)
+        }
     }
 
     /// One member of each page size.
@@ -232,9 +250,9 @@ impl Fleet {
     #[inline]
     fn seen(&self, place: usize, sight: &Sight, session: Option<u64>) -> Candidate {
         Candidate {
-            overlap_blocks: self.pages.in_units(sight.page, self.pages.depth(sight.page, sight.worker)),
+            overlap_blocks: self.matches.depth(sight.worker),
             prefill_tokens: sight.burden.prefill_tokens,
-            used_blocks: self.pages.in_units(sight.page, sight.burden.blocks),
+            used_blocks: sight.burden.blocks,
             requests: sight.burden.requests,
             session_rank: session.map_or(0, |session| self.members[place].rank(session)),
         }

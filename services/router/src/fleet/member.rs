@@ -6,7 +6,7 @@ use std::{
 use messages::{InstanceId, lease::Lease};
 
 use super::drift::Drift;
-use crate::{follow::Follower, load::LoadView};
+use crate::{chain::page_size_of, follow::Follower, load::LoadView};
 
 /// One engine.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Member {
     /// A snapshot of its cache is on its way.
     pub asked: bool,
     pub drift: Drift,
+    /// Tokens of a block.
+    pub(super) page_size: u32,
     hash: u64,
 }
 
@@ -24,7 +26,8 @@ impl Member {
     pub(super) fn new(lease: Arc<Lease>) -> Self {
         let hash = hash_of(lease.instance.as_str());
         let (load, follower, drift) = (LoadView::new(lease.role), Follower::default(), Drift::default());
-        Self { lease, load, follower, asked: false, drift, hash }
+        let page_size = page_size_of(&lease);
+        Self { lease, load, follower, asked: false, drift, page_size, hash }
     }
 
     pub fn instance(&self) -> &InstanceId {

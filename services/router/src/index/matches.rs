@@ -22,6 +22,13 @@ impl Matches {
         self.depths.get(usize::from(worker)).copied().unwrap_or(0)
     }
 
+    /// Says that `worker` holds so many.
+    pub fn set(&mut self, Worker(worker): Worker, depth: u32) {
+        if let Some(known) = self.depths.get_mut(usize::from(worker)) {
+            *known = depth;
+        }
+    }
+
     pub(super) fn begin(&mut self, workers: usize) {
         (self.depth, self.last) = (0, None);
         self.depths.clear();
