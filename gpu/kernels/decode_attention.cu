@@ -6,11 +6,14 @@
 // its first two items by its number and draws more from `queue` (items drawn, blocks done; zero between launches), so
 // the grid does not depend on the lengths.
 //
-// `tile_starts[i]` and `run_starts[i]` count tiles and runs of the sequences before i. The first run of a sequence is
-// folded as it goes. Tiles of later runs leave their parts in `part_values` and `part_stats`, and the last run to
-// arrive folds them; with `whole_runs` a run leaves one part, which is another order of additions.
+// `tile_starts[i]` and `run_starts[i]` count tiles and runs of the sequences before i, those of another launch included.
+// The first run of a sequence is folded as it goes. Tiles of later runs leave their parts in `part_values` and
+// `part_stats`, and the last run to arrive folds them; with `whole_runs` a run leaves one part, which is another order of
+// additions.
 //
 // Keys and values are bf16, or fp8 as `qkv_head` packs it, made bf16 on the way to the tensor cores.
+//
+// `beside` the products of other rows the successor is not let in early: it would wait where they could run.
 //
 // Lists and page tables belong to the step, and so do all keys and values but those of its own tokens: they are read
 // before the producer of the queries has ended.
@@ -20,7 +23,7 @@ DEVICE void decode(const TensorMap& pages, const Work& work) {
     extern __shared__ u8 bytes[];
     u32 memory = shared_address(bytes) + 1023 & ~1023u;
     auto& ring = *(TileRing<D, CODES>*)(bytes + (memory - shared_address(bytes)) + RING_BYTES);
-    allow_consumer();
+    if (!work.beside) allow_consumer();
     if (threadIdx.x == 0) {
         for (int i = 0; i < TileRing<D, CODES>::STAGES; i++) {
             barrier_init(ring.keys_full + i, 1);
@@ -35,6 +38,7 @@ DEVICE void decode(const TensorMap& pages, const Work& work) {
         Consumer<D, CODES>(work, ring, memory).run();
     } else {
         Producer<D, CODES>(work, pages, ring, memory).run();
+        if (work.beside) allow_consumer();
         if (arrive(work.queue + 1, gridDim.x) && threadIdx.x % 32 == 0) work.queue[0] = 0;
     }
 }
@@ -44,10 +48,10 @@ DEVICE void decode(const TensorMap& pages, const Work& work) {
         const __grid_constant__ TensorMap pages, u16* out, const u16* queries, const u32* tables,                    \
         const u32* table_starts, const u32* contexts, const u32* tile_starts, const u32* run_starts,                 \
         float* part_values, float2* part_stats, u32* tickets, u32* queue, int sequences, int heads, int kv_heads,    \
-        int page_shift, int window, int whole_runs, float scale) {                                                   \
+        int page_shift, int window, int whole_runs, int beside, float scale) {                                       \
         decode<D, CODES>(pages, Work{out, queries, tables, table_starts, contexts, tile_starts, run_starts,          \
                                      part_values, part_stats, tickets, queue, sequences, heads, kv_heads, page_shift,\
-                                     window, whole_runs != 0, CODES ? scale * CODE_PRODUCT : scale});                \
+                                     window, whole_runs != 0, beside != 0, CODES ? scale * CODE_PRODUCT : scale});    \
     }
 DECODE(64, 64, false)
 DECODE(128, 128, false)

@@ -37,7 +37,7 @@ struct Producer {
 
     // The first tile of an item. Items of a block ascend: the search begins at the sequence of the last one.
     __device__ __forceinline__ Load begin(u32 item, int sequence) const {
-        u32 run = item / (work.kv_heads * groups);
+        u32 run = work.run_starts[0] + item / (work.kv_heads * groups);
         int in_run = item % (work.kv_heads * groups);
         for (u32 started = FULL_WARP; started == FULL_WARP;) {
             int next = sequence + 1 + lane;
@@ -119,7 +119,7 @@ struct Producer {
     }
 
     __device__ __forceinline__ void run() const {
-        u32 items = work.run_starts[work.sequences] * work.kv_heads * groups;
+        u32 items = (work.run_starts[work.sequences] - work.run_starts[0]) * work.kv_heads * groups;
         u32 drawn = 0;
         int fixed = 0;
         auto next_item = [&]() {

@@ -14,7 +14,7 @@ struct Work {
     float2* part_stats;   // [tiles, heads, DECODE_WARPS]: maximum, sum
     u32 *tickets, *queue;
     int sequences, heads, kv_heads, page_shift, window;
-    bool whole_runs;
+    bool whole_runs, beside;
     float scale;
 };
 

@@ -1,7 +1,7 @@
 // Products of 17 to 64 rows of x by weights in bf16: see gemm.cuh.
 //
 // A cluster of four blocks makes a tile of COLUMNS by TOKENS, one segment each, transposed: w is the left operand of the
-// tensor cores. One warp has boxes of 64 elements copied, groups of four warps multiply 64 columns each, four warps work out
+// tensor cores. Where few multiprocessors are free, one block makes a tile, segment by segment. One warp has boxes of 64 elements copied, groups of four warps multiply 64 columns each, four warps work out
 // what rows are scaled by. Then each block adds up the segments of its share of the rows and does what follows: a gate, a
 // sum and the first half of the norm behind it, or the heads of queries, keys and values.
 
@@ -31,13 +31,14 @@ struct RowScale {
     }
 };
 
-template <int COLUMNS, int TOKENS, int STAGES>
+// BLOCKS of a tile: one for each segment, or one.
+template <int COLUMNS, int TOKENS, int STAGES, int BLOCKS>
 struct ClusterProduct {
     static constexpr int GROUPS = COLUMNS == 64 ? 2 : COLUMNS / 64, WARPS = 4 * GROUPS;  // those that multiply
     static constexpr int THREADS = 32 * (WARPS + 1 + SCALE_WARPS);
     static constexpr int GROUP_TOKENS = COLUMNS == 64 ? TOKENS / 2 : TOKENS;  // of a group
     static constexpr int W_BYTES = COLUMNS * 128, STAGE_BYTES = W_BYTES + TOKENS * 128;
-    static constexpr int SHARE = TOKENS / SPLIT_SEGMENTS;  // rows that a block finishes
+    static constexpr int SHARE = TOKENS / BLOCKS;  // rows that a block finishes
     static constexpr int PITCH = COLUMNS + 4;              // scattered stores of a warp meet 32 banks
 
     const TensorMap &w, &x;
@@ -81,26 +82,42 @@ struct ClusterProduct {
         if (lane == 0) barrier_arrive(scaled);
     }
 
-    // Leaves this block's segment in shared memory; all blocks of the cluster have when it returns.
+    // Leaves this block's segment, or the sum of all, in shared memory; all blocks of the cluster have when it returns.
     __device__ __forceinline__ void multiply_segment() const {
-        float acc[GROUP_TOKENS / 2];
+        float acc[GROUP_TOKENS / 2], total[GROUP_TOKENS / 2];
 #pragma unroll
         for (int i = 0; i < GROUP_TOKENS / 2; i++) acc[i] = 0.0f;
         int group = warp / 4, slot = 0;
         u32 phase = 0;
         u32 w_at = COLUMNS == 64 ? 0 : group * 64 * 128, x_at = W_BYTES + (COLUMNS == 64 ? group * GROUP_TOKENS * 128 : 0);
+        int segment = 0, first = 0, next = BLOCKS == 1 ? segment_begin(k, 1, SPLIT_SEGMENTS) : count;
+        auto end_segment = [&]() {
+#pragma unroll
+            for (int i = 0; i < GROUP_TOKENS / 2; i++) {
+                total[i] = segment ? add(total[i], acc[i]) : acc[i];
+                acc[i] = 0.0f;
+            }
+            first = next;
+            next = segment_begin(k, ++segment + 1, SPLIT_SEGMENTS);
+        };
         for (int block = 0; block < count; block++) {
+            while (BLOCKS == 1 && block == next) end_segment();
             barrier_wait(full + slot, phase);
             u32 stage = ring + slot * STAGE_BYTES;
             matrices_fence();
 #pragma unroll
             for (int step = 0; step < 4; step++)
                 multiply(acc, matrix_descriptor(stage + w_at + step * 32), matrix_descriptor(stage + x_at + step * 32),
-                         block > 0 || step > 0);
+                         block > first || step > 0);
             matrices_commit();
             matrices_wait<0>();
             if (lane == 0) barrier_arrive(empty + slot);
             if (++slot == STAGES) slot = 0, phase ^= 1;
+        }
+        if constexpr (BLOCKS == 1) {
+            while (segment < SPLIT_SEGMENTS) end_segment();
+#pragma unroll
+            for (int i = 0; i < GROUP_TOKENS / 2; i++) acc[i] = total[i];
         }
         asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory");  // the ring is free
         int column = (COLUMNS == 64 ? warp % 4 : warp) * 16 + lane / 4;
@@ -116,6 +133,7 @@ struct ClusterProduct {
     template <typename T>
     __device__ __forceinline__ T sum_segments(int row, int column) const {
         const T* at = (const T*)(turned + (share0 - row0 + row) * PITCH + column);
+        if (BLOCKS == 1) return *at;
         T v = read_peer(at, 0);
 #pragma unroll
         for (int s = 1; s < SPLIT_SEGMENTS; s++) v = add(v, read_peer(at, s));
@@ -205,10 +223,10 @@ struct ClusterProduct {
 };
 
 // `end_with` is what becomes of the product: it is called in the warps that multiply.
-template <int COLUMNS, int TOKENS, int STAGES, typename End>
+template <int COLUMNS, int TOKENS, int STAGES, int BLOCKS, typename End>
 DEVICE void cluster_product(const TensorMap& w, const TensorMap& x, int m, int n, int k, const RowScale& by,
                             const End& end_with) {
-    using Product = ClusterProduct<COLUMNS, TOKENS, STAGES>;
+    using Product = ClusterProduct<COLUMNS, TOKENS, STAGES, BLOCKS>;
     extern __shared__ u8 memory[];
     __shared__ u64 full[STAGES], empty[STAGES], scaled;
     __shared__ float scales[Product::SHARE];
@@ -223,8 +241,8 @@ DEVICE void cluster_product(const TensorMap& w, const TensorMap& x, int m, int n
         barrier_init_fence();
     }
     __syncthreads();
-    int tile = blockIdx.x / SPLIT_SEGMENTS, rows = (m + TOKENS - 1) / TOKENS, rank = cluster_rank();
-    int begin = segment_begin(k, rank, SPLIT_SEGMENTS), end = segment_begin(k, rank + 1, SPLIT_SEGMENTS);
+    int tile = blockIdx.x / BLOCKS, rows = (m + TOKENS - 1) / TOKENS, rank = blockIdx.x % BLOCKS;
+    int begin = segment_begin(k, rank, BLOCKS), end = segment_begin(k, rank + 1, BLOCKS);
     int row0 = tile % rows * TOKENS;
     Product product{w, x, m, n, k, row0, row0 + rank * Product::SHARE, tile / rows * COLUMNS, begin, end - begin,
                     full, empty, &scaled, ring, (float*)(memory + (ring - shared_address(memory))), scales};
@@ -240,9 +258,9 @@ DEVICE void cluster_product(const TensorMap& w, const TensorMap& x, int m, int n
     }
 }
 
-#define CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES)                          \
-    extern "C" __global__ void __cluster_dims__(SPLIT_SEGMENTS, 1, 1)    \
-        __launch_bounds__(ClusterProduct<COLUMNS, TOKENS, STAGES>::THREADS, 1)
+#define CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES, BLOCKS)          \
+    extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1)    \
+        __launch_bounds__(ClusterProduct<COLUMNS, TOKENS, STAGES, BLOCKS>::THREADS, BLOCKS == 1 ? 2 : 1)
 
 struct PlainEnd {
     void* out;
@@ -254,23 +272,24 @@ struct PlainEnd {
     }
 };
 
-#define CLUSTER(COLUMNS, TOKENS, STAGES)                                                                             \
-    CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES) gemm_cluster_##COLUMNS##_##TOKENS(                                       \
+#define CLUSTER(NAME, COLUMNS, TOKENS, STAGES, BLOCKS)                                                               \
+    CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES, BLOCKS) gemm_cluster_##NAME(                                             \
         const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, void* out, int m, int n, int k,     \
         int output, const float* next_weight, u16* weighed, float* next_squares, const float* squares,               \
         const float* given, float eps) {                                                                             \
-        cluster_product<COLUMNS, TOKENS, STAGES>(                                                                    \
+        cluster_product<COLUMNS, TOKENS, STAGES, BLOCKS>(                                                            \
             w, x, m, n, k, RowScale{squares, given, eps},                                                            \
             PlainEnd{out, output, NextNorm{next_weight, weighed, next_squares}});                                    \
     }
-CLUSTER(64, 32, 8)
-CLUSTER(128, 32, 5)
-CLUSTER(192, 32, 7)
-CLUSTER(256, 32, 5)
-CLUSTER(64, 64, 6)
-CLUSTER(128, 64, 4)
-CLUSTER(192, 64, 6)
-CLUSTER(256, 64, 5)
+CLUSTER(64_32, 64, 32, 8, 4)
+CLUSTER(128_32, 128, 32, 5, 4)
+CLUSTER(192_32, 192, 32, 7, 4)
+CLUSTER(256_32, 256, 32, 5, 4)
+CLUSTER(64_64, 64, 64, 6, 4)
+CLUSTER(128_64, 128, 64, 4, 4)
+CLUSTER(192_64, 192, 64, 6, 4)
+CLUSTER(256_64, 256, 64, 5, 4)
+CLUSTER(128_32_one, 128, 32, 5, 1)
 
 // The product of queries, keys and values.
 struct HeadProduct {
@@ -287,13 +306,16 @@ struct HeadEnd {
     }
 };
 
-#define CLUSTER_HEADS(D, TOKENS)                                                                                     \
-    CLUSTER_KERNEL(256, TOKENS, 5) gemm_heads_##D##_##TOKENS(const __grid_constant__ HeadProduct p, int m, int n,    \
-                                                            int k, const float* squares, const float* given,         \
-                                                            float eps) {                                             \
-        cluster_product<256, TOKENS, 5>(p.w, p.x, m, n, k, RowScale{squares, given, eps}, HeadEnd<D>{p.to});         \
+#define CLUSTER_HEADS(NAME, D, COLUMNS, TOKENS, STAGES)                                                              \
+    CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES, 4) gemm_heads_##NAME(const __grid_constant__ HeadProduct p, int m, int n, \
+                                                                int k, const float* squares, const float* given,     \
+                                                                float eps) {                                         \
+        cluster_product<COLUMNS, TOKENS, STAGES, 4>(p.w, p.x, m, n, k, RowScale{squares, given, eps},                \
+                                                    HeadEnd<D>{p.to});                                               \
     }
-CLUSTER_HEADS(64, 32)
-CLUSTER_HEADS(64, 64)
-CLUSTER_HEADS(128, 32)
-CLUSTER_HEADS(128, 64)
+CLUSTER_HEADS(64_32, 64, 256, 32, 5)
+CLUSTER_HEADS(64_64, 64, 256, 64, 5)
+CLUSTER_HEADS(128_32, 128, 256, 32, 5)
+CLUSTER_HEADS(128_64, 128, 256, 64, 5)
+CLUSTER_HEADS(64_32_half, 64, 128, 32, 4)
+CLUSTER_HEADS(128_32_half, 128, 128, 32, 4)

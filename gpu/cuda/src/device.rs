@@ -29,15 +29,20 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
 }
 
-/// One GPU as its device thread sees it: context, one stream, compiled kernels. Made and used
-/// on that thread alone.
+/// One GPU as its device thread sees it: context, streams, compiled kernels. Made and used on
+/// that thread alone.
 #[derive(Debug)]
 pub struct Device {
     info: DeviceInfo,
     kernels: Kernels,
     blas: Option<Blas>,
     launched: Cell<u64>,
-    stream: Arc<CudaStream>,
+    /// All work is on the first but the second half of what [`Device::beside`] starts.
+    streams: [Arc<CudaStream>; 2],
+    /// The half whose launches are started now.
+    half: Cell<Option<usize>>,
+    /// The next launch waits until all before it has ended.
+    alone: Cell<bool>,
     context: Arc<CudaContext>,
 }
 
@@ -56,7 +61,7 @@ impl Device {
         // SAFETY: no memory was allocated yet. One stream does all work, so no event has to order it, and
         // capturing it into graphs needs them off.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream()?;
+        let streams = [context.new_stream()?, context.new_stream()?];
         let info = describe(&context)?;
         let opened = Instant::now();
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
@@ -64,7 +69,16 @@ impl Device {
             Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
         let loaded = Instant::now();
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
-        let device = Self { info, kernels, blas, launched: Cell::new(0), stream, context };
+        let device = Self {
+            info,
+            kernels,
+            blas,
+            launched: Cell::new(0),
+            streams,
+            half: Cell::new(None),
+            alone: Cell::new(false),
+            context,
+        };
         tracing::info!(
             name = device.info.name,
             cublaslt = device.blas.is_some(),
@@ -122,7 +136,7 @@ impl Device {
         assert!(data.len() <= target.len(), "copy of {} elements into {}", data.len(), target.len());
         self.context.bind_to_thread()?;
         // SAFETY: the target holds at least as many elements; both sides outlive the call as the contract says.
-        unsafe { result::memcpy_htod_async(target.address(), data, self.stream.cu_stream())? };
+        unsafe { result::memcpy_htod_async(target.address(), data, self.stream().cu_stream())? };
         Ok(())
     }
 
@@ -162,7 +176,7 @@ impl Device {
             Height: count,
         };
         // SAFETY: source and target hold the rows; both outlive the call as the contract says.
-        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream.cu_stream()) }.result()?;
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) }.result()?;
         Ok(())
     }
 
@@ -175,7 +189,7 @@ impl Device {
         assert!(data.len() <= source.len(), "copy of {} elements from {}", data.len(), source.len());
         self.context.bind_to_thread()?;
         // SAFETY: the source holds at least as many elements; both sides outlive the call as the contract says.
-        unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream.cu_stream())? };
+        unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream().cu_stream())? };
         Ok(())
     }
 
@@ -184,7 +198,7 @@ impl Device {
         self.context.bind_to_thread()?;
         // SAFETY: the view's bytes are allocated.
         unsafe {
-            result::memset_d8_async(target.address(), byte, target.bytes(), self.stream.cu_stream())?;
+            result::memset_d8_async(target.address(), byte, target.bytes(), self.stream().cu_stream())?;
         }
         Ok(())
     }
@@ -194,7 +208,7 @@ impl Device {
     /// # Errors
     /// Also those of that work: a device error shows at the first wait after it.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.stream.synchronize()?;
+        self.stream().synchronize()?;
         Ok(self.context.check_err()?)
     }
 
@@ -217,7 +231,34 @@ impl Device {
     }
 
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        &self.streams[self.half.get().unwrap_or(0)]
+    }
+
+    /// Starts two halves that run beside each other, after all that was started before; what is started next begins once
+    /// both have ended. `start` is called once for each.
+    pub(crate) fn beside(&self, start: impl Fn(usize) -> Result<(), CudaError>) -> Result<(), CudaError> {
+        let [first, second] = &self.streams;
+        second.join(first)?;
+        for half in 0..2 {
+            self.half.set(Some(half));
+            self.alone.set(true);
+            let outcome = start(half);
+            self.half.set(None);
+            outcome?;
+        }
+        first.join(second)?;
+        self.alone.set(true);
+        Ok(())
+    }
+
+    /// Whether what is started now is one of two halves.
+    pub(crate) fn is_half(&self) -> bool {
+        self.half.get().is_some()
+    }
+
+    /// Whether the next launch must not begin before all before it have ended; asked once for each launch.
+    pub(crate) fn begins_alone(&self) -> bool {
+        self.alone.replace(false)
     }
 
     pub(crate) fn kernels(&self) -> &Kernels {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -17,6 +18,7 @@ mod flight;
 mod float32;
 mod forward;
 mod head_layout;
+mod layers;
 mod matrix;
 mod persistent;
 mod plan;
@@ -30,7 +32,7 @@ pub use config::{CudaConfig, KvBudget, KvFormat, WeightFormat};
 
 use crate::{
     Buffer, CudaError, Device, Graph, memory,
-    ops::{FillBf16, GemmMode, fused_rows},
+    ops::{FUSED_ROWS, FillBf16, GemmMode, fused_rows},
     transfer::Mover,
 };
 use check::check_bounds;
@@ -38,7 +40,7 @@ use dimensions::Dimensions;
 use flight::Flight;
 use float32::Float32;
 use forward::{Buffers, Forward, Way};
-use persistent::Persistent;
+use persistent::{MOST_WEIGHT_BYTES, Persistent};
 use plan::{Counts, Layout, Lists, Plan};
 use slots::Slots;
 use staging::{Pool, Staging};
@@ -47,6 +49,8 @@ use weights::Weights;
 
 /// Steps in flight: the next is planned and submitted while one runs.
 const DEPTH: usize = 2;
+/// Rows of steps that may run as two halves: of each, products are made by clusters in tiles of 32 rows.
+const HALVED_ROWS: RangeInclusive<usize> = 33..=64;
 /// Batch sizes whose decode step is captured; a batch is filled up to the next one.
 const BUCKETS: [usize; 18] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224, 256];
 
@@ -62,6 +66,8 @@ pub struct CudaExecutor {
     slots: Slots,
     staging: Staging,
     mover: Mover,
+    /// As in [`CudaConfig`]; `None` also for models that are slower so.
+    halves_from: Option<usize>,
     forward: Forward,
     /// What the running step was told.
     block: Buffer<u32>,
@@ -160,8 +166,12 @@ impl CudaExecutor {
         } else {
             None
         };
+        let fused_rows = fused_rows(dimensions.widest(), weights.holds_fp8());
+        let halved = fused_rows == FUSED_ROWS
+            && config.kv_format == KvFormat::Bf16
+            && weights.bytes_per_step() <= MOST_WEIGHT_BYTES;
         let forward = Forward {
-            fused_rows: fused_rows(dimensions.widest(), weights.holds_fp8()),
+            fused_rows,
             dimensions,
             weights,
             float32,
@@ -182,6 +192,7 @@ impl CudaExecutor {
             slots: slot_tables,
             staging,
             mover,
+            halves_from: config.halves_from.filter(|_| halved),
             forward,
             block,
             launches: 0,
@@ -243,6 +254,9 @@ impl CudaExecutor {
                 break;
             }
             self.capture_bucket(Way::Launches, bucket)?;
+            if self.halves_from.is_some() && HALVED_ROWS.contains(&bucket) {
+                self.capture_bucket(Way::Halves, bucket)?;
+            }
             if self.forward.persistent.as_ref().is_some_and(|one| bucket <= one.max_rows()) {
                 self.capture_bucket(Way::Persistent, bucket)?;
             }
@@ -270,8 +284,15 @@ impl CudaExecutor {
     fn way(&self, plan: &Plan) -> Way {
         match &self.forward.persistent {
             Some(persistent) if persistent.takes(plan) => Way::Persistent,
+            _ if self.is_halved(plan) => Way::Halves,
             _ => Way::Launches,
         }
+    }
+
+    fn is_halved(&self, plan: &Plan) -> bool {
+        plan.is_plain_decode()
+            && HALVED_ROWS.contains(&plan.counts.tokens)
+            && self.halves_from.is_some_and(|from| plan.tiles >= from)
     }
 
     /// Tells the device of a step in which every row is padding.

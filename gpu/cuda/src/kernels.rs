@@ -169,10 +169,13 @@ impl KernelFile {
                 "gemm_cluster_128_64",
                 "gemm_cluster_192_64",
                 "gemm_cluster_256_64",
+                "gemm_cluster_128_32_one",
                 "gemm_heads_64_32",
                 "gemm_heads_64_64",
                 "gemm_heads_128_32",
                 "gemm_heads_128_64",
+                "gemm_heads_64_32_half",
+                "gemm_heads_128_32_half",
             ],
             Self::GemmMany => &[
                 "gemm_many_64_fold",

@@ -105,6 +105,7 @@ impl Device {
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
         let function = self.kernels().get(kernel);
+        let shape = if self.begins_alone() { shape.alone() } else { shape };
         // SAFETY: the caller's duty.
         unsafe { start(function, self.stream(), shape, structures, arguments)? };
         self.count_launch();

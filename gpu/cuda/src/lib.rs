@@ -1,9 +1,9 @@
-//! The CUDA executor: kernels compiled at start by NVRTC, launched on one stream by one thread.
+//! The CUDA executor: kernels compiled at start by NVRTC, launched by one thread.
 //!
 //! Nothing of CUDA is needed to build this crate, and nothing of it panics where CUDA is absent: every library is
 //! looked for before its first call ([`Library`]) and a missing one is an error.
 //!
-//! A [`Device`] owns a context, a stream and the compiled kernels; its methods (in [`ops`]) start one operation each. A
+//! A [`Device`] owns a context, its streams and the compiled kernels; its methods (in [`ops`]) start one operation each. A
 //! [`CudaExecutor`] makes steps of them.
 
 mod blas;

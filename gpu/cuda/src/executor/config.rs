@@ -22,8 +22,16 @@ pub struct CudaConfig {
     pub weights: WeightFormat,
     /// Run decode steps of few rows as one kernel, where the model is small enough for that to pay.
     pub persistent: bool,
+    /// Run decode steps of 33 to 64 rows as two halves beside each other from so many attention tiles of a key head on,
+    /// where weights are few beside keys and values.
+    pub halves_from: Option<usize>,
     /// Replay decode steps as graphs.
     pub graphs: bool,
+}
+
+impl CudaConfig {
+    /// What [`CudaConfig::halves_from`] is unless there is a reason.
+    pub const HALVES_FROM: usize = 320;
 }
 
 /// What the matrices of layers become on the device. Embedding and output head are bf16, unless said otherwise.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Bytes of weights up to which a step waits for blocks and launches more than for memory.
-const MOST_WEIGHT_BYTES: usize = 2 << 30;
+pub(super) const MOST_WEIGHT_BYTES: usize = 2 << 30;
 /// Attention tiles of one key head, a block, from which on a kernel of its own is faster.
 const MOST_TILES_PER_BLOCK: usize = 16;
 

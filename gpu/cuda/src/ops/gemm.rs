@@ -124,7 +124,8 @@ enum Cut {
 }
 
 impl Plan {
-    fn new(m: usize, n: usize, k: usize, fp8: bool) -> Self {
+    /// `half`: of one of two halves of the rows of a step.
+    fn new(m: usize, n: usize, k: usize, fp8: bool, half: bool) -> Self {
         let segments = segments(n);
         if m <= STREAM_ROWS {
             let enough = |blocks: usize| n / (8 * blocks) * segments >= STREAM_WARPS;
@@ -140,7 +141,7 @@ impl Plan {
             return Self::Stream { blocks, token_tiles };
         }
         if m <= fused_rows(n, fp8) {
-            return Self::Cluster(Cluster::new(m, n));
+            return Self::Cluster(if half { Cluster::of_half(m, n) } else { Cluster::new(m, n) });
         }
         let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
         let (rows, cut) = match m {
@@ -252,7 +253,7 @@ impl Device {
     /// With `fresh` weights they are what the launch before writes.
     fn gemm_checked(&self, op: Gemm<'_>, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
-        let plan = match Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_))) {
+        let plan = match Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_)), self.is_half()) {
             // the copy engine stores rows of multiples of 16 bytes
             Plan::Many(_) if matches!(op.output, GemmOutput::Gate(_)) && !n.is_multiple_of(16) => {
                 Plan::Wide { rows: 128, cut: Cut::Folded }
@@ -279,7 +280,7 @@ impl Device {
 
     /// A product of queries, keys and values: by one launch where the kernel for its rows can do what follows.
     fn heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
-        let plan = Plan::new(op.m, op.n, op.k, matches!(op.w, Weights::Fp8(_)));
+        let plan = Plan::new(op.m, op.n, op.k, matches!(op.w, Weights::Fp8(_)), self.is_half());
         if let (Plan::Cluster(_), KvView::Bf16(_)) = (plan, heads.kv.pages) {
             return self.gemm_heads(op, heads);
         }
@@ -384,26 +385,30 @@ impl Device {
 mod tests {
     use super::*;
 
+    fn plan(m: usize, n: usize, k: usize, fp8: bool) -> Plan {
+        Plan::new(m, n, k, fp8, false)
+    }
+
     #[test]
     fn few_rows_stream_and_many_rows_multiply_tiles() {
-        assert_eq!(Plan::new(1, 4096, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
-        assert_eq!(Plan::new(1, 1024, 4096, false), Plan::Stream { blocks: 1, token_tiles: 1 });
-        assert_eq!(Plan::new(8, 24_576, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
-        assert_eq!(Plan::new(16, 24_576, 4096, false), Plan::Stream { blocks: 4, token_tiles: 2 });
-        assert_eq!(Plan::new(8, 51_200, 5120, true), Plan::Stream { blocks: 2, token_tiles: 1 });
-        assert_eq!(Plan::new(16, 5120, 8192, true), Plan::Stream { blocks: 4, token_tiles: 2 });
-        assert_eq!(Plan::new(256, 51_200, 5120, true), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert!(matches!(Plan::new(17, 4096, 4096, false), Plan::Cluster(_)));
-        assert!(matches!(Plan::new(64, 24_576, 4096, false), Plan::Cluster(_)));
-        assert_eq!(Plan::new(17, 4096, 4096, true), Plan::Wide { rows: 32, cut: Cut::Split });
-        assert_eq!(Plan::new(64, 151_936, 4096, false), Plan::Wide { rows: 64, cut: Cut::Whole });
-        assert_eq!(Plan::new(128, 4096, 4096, false), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(128, 24_576, 4096, false), Plan::Wide { rows: 128, cut: Cut::Folded });
-        assert_eq!(Plan::new(256, 1024, 3072, false), Plan::Wide { rows: 128, cut: Cut::Split });
-        assert_eq!(Plan::new(128, 6144, 1024, false), Plan::Wide { rows: 64, cut: Cut::Folded });
-        assert!(matches!(Plan::new(256, 4096, 1024, false), Plan::Many(_)));
-        assert!(matches!(Plan::new(512, 1024, 3072, false), Plan::Many(_)));
-        assert!(matches!(Plan::new(256, 4096, 4096, false), Plan::Many(_)));
-        assert!(matches!(Plan::new(256, 151_936, 4096, false), Plan::Many(_)));
+        assert_eq!(plan(1, 4096, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(plan(1, 1024, 4096, false), Plan::Stream { blocks: 1, token_tiles: 1 });
+        assert_eq!(plan(8, 24_576, 4096, false), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(plan(16, 24_576, 4096, false), Plan::Stream { blocks: 4, token_tiles: 2 });
+        assert_eq!(plan(8, 51_200, 5120, true), Plan::Stream { blocks: 2, token_tiles: 1 });
+        assert_eq!(plan(16, 5120, 8192, true), Plan::Stream { blocks: 4, token_tiles: 2 });
+        assert_eq!(plan(256, 51_200, 5120, true), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert!(matches!(plan(17, 4096, 4096, false), Plan::Cluster(_)));
+        assert!(matches!(plan(64, 24_576, 4096, false), Plan::Cluster(_)));
+        assert_eq!(plan(17, 4096, 4096, true), Plan::Wide { rows: 32, cut: Cut::Split });
+        assert_eq!(plan(64, 151_936, 4096, false), Plan::Wide { rows: 64, cut: Cut::Whole });
+        assert_eq!(plan(128, 4096, 4096, false), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(plan(128, 24_576, 4096, false), Plan::Wide { rows: 128, cut: Cut::Folded });
+        assert_eq!(plan(256, 1024, 3072, false), Plan::Wide { rows: 128, cut: Cut::Split });
+        assert_eq!(plan(128, 6144, 1024, false), Plan::Wide { rows: 64, cut: Cut::Folded });
+        assert!(matches!(plan(256, 4096, 1024, false), Plan::Many(_)));
+        assert!(matches!(plan(512, 1024, 3072, false), Plan::Many(_)));
+        assert!(matches!(plan(256, 4096, 4096, false), Plan::Many(_)));
+        assert!(matches!(plan(256, 151_936, 4096, false), Plan::Many(_)));
     }
 }

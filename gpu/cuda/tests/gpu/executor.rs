@@ -45,6 +45,7 @@ pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
         gemm: GemmMode::BatchInvariant,
         weights: WeightFormat::AsStored,
         persistent: true,
+        halves_from: Some(CudaConfig::HALVES_FROM),
         graphs: true,
     }
 }

@@ -17,6 +17,7 @@ mod fault;
 mod fp8;
 mod fp8_models;
 mod gemm;
+mod halves;
 mod harness;
 mod host;
 mod order;
@@ -43,7 +44,8 @@ fn cases() -> Vec<Case> {
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
         None => {
-            let models = [executor::cases(), persistent::cases(), fp8_models::cases()].concat();
+            let models =
+                [executor::cases(), persistent::cases(), halves::cases(), fp8_models::cases()].concat();
             [operations, models, fault::cases(), transfer::cases(), exchange::cases()].concat()
         }
     }

@@ -51,6 +51,7 @@ pub(super) fn build(
         gemm: if settings.batch_variant_kernels { GemmMode::BatchVariant } else { GemmMode::BatchInvariant },
         weights: weight_format(settings)?,
         persistent: true,
+        halves_from: Some(CudaConfig::HALVES_FROM),
         graphs: true,
     };
     let total = model.spec.layers as usize;

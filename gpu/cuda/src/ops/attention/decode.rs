@@ -13,6 +13,8 @@ const QUERY_ROWS: usize = 8;
 const WARPS: usize = 4;
 /// Tiles of a run from which on blocks are better balanced by two shorter ones.
 const LONG_RUN: usize = 16;
+/// Multiprocessors that the products of a half of the rows have while the other half attends.
+const PRODUCT_MULTIPROCESSORS: usize = 40;
 /// Shared memory of a block: the ring of tiles, what is said of them, and room to align the ring.
 const SHARED_BYTES: usize = (192 + 16) << 10;
 
@@ -56,7 +58,8 @@ pub struct DecodeAttention<'a> {
     pub table_starts: View<'a, u32>,
     /// Positions of each sequence, the query's included; 0: no query.
     pub contexts: View<'a, u32>,
-    /// [sequences + 1]: [`DecodeShare::tiles`] and [`DecodeShare::runs`] of the sequences before each, and of all.
+    /// [sequences + 1]: [`DecodeShare::tiles`] and [`DecodeShare::runs`] of the sequences before each, and of all; those
+    /// of other launches before the first may count.
     pub tile_starts: View<'a, u32>,
     pub run_starts: View<'a, u32>,
     /// Parts of sequences of several runs: [tiles, heads, head_dim] and [`part_stats`].
@@ -117,7 +120,9 @@ impl Device {
         check_len("part_stats", op.part_stats, part_stats(op.max_tiles, op.heads))?;
         check_len("tickets", op.tickets, decode_tickets(op.sequences, op.heads, kv_heads))?;
         check_len("queue", op.queue, 2)?;
-        let blocks = (self.info().multiprocessors as usize).min(op.max_tiles * items(op.heads, kv_heads));
+        let multiprocessors = self.info().multiprocessors as usize;
+        let taken = if self.is_half() { PRODUCT_MULTIPROCESSORS.min(multiprocessors / 2) } else { 0 };
+        let blocks = (multiprocessors - taken).min(op.max_tiles * items(op.heads, kv_heads));
         let page_shift = op.kv.page_shift()?;
         let map = op.kv.pages.map(head_dim, op.kv.page_size.min(TILE_KEYS))?;
         let arguments = arguments![
@@ -138,6 +143,7 @@ impl Device {
             page_shift as i32,
             window(op.window),
             i32::from(op.mode == GemmMode::BatchVariant),
+            i32::from(self.is_half()),
             log2_scale(op.scale),
         ];
         let shape = Shape::new([blocks as u32, 1, 1], 32 * (WARPS as u32 + 1)).shared(SHARED_BYTES);

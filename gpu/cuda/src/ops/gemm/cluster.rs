@@ -21,22 +21,32 @@ pub(super) struct Cluster {
     columns: usize,
     rows: usize,
     stages: usize,
+    /// Of a tile.
+    blocks: usize,
     kernel: &'static str,
+}
+
+const fn tile(columns: usize, rows: usize, stages: usize, kernel: &'static str) -> Cluster {
+    Cluster { columns, rows, stages, blocks: SEGMENTS, kernel }
 }
 
 /// Those of up to 128 columns leave room for two blocks on a multiprocessor.
 const LOW: [Cluster; 4] = [
-    Cluster { columns: 64, rows: 32, stages: 8, kernel: "gemm_cluster_64_32" },
-    Cluster { columns: 128, rows: 32, stages: 5, kernel: "gemm_cluster_128_32" },
-    Cluster { columns: 192, rows: 32, stages: 7, kernel: "gemm_cluster_192_32" },
-    Cluster { columns: 256, rows: 32, stages: 5, kernel: "gemm_cluster_256_32" },
+    tile(64, 32, 8, "gemm_cluster_64_32"),
+    tile(128, 32, 5, "gemm_cluster_128_32"),
+    tile(192, 32, 7, "gemm_cluster_192_32"),
+    tile(256, 32, 5, "gemm_cluster_256_32"),
 ];
 const HIGH: [Cluster; 4] = [
-    Cluster { columns: 64, rows: 64, stages: 6, kernel: "gemm_cluster_64_64" },
-    Cluster { columns: 128, rows: 64, stages: 4, kernel: "gemm_cluster_128_64" },
-    Cluster { columns: 192, rows: 64, stages: 6, kernel: "gemm_cluster_192_64" },
-    Cluster { columns: 256, rows: 64, stages: 5, kernel: "gemm_cluster_256_64" },
+    tile(64, 64, 6, "gemm_cluster_64_64"),
+    tile(128, 64, 4, "gemm_cluster_128_64"),
+    tile(192, 64, 6, "gemm_cluster_192_64"),
+    tile(256, 64, 5, "gemm_cluster_256_64"),
 ];
+/// For a half of the rows, beside the attention of the other: tiles of wide products by one block.
+const ONE: Cluster = Cluster { blocks: 1, ..tile(128, 32, 5, "gemm_cluster_128_32_one") };
+/// Columns from which on a product is wide.
+const WIDE: usize = 4096;
 
 impl Cluster {
     /// The tile with which a multiprocessor reads least. Many clusters follow each other where there is room, two blocks
@@ -50,8 +60,20 @@ impl Cluster {
         tiles.into_iter().min_by_key(read).unwrap_or(tiles[1])
     }
 
+    /// The tile of one of two halves of the rows of a step.
+    pub fn of_half(m: usize, n: usize) -> Self {
+        if m > 32 {
+            return Self::new(m, n);
+        }
+        if n >= WIDE { ONE } else { LOW[1] }
+    }
+
     /// For columns that are heads of so many elements.
-    fn of_heads(m: usize, head_dim: usize) -> Self {
+    fn of_heads(m: usize, head_dim: usize, half: bool) -> Self {
+        if half && m <= 32 {
+            let kernels = ["gemm_heads_64_32_half", "gemm_heads_128_32_half"];
+            return tile(128, 32, 4, kernels[usize::from(head_dim == 128)]);
+        }
         let (tile, kernels) = if m <= 32 {
             (LOW[3], ["gemm_heads_64_32", "gemm_heads_128_32"])
         } else {
@@ -68,7 +90,7 @@ impl Cluster {
         // four warps for 64 columns, at least eight; one that copies; four for scales
         let warps = (4 * self.columns / 64).max(8) + 5;
         let ring = self.stages * (self.columns + self.rows) * 2 * BLOCK_K;
-        let blocks = self.clusters(m, n) * SEGMENTS;
+        let blocks = self.clusters(m, n) * self.blocks;
         Shape::new([blocks as u32, 1, 1], 32 * warps as u32).shared(ring + SWIZZLE_ALIGNMENT)
     }
 
@@ -119,7 +141,7 @@ impl Device {
     }
 
     pub(super) fn gemm_heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
-        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim);
+        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim, self.is_half());
         let product = HeadProduct { maps: cluster.maps(&op)?, to: heads.output()? };
         let [squares, given, eps] = scale_words(op.scale);
         let arguments = arguments![op.m as i32, op.n as i32, op.k as i32, squares, given, eps];
@@ -153,5 +175,13 @@ mod tests {
         assert_eq!(columns(17, 4096), 192);
         assert_eq!(columns(64, 6144), 256);
         assert_eq!(columns(64, 24_576), 128);
+    }
+
+    #[test]
+    fn wide_products_of_a_half_are_not_split() {
+        let blocks = |m: usize, n: usize| Cluster::of_half(m, n).shape(m, n).grid[0];
+        assert_eq!(blocks(32, 6144), 48);
+        assert_eq!(blocks(20, 1024), 32);
+        assert_eq!(Cluster::of_half(40, 1024), Cluster::new(40, 1024));
     }
 }
