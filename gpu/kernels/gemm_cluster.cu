@@ -1,8 +1,9 @@
 // Products of 17 to 64 rows of x by weights in bf16: see gemm.cuh.
 //
 // A cluster of four blocks makes a tile of COLUMNS by TOKENS, one segment each, transposed: w is the left operand of the
-// tensor cores. Where few multiprocessors are free, one block makes a tile, segment by segment. One warp has boxes of 64 elements copied, groups of four warps multiply 64 columns each, four warps work out
-// what rows are scaled by. Then each block adds up the segments of its share of the rows and does what follows: a gate, a
+// tensor cores. Where few multiprocessors are free, one block makes a tile, segment by segment. One warp has boxes of 64
+// elements copied, groups of four warps multiply 64 columns each, four warps work out what rows are scaled by. Then each block
+// adds up the segments of its share of the rows and does what follows: a gate, a
 // sum and the first half of the norm behind it, or the heads of queries, keys and values.
 
 #define SCALE_WARPS 4
@@ -39,7 +40,7 @@ struct ClusterProduct {
     static constexpr int GROUP_TOKENS = COLUMNS == 64 ? TOKENS / 2 : TOKENS;  // of a group
     static constexpr int W_BYTES = COLUMNS * 128, STAGE_BYTES = W_BYTES + TOKENS * 128;
     static constexpr int SHARE = TOKENS / BLOCKS;  // rows that a block finishes
-    static constexpr int PITCH = COLUMNS + 4;              // scattered stores of a warp meet 32 banks
+    static constexpr int PITCH = COLUMNS + 4;      // scattered stores of a warp meet 32 banks
 
     const TensorMap &w, &x;
     int m, n, k, row0, share0, column0, begin, count;  // rows of the tile and of the block's share; blocks of k
