@@ -15,7 +15,8 @@ use crate::{
 /// What became of a block that was offered to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landing {
-    /// No such run waits for blocks, it is not its next one, or no page is free.
+    /// No such run waits for blocks, it is not its next one, or no page is free. A run that scores its prompt computes all
+    /// of it itself.
     Refused,
     Taken,
     /// It was the last that may land.
@@ -36,8 +37,8 @@ impl Scheduler {
     ) -> Result<Landing, E> {
         let Some(&key) = self.by_key.get(&run) else { return Ok(Landing::Refused) };
         let waiting = &self.runs[key];
-        let next =
-            waiting.parked && waiting.goal == Goal::OutputOnceLanded && waiting.hold.len() == block as usize;
+        let waits = waiting.parked && waiting.goal == Goal::OutputOnceLanded && !waiting.is_scoring();
+        let next = waits && waiting.hold.len() == block as usize;
         let Some(&hash) = waiting.hashes.get(block as usize).filter(|_| next) else {
             return Ok(Landing::Refused);
         };

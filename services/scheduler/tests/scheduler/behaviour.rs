@@ -526,6 +526,17 @@ fn runs_that_fill_the_pool_with_landed_blocks_do_not_lock_each_other_out() {
 }
 
 #[test]
+fn a_prompt_that_is_scored_takes_no_blocks_that_it_could_not_share() {
+    let mut world = World::new(config(), fake::spec(7, 4, 8, 64, 1));
+    let scored = Request { score_prompt_from: Some(0), ..request(0, prompt(27, 0), 1) };
+    world.admit(Request { goal: Goal::OutputOnceLanded, ..scored }).unwrap();
+    assert!(!world.land(RunKey(0)), "it would lack the page that this fills");
+    world.finish(TURNS);
+    assert_eq!(output_len(&world, 0), 1);
+    world.assert_clean();
+}
+
+#[test]
 fn blocks_for_another_engine_are_computed_once_and_held_until_given_up() {
     let mut world = World::new(config(), fake::spec(64, 4, 8, 64, 1));
     let blocks = |run, from| Request { goal: Goal::Blocks { from }, ..request(run, prompt(24, 0), 0) };
