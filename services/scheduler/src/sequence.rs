@@ -49,8 +49,11 @@ impl Run {
     }
 
     /// Leading blocks of the prompt that may come from elsewhere. The logits of the last token are wanted, so its block
-    /// is not among them.
+    /// is not among them; and none may if tokens of the prompt are to be scored, since that takes the logits before them.
     pub fn landable(&self, page_size: u32) -> usize {
+        if self.is_scoring() {
+            return 0;
+        }
         self.hashes.len().min((self.prompt.len() - 1) / page_size as usize)
     }
 

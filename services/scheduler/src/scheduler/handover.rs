@@ -15,8 +15,7 @@ use crate::{
 /// What became of a block that was offered to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landing {
-    /// No such run waits for blocks, it is not its next one, or no page is free. A run that scores its prompt computes all
-    /// of it itself.
+    /// No such run waits for blocks, it is not its next one, or no page is free.
     Refused,
     Taken,
     /// It was the last that may land.
@@ -37,11 +36,12 @@ impl Scheduler {
     ) -> Result<Landing, E> {
         let Some(&key) = self.by_key.get(&run) else { return Ok(Landing::Refused) };
         let waiting = &self.runs[key];
-        let waits = waiting.parked && waiting.goal == Goal::OutputOnceLanded && !waiting.is_scoring();
-        let next = waits && waiting.hold.len() == block as usize;
-        let Some(&hash) = waiting.hashes.get(block as usize).filter(|_| next) else {
+        let waits = waiting.parked && waiting.goal == Goal::OutputOnceLanded;
+        let may_land = (block as usize) < waiting.landable(self.limits.page_size);
+        if !waits || !may_land || waiting.hold.len() != block as usize {
             return Ok(Landing::Refused);
-        };
+        }
+        let hash = waiting.hashes[block as usize];
         let parent = block.checked_sub(1).map_or(waiting.root, |before| waiting.hashes[before as usize]);
         let page = if let Some((page, _)) = self.blocks.find(hash) {
             self.blocks.retain(page);
@@ -88,7 +88,7 @@ impl Scheduler {
     /// Has a run that waits for blocks hold those that are cached. Returns how many these are, and how many may be.
     pub(super) fn hold_cached(&mut self, key: Key<Run>) -> (u32, u32) {
         let run = &mut self.runs[key];
-        if !run.parked || run.is_scoring() {
+        if !run.parked {
             return (0, 0);
         }
         let wanted = run.landable(self.limits.page_size);
