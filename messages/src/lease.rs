@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{InstanceId, Pool, Role};
+use crate::{
+    id::{InstanceId, Pool, Role},
+    pages::Pages,
+};
 
 /// An instance's word about itself, renewed each second and gone three seconds after the last renewal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,15 +54,14 @@ impl Lease {
     /// Whether KV pages that `other` has computed are of use to this engine. If either side's layout is unknown, engines
     /// find out when they ask for pages.
     pub fn takes_pages_of(&self, other: &Self) -> bool {
-        let Some((ours, theirs)) = self.kv_layout.as_ref().zip(other.kv_layout.as_ref()) else { return true };
-        (ours == theirs && self.numerics_class == other.numerics_class) || self.kv_accepts.contains(theirs)
+        let Some((own, theirs)) = self.pages().zip(other.pages()) else { return true };
+        theirs.are_of_use(&own, &self.kv_accepts)
     }
 
-    /// The layout of its pages, and who computes them.
-    pub fn pages(&self) -> Option<String> {
-        let layout = self.kv_layout.as_ref()?;
-        let class = self.numerics_class.as_ref();
-        Some(class.map_or_else(|| layout.clone(), |class| format!("{layout}, computed by {class}")))
+    /// What its pages are.
+    pub fn pages(&self) -> Option<Pages<'_>> {
+        let layout = self.kv_layout.as_deref()?;
+        Some(Pages { layout, numerics_class: self.numerics_class.as_deref() })
     }
 
     /// A starting instance of which nothing else is known.
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_taken_of_the_same_layout_and_class_or_as_is_accepted() {
+    fn pages_are_taken_as_the_taker_says_and_of_who_says_nothing() {
         let plain = lease(Some("f16"), "cpu", &[]);
         let open = lease(Some("f16"), "cpu", &["f16", "bf16"]);
         let takes = |other: &Lease| (plain.takes_pages_of(other), open.takes_pages_of(other));

@@ -3,7 +3,7 @@
 //! Bodies are MessagePack maps with field names ([`codec`]), so that a reader ignores fields it does not know.
 //! The road of a request: [`generate`] (ingress to tokenizer), [`submit`] (tokenizer to router to engine),
 //! [`frame`] (replies on the way back), [`control`] (cancel, attach, ping, drain), [`lease`] (who is alive),
-//! [`kv`] (which blocks lie where), [`prefill`] (prompts computed elsewhere).
+//! [`kv`] (which blocks lie where), [`prefill`] (prompts computed elsewhere), [`pages`] (who takes whose).
 
 pub mod block;
 pub mod codec;
@@ -17,6 +17,7 @@ pub mod input;
 pub mod kv;
 pub mod lease;
 pub mod load;
+pub mod pages;
 pub mod prefill;
 pub mod subject;
 pub mod submit;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     fault::Fault,
     id::{InstanceId, RunId},
+    pages::Pages,
     tokens::TokenIds,
 };
 
@@ -43,10 +44,9 @@ pub struct PrefillTask {
 }
 
 impl PrefillTask {
-    /// Whether pages of this layout, computed by this numerics class, are of use to decode.
-    pub fn takes(&self, layout: &str, numerics_class: &str) -> bool {
-        (self.layout == layout && self.numerics_class == numerics_class)
-            || self.accepts.iter().any(|accepted| accepted == layout)
+    /// What pages of decode are.
+    pub fn pages(&self) -> Pages<'_> {
+        Pages { layout: &self.layout, numerics_class: Some(&self.numerics_class) }
     }
 }
 
@@ -96,27 +96,4 @@ pub enum SlotAnswer {
     /// A `kv` grant in its own encoding.
     Granted(bytes::Bytes),
     Refused(Fault),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn decode_takes_what_it_computes_itself_and_what_it_accepts() {
-        let task = PrefillTask {
-            run: RunId(1),
-            prompt: TokenIds::default(),
-            cache_salt: None,
-            held_blocks: 0,
-            priority: 0,
-            decode: "decode-1".parse().unwrap(),
-            dispatch: None,
-            layout: "f16".to_owned(),
-            numerics_class: "cpu".to_owned(),
-            accepts: vec!["bf16".to_owned()],
-        };
-        assert!(task.takes("f16", "cpu") && task.takes("bf16", "gpu"));
-        assert!(!task.takes("f16", "gpu") && !task.takes("f32", "cpu"));
-    }
 }

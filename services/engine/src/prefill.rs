@@ -24,6 +24,7 @@ use messages::{
     codec,
     control::{Control, Pong},
     lease::State,
+    pages::Pages,
     prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
     subject,
 };
@@ -210,14 +211,13 @@ impl PrefillActor {
 
     /// Whether pages of this engine are of use to who asks for them.
     fn check_pages(&self, task: &PrefillTask) -> Result<(), Fault> {
-        let (ours, class) = (self.layout.to_string(), &self.device.spec.numerics_class);
-        if task.takes(&ours, class) {
+        let layout = self.layout.to_string();
+        let (ours, theirs) =
+            (Pages { layout: &layout, numerics_class: Some(&self.device.spec.numerics_class) }, task.pages());
+        if ours.are_of_use(&theirs, &task.accepts) {
             return Ok(());
         }
-        let text = format!(
-            "kv pages differ: ours are {ours}, computed by {class}; theirs are {}, computed by {}",
-            task.layout, task.numerics_class
-        );
+        let text = format!("kv pages differ: ours are {ours}; theirs are {theirs}");
         Err(Fault::invalid("layout", text))
     }
 

@@ -139,7 +139,8 @@ impl State {
         let stranger = self.prefill.members().iter().find(|prefill| {
             !engines.is_empty() && !engines.iter().any(|engine| engine.takes_pages_of(prefill))
         })?;
-        stranger.lease.pages().zip(engines.first()?.lease.pages())
+        let (theirs, ours) = stranger.lease.pages().zip(engines.first()?.lease.pages())?;
+        Some((theirs.to_string(), ours.to_string()))
     }
 
     pub fn queued(&self) -> usize {
