@@ -101,7 +101,7 @@ impl Plan {
             lease.page_size = Some(spec.page_size);
             lease.numerics_class = Some(spec.numerics_class);
             lease.kv_layout = Some(layout.to_string());
-            lease.kv_accepts = accepts;
+            lease.kv_accepts = accepts.iter().map(PageLayout::to_string).collect();
             lease.max_running = Some(load.max_running);
             lease.max_queued = Some(load.max_queued);
         };
@@ -115,26 +115,26 @@ impl Plan {
         context: &Context,
         device: &Device,
         layout: &PageLayout,
-        accepts: &[String],
+        accepts: &[PageLayout],
     ) -> anyhow::Result<Option<Arc<Remote>>> {
         let slots = self.settings.transfer_slots;
         if slots == 0 || self.settings.disable_radix_cache {
             return Ok(None);
         }
-        let others = if self.settings.foreign_prefill { layout.others() } else { Vec::new() };
+        let others = accepts.iter().filter(|&accepted| accepted != layout).cloned().collect();
+        let accepts = accepts.iter().map(PageLayout::to_string).collect();
         let layout = layout.clone();
         let config = ReceiverConfig { layout, others, slots, slots_per_grant: slots.div_ceil(GRANTS) };
         let transports = transport::transports(&self.settings, &self.secret, device.memory.clone())?;
-        Remote::start(context.clone(), device.clone(), config, accepts.to_vec(), &transports).map(Some)
+        Remote::start(context.clone(), device.clone(), config, accepts, &transports).map(Some)
     }
 
     /// Layouts of pages that are taken from engines of other numerics classes.
-    fn accepts(&self, layout: &PageLayout) -> Vec<String> {
+    fn accepts(&self, layout: &PageLayout) -> Vec<PageLayout> {
         if self.role == Role::Prefill || !self.settings.foreign_prefill {
             return Vec::new();
         }
-        let others = layout.others();
-        std::iter::once(layout).chain(&others).map(PageLayout::to_string).collect()
+        std::iter::once(layout.clone()).chain(layout.others()).collect()
     }
 }
 
