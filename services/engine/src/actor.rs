@@ -154,7 +154,6 @@ impl EngineActor {
         }
         if let Some(remote) = &self.remote {
             self.device.spare(remote.has_help());
-            self.broadcast.shuns(remote.shunned());
         }
         let alive = {
             let mut runs = self.runs.lock();

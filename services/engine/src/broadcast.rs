@@ -10,7 +10,6 @@ use std::{
 
 use actors::{Context, frames::HEARTBEAT, lane::Responder};
 use messages::{
-    InstanceId,
     kv::KvEvents,
     load::{Load, STARTED_PER_REPORT, Started},
     subject,
@@ -18,7 +17,10 @@ use messages::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::device::{Command, Device, Dispatch};
+use crate::{
+    device::{Command, Device, Dispatch},
+    remote::Remote,
+};
 
 /// Loads follow each other by at least this much, however many requests come in.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
@@ -27,18 +29,18 @@ const LEAST_PAUSE: Duration = Duration::from_millis(100);
 pub struct Broadcast {
     context: Context,
     device: Device,
+    /// Of a decode engine whose prompts others may compute.
+    remote: Option<Arc<Remote>>,
     /// Epoch and number of the next cache change to be told.
     cache: Mutex<Option<(u64, u64)>>,
     started: Mutex<Vec<Started>>,
-    /// Prefill engines of which this one asks nothing.
-    shunned: Mutex<Vec<InstanceId>>,
     loads: AtomicU64,
 }
 
 impl Broadcast {
-    pub fn new(context: Context, device: Device) -> Arc<Self> {
-        let (cache, started, shunned, loads) = Default::default();
-        Arc::new(Self { context, device, cache, started, shunned, loads })
+    pub fn new(context: Context, device: Device, remote: Option<Arc<Remote>>) -> Arc<Self> {
+        let (cache, started, loads) = Default::default();
+        Arc::new(Self { context, device, remote, cache, started, loads })
     }
 
     /// Tells of changes of the prefix cache. Followers notice by its number if a message is lost.
@@ -57,11 +59,6 @@ impl Broadcast {
         if started.len() < STARTED_PER_REPORT {
             started.push(Started { router, number, cached_tokens });
         }
-    }
-
-    /// From now on nothing is asked of these prefill engines, and of all others something may be.
-    pub fn shuns(&self, prefills: Vec<InstanceId>) {
-        *self.shunned.lock() = prefills;
     }
 
     /// Answers with the whole prefix cache.
@@ -117,7 +114,7 @@ impl Broadcast {
             seen: observed.seen,
             kv: *self.cache.lock(),
             alone: load.alone,
-            shunned: self.shunned.lock().clone(),
+            shunned: self.remote.as_ref().map(|remote| remote.shunned()).unwrap_or_default(),
             started: std::mem::take(&mut *self.started.lock()),
         }
     }

@@ -77,7 +77,8 @@ impl Plan {
         let (spec, load) = (device.spec.clone(), device.load());
         let layout = transport::layout(&spec, &self.card.revision);
         let accepts = self.accepts(&layout);
-        let broadcast = Broadcast::new(context.clone(), device.clone());
+        let remote = self.remote(&context, &device, &layout, &accepts).context("transfer of kv pages")?;
+        let broadcast = Broadcast::new(context.clone(), device.clone(), remote.clone());
         tokio::spawn(broadcast.clone().keep());
         let engine = if self.role == Role::Prefill {
             let transports = transport::transports(settings, &self.secret, device.memory.clone())?;
@@ -88,7 +89,6 @@ impl Plan {
             lane::serve(&context, actor.clone()).await?;
             Engine::Prefill(actor)
         } else {
-            let remote = self.remote(&context, &device, &layout, &accepts).context("transfer of kv pages")?;
             let (revision, key) = (self.card.revision.clone(), self.key.clone());
             let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
             tokio::spawn(actor.clone().publish(reports));
@@ -109,7 +109,7 @@ impl Plan {
         Ok(engine)
     }
 
-    /// What lets prompts be computed elsewhere, unless the settings leave no room for that.
+    /// What lets prompts of a decode engine be computed elsewhere, unless the settings leave no room for that.
     fn remote(
         &self,
         context: &Context,
@@ -118,7 +118,7 @@ impl Plan {
         accepts: &[PageLayout],
     ) -> anyhow::Result<Option<Arc<Remote>>> {
         let slots = self.settings.transfer_slots;
-        if slots == 0 || self.settings.disable_radix_cache {
+        if self.role == Role::Prefill || slots == 0 || self.settings.disable_radix_cache {
             return Ok(None);
         }
         let others = accepts.iter().filter(|&accepted| accepted != layout).cloned().collect();
