@@ -106,6 +106,64 @@ where
     parsed.map(Some)
 }
 
+/// Reads a setting that is told as one word.
+///
+/// # Errors
+/// What its parser says of the word.
+pub fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Declares a setting that is one of a few words.
+///
+/// ```
+/// actors::choices! {
+///     /// How much the example says.
+///     pub enum Volume {
+///         Low = "low",
+///         High = "high",
+///     }
+/// }
+/// assert_eq!("high".parse(), Ok(Volume::High));
+/// assert_eq!("loud".parse::<Volume>(), Err("'loud' is none of low, high".to_owned()));
+/// ```
+#[macro_export]
+macro_rules! choices {
+    ($(#[$about:meta])+ pub enum $name:ident { $($(#[$doc:meta])* $choice:ident = $word:literal,)+ }) => {
+        $(#[$about])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $choice,)+ }
+
+        impl $name {
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$choice),+];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$choice => $word,)+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(word: &str) -> Result<Self, String> {
+                let known = Self::ALL.into_iter().find(|choice| choice.name() == word);
+                known.ok_or_else(|| format!("'{word}' is none of {}", Self::ALL.map(Self::name).join(", ")))
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::settings::word(deserializer)
+            }
+        }
+    };
+}
+
 /// Declares a section of the configuration.
 ///
 /// ```

@@ -9,7 +9,7 @@ use kv::transfer::DeviceMemory;
 use messages::lease::ModelCard;
 use models::{Executor, Model};
 
-use crate::settings::{EngineSettings, StepLimits};
+use crate::settings::{DeviceChoice, EngineSettings, StepLimits};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,18 +22,12 @@ pub enum Target {
 
 impl Target {
     /// What `--device` asks for; `auto` is the first GPU if it can run the kernels.
-    ///
-    /// # Errors
-    /// If it is none of the known ones.
-    pub fn resolve(device: &str) -> anyhow::Result<Self> {
+    pub fn resolve(device: DeviceChoice) -> Self {
         match device {
-            "auto" => Ok(cuda::usable().map_or(Self::Cpu, Self::Cuda)),
-            "cpu" => Ok(Self::Cpu),
-            "sim" => Ok(Self::Sim),
-            other => match other.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
-                _ => anyhow::bail!("--device {other} is none of auto, cpu, cuda:N, sim"),
-            },
+            DeviceChoice::Auto => cuda::usable().map_or(Self::Cpu, Self::Cuda),
+            DeviceChoice::Cpu => Self::Cpu,
+            DeviceChoice::Cuda(ordinal) => Self::Cuda(ordinal),
+            DeviceChoice::Sim => Self::Sim,
         }
     }
 

@@ -16,8 +16,14 @@ use messages::{
 };
 
 use crate::{
-    actor::EngineActor, broadcast::Broadcast, device::Device, executor::Target, prefill::PrefillActor,
-    remote::Remote, settings::EngineSettings, transport,
+    actor::EngineActor,
+    broadcast::Broadcast,
+    device::Device,
+    executor::Target,
+    prefill::PrefillActor,
+    remote::Remote,
+    settings::{DeviceChoice, EngineSettings},
+    transport,
 };
 
 /// How often a drain looks whether any run is left.
@@ -48,7 +54,7 @@ fn check(role: Role, settings: &EngineSettings) -> anyhow::Result<()> {
         "a prefill engine hands out cached blocks: leave out --disable-radix-cache"
     );
     anyhow::ensure!(
-        settings.sim_engines == 1 || settings.device == "sim",
+        settings.sim_engines == 1 || settings.device == DeviceChoice::Sim,
         "--sim-engines {} needs --device sim: other engines have a process each",
         settings.sim_engines
     );
@@ -67,8 +73,8 @@ struct Plan {
 impl Plan {
     async fn start(self: Arc<Self>, context: Context) -> anyhow::Result<Engine> {
         let settings = &self.settings;
-        let target = Target::resolve(&settings.device)?;
-        let scheduler = settings.scheduler(self.key.clone(), target.step_limits(settings))?;
+        let target = Target::resolve(settings.device);
+        let scheduler = settings.scheduler(self.key.clone(), target.step_limits(settings));
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
         let plan = self.clone();
         let build = move || target.build(&plan.settings, &plan.card);

@@ -1,7 +1,11 @@
+mod choice;
+
 use std::path::PathBuf;
 
 use messages::block::ClusterKey;
 use scheduler::{SchedulePolicy, SchedulerConfig};
+
+pub use choice::{DeviceChoice, Dtype, KvCacheDtype, Quantization, Transport};
 
 actors::settings! {
     /// How an engine serves its model. Names are SGLang's where they mean the same.
@@ -11,18 +15,18 @@ actors::settings! {
         /// Name that clients ask for; default: that of the folder or file.
         optional served_model_name: String;
         /// What computes: auto (a GPU if there is one), cpu, cuda:N, or sim (a timing model instead of arithmetic).
-        value device: String = "auto".to_owned();
+        value device: DeviceChoice = DeviceChoice::Auto;
         /// Compute threads; 0 takes all cores.
         value threads: usize = 0;
         /// Tokens per KV block.
         value page_size: u32 = 16;
         /// Element type of the KV cache: f16 (what auto means), bf16 or f32 on the CPU, bf16 (auto) or fp8_e4m3 on a GPU.
-        value kv_cache_dtype: String = "auto".to_owned();
+        value kv_cache_dtype: KvCacheDtype = KvCacheDtype::Auto;
         /// Type of weights and arithmetic: auto, or float32, in which a GPU computes slowly (no tensor cores), to check others
         /// against.
-        value dtype: String = "auto".to_owned();
+        value dtype: Dtype = Dtype::Auto;
         /// GPU: fp8 quantises the weights of layers on load, unless the checkpoint holds them in FP8; default: as stored.
-        optional quantization: String;
+        optional quantization: Quantization;
         /// Tokens of KV; default: what the memory budget holds.
         optional max_total_tokens: u32;
         /// CPU: memory for the KV cache in MiB, if max_total_tokens is not given.
@@ -45,14 +49,14 @@ actors::settings! {
         /// those, and on fast devices; 0 is no bound. Default: none, on a GPU 512.
         optional mixed_step_tokens: u32;
         /// Order of waiting requests: fcfs or lpm (longest prefix match).
-        value schedule_policy: String = "fcfs".to_owned();
+        value schedule_policy: SchedulePolicy = SchedulePolicy::Fcfs;
         /// Longest sequence; default: what the model was made for.
         optional context_length: u32;
         /// Keep no prefix cache.
         switch disable_radix_cache;
         /// How KV pages travel between engines: cuda-ipc (GPUs of one host), shm (same host), tcp, or auto (the best that
         /// reaches).
-        value kv_transport: String = "auto".to_owned();
+        value kv_transport: Transport = Transport::Auto;
         /// Where KV pages are received over TCP; port 0 picks one, at 127.0.0.1 only this host is served.
         value kv_listen: String = "127.0.0.1:0".to_owned();
         /// Address that other hosts reach --kv-listen at; default: that of the default route if it names none.
@@ -106,18 +110,6 @@ impl StepLimits {
 }
 
 impl EngineSettings {
-    /// Whether weights and arithmetic are to be f32.
-    ///
-    /// # Errors
-    /// If `--dtype` is unknown.
-    pub(crate) fn is_f32(&self) -> anyhow::Result<bool> {
-        match self.dtype.as_str() {
-            "auto" => Ok(false),
-            "float32" => Ok(true),
-            other => anyhow::bail!("--dtype {other} is none of auto, float32"),
-        }
-    }
-
     /// What is set, or `usual`, the default of the device.
     pub(crate) fn step_limits(&self, usual: StepLimits) -> StepLimits {
         StepLimits {
@@ -129,32 +121,58 @@ impl EngineSettings {
     }
 
     /// The scheduler's share of the settings.
-    ///
-    /// # Errors
-    /// If the schedule policy is unknown.
-    pub(crate) fn scheduler(&self, key: ClusterKey, limits: StepLimits) -> anyhow::Result<SchedulerConfig> {
-        let schedule_policy: SchedulePolicy = self.schedule_policy.parse()?;
-        Ok(SchedulerConfig {
+    pub(crate) fn scheduler(&self, key: ClusterKey, limits: StepLimits) -> SchedulerConfig {
+        SchedulerConfig {
             max_running_requests: Some(limits.running),
             max_queued_requests: self.max_queued_requests,
             max_total_tokens: self.max_total_tokens,
             chunked_prefill_size: limits.chunk,
             max_prefill_tokens: limits.prefill,
             mixed_step_tokens: limits.mixed,
-            schedule_policy,
+            schedule_policy: self.schedule_policy,
             radix_cache: !self.disable_radix_cache,
             kv_events: true,
             step_stretch: self.step_stretch,
             ..SchedulerConfig::new(key)
-        })
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use actors::settings::Layer;
+    use clap::Args;
 
     use super::*;
+
+    fn parse(line: &[&str]) -> Result<clap::ArgMatches, String> {
+        let command = EngineFlags::augment_args(clap::Command::new("engine").no_binary_name(true));
+        command.try_get_matches_from(line).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_word_that_is_no_choice_is_refused_with_its_flag_and_the_choices() {
+        let mut help = EngineFlags::augment_args(clap::Command::new("engine")).render_long_help().to_string();
+        help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (flag, choices) in [
+            ("--device", "auto, cpu, cuda:N, sim".to_owned()),
+            ("--dtype", Dtype::ALL.map(Dtype::name).join(", ")),
+            ("--kv-cache-dtype", KvCacheDtype::ALL.map(KvCacheDtype::name).join(", ")),
+            ("--quantization", Quantization::ALL.map(Quantization::name).join(", ")),
+            ("--schedule-policy", "fcfs, lpm".to_owned()),
+            ("--kv-transport", Transport::ALL.map(Transport::name).join(", ")),
+        ] {
+            let error = parse(&[flag, "other"]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(&choices), "{error}");
+            let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
+            let about = about.split(" --").next().unwrap();
+            for choice in choices.split(", ") {
+                assert!(about.contains(choice), "{flag} {choice} is not in {about}");
+                let choice = choice.replace('N', "1");
+                assert!(parse(&[flag, &choice]).is_ok(), "{flag} {choice}");
+            }
+        }
+    }
 
     #[test]
     fn steps_are_as_large_as_the_device_likes_unless_they_are_set() {

@@ -16,7 +16,7 @@ use kv::{
 };
 use models::ExecutorSpec;
 
-use crate::settings::EngineSettings;
+use crate::settings::{EngineSettings, Transport};
 
 /// What the bytes of this engine's pages mean.
 pub fn layout(spec: &ExecutorSpec, revision: &str) -> PageLayout {
@@ -39,12 +39,11 @@ pub fn transports(
     memory: Option<Arc<dyn DeviceMemory>>,
 ) -> anyhow::Result<Transports> {
     let link = LinkConfig::new(TransferKey::derive(cluster_key.as_bytes()));
-    let (ipc, shm, tcp) = match settings.kv_transport.as_str() {
-        "auto" => (memory.is_some(), true, true),
-        "cuda-ipc" => (true, false, false),
-        "shm" => (false, true, false),
-        "tcp" => (false, false, true),
-        other => anyhow::bail!("--kv-transport {other} is none of auto, cuda-ipc, shm, tcp"),
+    let (ipc, shm, tcp) = match settings.kv_transport {
+        Transport::Auto => (memory.is_some(), true, true),
+        Transport::CudaIpc => (true, false, false),
+        Transport::Shm => (false, true, false),
+        Transport::Tcp => (false, false, true),
     };
     let folder = settings.kv_socket_folder.clone().unwrap_or_else(default_folder);
     let mut transports: Vec<Box<dyn KvTransport>> = Vec::new();

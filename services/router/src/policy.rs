@@ -3,24 +3,24 @@
 mod cost;
 mod pick;
 
-use std::str::FromStr;
-
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::index::sample};
 use serde::{Deserialize, Serialize};
 
 pub use cost::{Terms, Weights, least_prefill};
 pub use pick::Pick;
 
-/// How an engine is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// By what its prefix cache saves and by its load.
-    Kv,
-    LeastLoaded,
-    PowerOfTwo,
-    RoundRobin,
-    Random,
+actors::choices! {
+    /// How an engine is chosen.
+    #[derive(Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Policy {
+        /// By what its prefix cache saves and by its load.
+        Kv = "kv",
+        LeastLoaded = "least-loaded",
+        PowerOfTwo = "power-of-two",
+        RoundRobin = "round-robin",
+        Random = "random",
+    }
 }
 
 /// One engine as a policy sees it.
@@ -120,39 +120,6 @@ fn sticky(candidates: impl Iterator<Item = Candidate>, costs: &mut Vec<f64>) {
         let beyond = f64::from(candidate.requests) > bound;
         f64::from(u8::from(beyond)) + 1.0 - candidate.session_rank as f64 / u64::MAX as f64
     }));
-}
-
-impl Policy {
-    pub const ALL: [Self; 5] =
-        [Self::Kv, Self::LeastLoaded, Self::PowerOfTwo, Self::RoundRobin, Self::Random];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kv => "kv",
-            Self::LeastLoaded => "least-loaded",
-            Self::PowerOfTwo => "power-of-two",
-            Self::RoundRobin => "round-robin",
-            Self::Random => "random",
-        }
-    }
-}
-
-impl FromStr for Policy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|policy| policy.name() == name);
-        known.ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("policy '{name}' is none of {names}")
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Policy {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 #[cfg(test)]

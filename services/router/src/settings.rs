@@ -1,31 +1,14 @@
-use std::{path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use crate::policy::{Policy, Weights};
 
-/// Where knowledge of prefix caches comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvEventsMode {
-    /// From the engines.
-    On,
-    /// From this router's own dispatches: what was sent somewhere is taken to be there for a while.
-    Off,
-}
-
-impl FromStr for KvEventsMode {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "on" => Ok(Self::On),
-            "off" => Ok(Self::Off),
-            other => Err(format!("kv events '{other}' are neither on nor off")),
-        }
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for KvEventsMode {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+actors::choices! {
+    /// Where knowledge of prefix caches comes from.
+    pub enum KvEventsMode {
+        /// From the engines.
+        On = "on",
+        /// From this router's own dispatches: what was sent somewhere is taken to be there for a while.
+        Off = "off",
     }
 }
 

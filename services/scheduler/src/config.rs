@@ -80,6 +80,12 @@ pub const LPM_WINDOW: usize = 128;
 /// Bounds how long requests with a longer match may overtake one, under [`SchedulePolicy::Lpm`].
 pub const LPM_PATIENCE: Duration = Duration::from_secs(5);
 
+impl<'de> serde::Deserialize<'de> for SchedulePolicy {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl std::str::FromStr for SchedulePolicy {
     type Err = UnknownPolicy;
 
@@ -94,5 +100,5 @@ impl std::str::FromStr for SchedulePolicy {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown schedule policy {0:?}: expected fcfs or lpm")]
+#[error("'{0}' is none of fcfs, lpm")]
 pub struct UnknownPolicy(String);

@@ -8,7 +8,7 @@ use cuda::{
 use messages::lease::ModelCard;
 
 use super::open_model;
-use crate::settings::{EngineSettings, StepLimits};
+use crate::settings::{Dtype, EngineSettings, KvCacheDtype, Quantization, StepLimits};
 
 /// What `auto` looks at.
 const FIRST: usize = 0;
@@ -60,25 +60,28 @@ pub(super) fn build(
 }
 
 fn kv_format(settings: &EngineSettings) -> anyhow::Result<KvFormat> {
-    let name = settings.kv_cache_dtype.as_str();
-    anyhow::ensure!(
-        !settings.is_f32()? || ["auto", "f32"].contains(&name),
-        "--kv-cache-dtype {name} is not built for --dtype float32, which keeps f32"
-    );
-    if name == "auto" || settings.is_f32()? {
-        return Ok(KvFormat::default());
+    let name = settings.kv_cache_dtype.name();
+    match (settings.dtype, settings.kv_cache_dtype) {
+        (_, KvCacheDtype::Auto) | (Dtype::Float32, KvCacheDtype::F32) => Ok(KvFormat::default()),
+        (Dtype::Float32, _) => {
+            anyhow::bail!("--kv-cache-dtype {name} is not built for --dtype float32, which keeps f32")
+        }
+        (Dtype::Auto, KvCacheDtype::Bf16) => Ok(KvFormat::Bf16),
+        (Dtype::Auto, KvCacheDtype::Fp8E4m3) => Ok(KvFormat::Fp8E4m3),
+        (Dtype::Auto, KvCacheDtype::F16 | KvCacheDtype::F32) => {
+            anyhow::bail!("--kv-cache-dtype {name} is none of bf16, fp8_e4m3, which a GPU takes")
+        }
     }
-    let found = KvFormat::ALL.into_iter().find(|format| format.name() == name);
-    found.with_context(|| format!("--kv-cache-dtype {name} is none of bf16, fp8_e4m3, which a GPU takes"))
 }
 
 fn weight_format(settings: &EngineSettings) -> anyhow::Result<WeightFormat> {
-    match (settings.quantization.as_deref(), settings.is_f32()?) {
-        (None, false) => Ok(WeightFormat::AsStored),
-        (None, true) => Ok(WeightFormat::Float32),
-        (Some("fp8"), false) => Ok(WeightFormat::Fp8),
-        (Some(other), true) => anyhow::bail!("--quantization {other} and --dtype float32 exclude each other"),
-        (Some(other), false) => anyhow::bail!("--quantization {other} is not built; a GPU quantises to fp8"),
+    match (settings.dtype, settings.quantization) {
+        (Dtype::Auto, None) => Ok(WeightFormat::AsStored),
+        (Dtype::Auto, Some(Quantization::Fp8)) => Ok(WeightFormat::Fp8),
+        (Dtype::Float32, None) => Ok(WeightFormat::Float32),
+        (Dtype::Float32, Some(other)) => {
+            anyhow::bail!("--quantization {} and --dtype float32 exclude each other", other.name())
+        }
     }
 }
 
