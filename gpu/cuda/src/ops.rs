@@ -14,11 +14,11 @@ mod qkv;
 mod sample;
 
 pub use attention::{
-    DecodeAttention, DecodeShare, KvPages, KvView, PREFILL_ROWS, PrefillAttention, TILE_KEYS, decode_tickets,
-    part_stats,
+    DecodeAttention, DecodeShare, KvPages, KvView, LayerKv, PREFILL_ROWS, PrefillAttention, TILE_KEYS,
+    decode_tickets, part_stats,
 };
 pub use elementwise::{CopyPages, Embed, GatherRows, NextNorm, RmsNorm};
-pub use float32::{AttentionF32, EmbedF32, GateF32, GemmF32, HeadsF32, KvF32, NormF32, Several};
+pub use float32::{AttentionF32, GateF32, GemmF32, Several};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale, fused_rows};
 pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};

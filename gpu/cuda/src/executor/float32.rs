@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Buffer, CudaError, Device, View,
-    ops::{AttentionF32, EmbedF32, GateF32, GemmF32, HeadsF32, KvF32, NormF32, Several},
+    ops::{AttentionF32, Embed, GateF32, GemmF32, LayerKv, QkvHead, RmsNorm, Several},
 };
 
 #[derive(Debug)]
@@ -85,12 +85,13 @@ impl Float32 {
         lists: Lists<'_>,
         counts: Counts,
     ) -> Result<(), CudaError> {
-        device.embed_f32(EmbedF32 {
+        device.embed_f32(Embed {
             hidden: forward.buffers.hidden.view(),
             table: self.embedding.view(),
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),
+            next: None,
             tokens: counts.tokens,
             width: forward.dimensions.hidden,
         })?;
@@ -115,10 +116,10 @@ impl Float32 {
         let tokens = counts.tokens;
         let layer_len = forward.kv.len() / layers;
         let pages = forward.kv.slice(number * layer_len..(number + 1) * layer_len).cast();
-        let kv = KvF32 { pages, kv_heads, head_dim, page_size: forward.page_size };
+        let kv = LayerKv { pages, kv_heads, head_dim, page_size: forward.page_size };
         self.norm(device, forward, &layer.attention_norm, tokens)?;
         product(device, &self.qkv, &self.normed, &layer.qkv, [tokens, dimensions.qkv_width(), hidden])?;
-        device.heads_f32(HeadsF32 {
+        device.heads_f32(QkvHead {
             queries: self.queries.view(),
             kv,
             qkv: self.qkv.view(),
@@ -181,7 +182,8 @@ impl Float32 {
     ) -> Result<(), CudaError> {
         let Dimensions { hidden: width, eps, .. } = forward.dimensions;
         let (out, hidden) = (self.normed.view(), forward.buffers.hidden.view());
-        device.norm_f32(NormF32 { out, hidden, weight: weight.view(), rows: None, count, width, eps })
+        let weight = weight.view();
+        device.norm_f32(RmsNorm { out, hidden, weight, rows: None, scales: None, count, width, eps })
     }
 
     /// Logits of some rows of the residual stream.
@@ -193,11 +195,12 @@ impl Float32 {
         count: usize,
     ) -> Result<(), CudaError> {
         let Dimensions { hidden: width, vocab, eps, .. } = forward.dimensions;
-        device.norm_f32(NormF32 {
+        device.norm_f32(RmsNorm {
             out: self.last.view(),
             hidden: forward.buffers.hidden.view(),
             weight: forward.weights.final_norm.view(),
             rows: Some(rows),
+            scales: None,
             count,
             width,
             eps,

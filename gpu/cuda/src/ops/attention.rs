@@ -65,14 +65,18 @@ impl KvView<'_> {
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Copy)]
-pub struct KvPages<'a> {
+pub struct LayerKv<P> {
     /// [pages, keys and values, kv_heads, page_size, head_dim]
-    pub pages: KvView<'a>,
+    pub pages: P,
     pub kv_heads: usize,
+    /// 64 or 128.
     pub head_dim: usize,
-    /// A power of two, at least 8.
+    /// A power of two, at least 8 but in f32.
     pub page_size: usize,
 }
+
+/// Those of layers that compute in bf16.
+pub type KvPages<'a> = LayerKv<KvView<'a>>;
 
 impl KvPages<'_> {
     /// Rows of a head at a position in each of `layers` layers.
@@ -97,8 +101,8 @@ pub(super) fn window(window: Option<u32>) -> i32 {
     window.map_or(i32::MAX, |window| window.min(i32::MAX as u32) as i32)
 }
 
-impl KvPages<'_> {
-    fn check(&self, heads: usize) -> Result<(), CudaError> {
+impl<P> LayerKv<P> {
+    pub(super) fn check(&self, heads: usize) -> Result<(), CudaError> {
         check(self.kv_heads > 0 && heads.is_multiple_of(self.kv_heads), || {
             format!("{heads} heads over {} key heads", self.kv_heads)
         })

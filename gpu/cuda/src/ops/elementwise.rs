@@ -2,17 +2,17 @@ use half::bf16;
 
 use super::{check, check_len};
 use crate::{
-    CudaError, Device, View,
+    CudaError, Device, Element, View,
     launch::{Shape, arguments},
 };
 
 /// `hidden[token] = table[ids[token]]`, the first launch of a step. An id of [`models::PLACEHOLDER`] takes `last_tokens[slots[token]]`.
 #[derive(Debug, Clone, Copy)]
-pub struct Embed<'a> {
+pub struct Embed<'a, T = bf16> {
     /// [tokens, width]
     pub hidden: View<'a, f32>,
     /// [vocab, width]
-    pub table: View<'a, bf16>,
+    pub table: View<'a, T>,
     pub ids: View<'a, u32>,
     pub slots: View<'a, u32>,
     pub last_tokens: View<'a, u32>,
@@ -45,9 +45,9 @@ impl NextNorm<'_> {
 
 /// `out[r] = rms_norm(hidden[rows[r]]) * weight`.
 #[derive(Debug, Clone, Copy)]
-pub struct RmsNorm<'a> {
+pub struct RmsNorm<'a, T = bf16> {
     /// [count, width]
-    pub out: View<'a, bf16>,
+    pub out: View<'a, T>,
     /// [any, width]
     pub hidden: View<'a, f32>,
     pub weight: View<'a, f32>,
@@ -89,6 +89,25 @@ pub struct CopyPages<'a> {
     pub page_bytes: usize,
 }
 
+impl<T: Element> Embed<'_, T> {
+    pub(super) fn check(&self) -> Result<(), CudaError> {
+        check_len("hidden", self.hidden, self.tokens * self.width)?;
+        check_len("ids", self.ids, self.tokens)?;
+        check_len("slots", self.slots, self.tokens)
+    }
+}
+
+impl<T: Element> RmsNorm<'_, T> {
+    pub(super) fn check(&self) -> Result<(), CudaError> {
+        check_len("out", self.out, self.count * self.width)?;
+        check_len("weight", self.weight, self.width)?;
+        match self.rows {
+            Some(rows) => check_len("rows", rows, self.count),
+            None => check_len("hidden", self.hidden, self.count * self.width),
+        }
+    }
+}
+
 const COPY_BLOCKS: u32 = 8;
 /// Keeps the groups of a row in a block's shared memory.
 const MAX_NORM_WIDTH: usize = 65_536;
@@ -96,9 +115,7 @@ const MAX_NORM_WIDTH: usize = 65_536;
 impl Device {
     pub fn embed(&self, op: Embed<'_>) -> Result<(), CudaError> {
         check(op.width.is_multiple_of(8), || format!("an embedding of width {}", op.width))?;
-        check_len("hidden", op.hidden, op.tokens * op.width)?;
-        check_len("ids", op.ids, op.tokens)?;
-        check_len("slots", op.slots, op.tokens)?;
+        op.check()?;
         if let Some(next) = op.next {
             next.check(op.tokens, op.width)?;
         }
@@ -122,12 +139,7 @@ impl Device {
         check(op.width.is_multiple_of(8) && op.width <= MAX_NORM_WIDTH, || {
             format!("a norm of width {}", op.width)
         })?;
-        check_len("out", op.out, op.count * op.width)?;
-        check_len("weight", op.weight, op.width)?;
-        match op.rows {
-            Some(rows) => check_len("rows", rows, op.count)?,
-            None => check_len("hidden", op.hidden, op.count * op.width)?,
-        }
+        op.check()?;
         if let Some(scales) = op.scales {
             check_len("scales", scales, op.count)?;
         }

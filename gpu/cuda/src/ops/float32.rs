@@ -1,39 +1,10 @@
 //! The operations of a decoder in f32, for checking: plain kernels, not fast.
 
-use super::{attention::window, check, check_len};
+use super::{Embed, LayerKv, QkvHead, RmsNorm, attention::window, check, check_len};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
 };
-
-/// `hidden[token] = table[ids[token]]`, as [`super::Embed`].
-#[derive(Debug, Clone, Copy)]
-pub struct EmbedF32<'a> {
-    /// [tokens, width]
-    pub hidden: View<'a, f32>,
-    /// [vocab, width]
-    pub table: View<'a, f32>,
-    pub ids: View<'a, u32>,
-    pub slots: View<'a, u32>,
-    pub last_tokens: View<'a, u32>,
-    pub tokens: usize,
-    pub width: usize,
-}
-
-/// `out[r] = rms_norm(hidden[rows[r]]) * weight`.
-#[derive(Debug, Clone, Copy)]
-pub struct NormF32<'a> {
-    /// [count, width]
-    pub out: View<'a, f32>,
-    /// [any, width]
-    pub hidden: View<'a, f32>,
-    pub weight: View<'a, f32>,
-    /// Which rows of `hidden`; `None`: the first `count`.
-    pub rows: Option<View<'a, u32>>,
-    pub count: usize,
-    pub width: usize,
-    pub eps: f32,
-}
 
 /// `out = x wᵀ`, or `out += x wᵀ`.
 #[derive(Debug, Clone, Copy)]
@@ -61,37 +32,6 @@ pub struct GateF32<'a> {
     pub intermediate: usize,
 }
 
-/// Keys and values of a layer, [pages, keys and values, kv_heads, page_size, head_dim].
-#[derive(Debug, Clone, Copy)]
-pub struct KvF32<'a> {
-    pub pages: View<'a, f32>,
-    pub kv_heads: usize,
-    /// 64 or 128.
-    pub head_dim: usize,
-    /// A power of two.
-    pub page_size: usize,
-}
-
-/// What follows the QKV projection, as [`super::QkvHead`].
-#[derive(Debug, Clone, Copy)]
-pub struct HeadsF32<'a> {
-    /// [tokens, heads, head_dim]
-    pub queries: View<'a, f32>,
-    pub kv: KvF32<'a>,
-    /// [tokens, (heads + 2 * kv_heads) * head_dim]
-    pub qkv: View<'a, f32>,
-    pub bias: Option<View<'a, f32>>,
-    pub norms: Option<[View<'a, f32>; 2]>,
-    pub cosines: View<'a, f32>,
-    pub sines: View<'a, f32>,
-    pub positions: View<'a, u32>,
-    pub places: View<'a, u32>,
-    pub tokens: usize,
-    pub heads: usize,
-    pub norm_width: usize,
-    pub eps: f32,
-}
-
 /// Which rows of a step belong to which sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Several<'a> {
@@ -107,7 +47,7 @@ pub struct AttentionF32<'a> {
     /// [tokens, heads, head_dim]
     pub out: View<'a, f32>,
     pub queries: View<'a, f32>,
-    pub kv: KvF32<'a>,
+    pub kv: LayerKv<View<'a, f32>>,
     pub tables: View<'a, u32>,
     pub table_starts: View<'a, u32>,
     /// Of each row.
@@ -120,8 +60,8 @@ pub struct AttentionF32<'a> {
     pub scale: f32,
 }
 
-impl KvF32<'_> {
-    fn check(&self) -> Result<i32, CudaError> {
+impl LayerKv<View<'_, f32>> {
+    fn page_shift(&self) -> Result<i32, CudaError> {
         check([64, 128].contains(&self.head_dim), || format!("heads of {} elements", self.head_dim))?;
         check(self.page_size.is_power_of_two(), || format!("pages of {} tokens", self.page_size))?;
         Ok(self.page_size.trailing_zeros() as i32)
@@ -134,22 +74,17 @@ const TILE: usize = 64;
 const HEADS: usize = 8;
 
 impl Device {
-    pub fn embed_f32(&self, op: EmbedF32<'_>) -> Result<(), CudaError> {
-        check_len("hidden", op.hidden, op.tokens * op.width)?;
-        check_len("ids", op.ids, op.tokens)?;
-        check_len("slots", op.slots, op.tokens)?;
+    pub fn embed_f32(&self, op: Embed<'_, f32>) -> Result<(), CudaError> {
+        op.check()?;
+        check(op.next.is_none(), || "a norm behind an embedding in f32".into())?;
         let arguments = arguments![op.hidden, op.table, op.ids, op.slots, op.last_tokens, op.width as i32];
         // SAFETY: signature of embed_f32; lengths checked, ids are trusted.
         unsafe { self.launch("embed_f32", Shape::new([op.tokens as u32, 1, 1], 128).alone(), arguments) }
     }
 
-    pub fn norm_f32(&self, op: NormF32<'_>) -> Result<(), CudaError> {
-        check_len("out", op.out, op.count * op.width)?;
-        check_len("weight", op.weight, op.width)?;
-        match op.rows {
-            Some(rows) => check_len("rows", rows, op.count)?,
-            None => check_len("hidden", op.hidden, op.count * op.width)?,
-        }
+    pub fn norm_f32(&self, op: RmsNorm<'_, f32>) -> Result<(), CudaError> {
+        op.check()?;
+        check(op.scales.is_none(), || "scales of rows in f32".into())?;
         let arguments = arguments![op.out, op.hidden, op.weight, op.rows, op.width as i32, op.eps];
         // SAFETY: signature of norm_f32; lengths checked, row numbers are trusted.
         unsafe { self.launch("norm_f32", Shape::new([op.count as u32, 1, 1], 256), arguments) }
@@ -174,19 +109,10 @@ impl Device {
         unsafe { self.launch("gate_f32", Shape::new([op.tokens as u32, 1, 1], 256), arguments) }
     }
 
-    pub fn heads_f32(&self, op: HeadsF32<'_>) -> Result<(), CudaError> {
-        let KvF32 { pages, kv_heads, head_dim, .. } = op.kv;
-        let (page_shift, all) = (op.kv.check()?, op.heads + 2 * kv_heads);
-        check_len("queries", op.queries, op.tokens * op.heads * head_dim)?;
-        check_len("qkv", op.qkv, op.tokens * all * head_dim)?;
-        check_len("positions", op.positions, op.tokens)?;
-        check_len("places", op.places, op.tokens)?;
-        if let Some(bias) = op.bias {
-            check_len("bias", bias, all * head_dim)?;
-        }
-        for norm in op.norms.into_iter().flatten() {
-            check_len("a norm of heads", norm, head_dim)?;
-        }
+    pub fn heads_f32(&self, op: QkvHead<'_, f32, View<'_, f32>>) -> Result<(), CudaError> {
+        op.check()?;
+        check_len("qkv", op.qkv, op.tokens * op.width())?;
+        let LayerKv { pages, kv_heads, head_dim, .. } = op.kv;
         let arguments = arguments![
             op.queries,
             pages,
@@ -201,22 +127,19 @@ impl Device {
             op.tokens as i32,
             op.heads as i32,
             kv_heads as i32,
-            page_shift,
+            op.kv.page_shift()?,
             head_dim as i32,
             op.norm_width as i32,
             op.eps,
         ];
-        let grid = [(op.tokens * all).div_ceil(HEADS) as u32, 1, 1];
+        let grid = [(op.tokens * (op.heads + 2 * kv_heads)).div_ceil(HEADS) as u32, 1, 1];
         // SAFETY: signature of heads_f32; lengths checked, positions and places are trusted.
         unsafe { self.launch("heads_f32", Shape::new(grid, 32 * HEADS as u32), arguments) }
     }
 
     pub fn attention_f32(&self, op: AttentionF32<'_>) -> Result<(), CudaError> {
-        let KvF32 { pages, kv_heads, head_dim, .. } = op.kv;
-        let page_shift = op.kv.check()?;
-        check(kv_heads > 0 && op.heads.is_multiple_of(kv_heads), || {
-            format!("{} heads over {kv_heads} key heads", op.heads)
-        })?;
+        let LayerKv { pages, kv_heads, head_dim, .. } = op.kv;
+        op.kv.check(op.heads)?;
         check_len("out", op.out, op.positions.len() * op.heads * head_dim)?;
         check_len("queries", op.queries, op.positions.len() * op.heads * head_dim)?;
         check_len("table starts", op.table_starts, op.sequences)?;
@@ -235,7 +158,7 @@ impl Device {
             op.positions,
             op.heads as i32,
             kv_heads as i32,
-            page_shift,
+            op.kv.page_shift()?,
             window(op.window),
             head_dim as i32,
             op.scale,

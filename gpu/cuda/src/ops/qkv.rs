@@ -1,22 +1,22 @@
 use half::bf16;
 
-use super::{KvPages, check, check_len};
+use super::{KvView, LayerKv, check, check_len};
 use crate::{
-    CudaError, Device, View,
+    CudaError, Device, Element, View,
     launch::{Shape, arguments},
 };
 
 /// What follows the QKV projection: bias, RMSNorm per head, rotary embedding; queries to `queries`, keys and values
 /// into their pages.
 #[derive(Debug, Clone, Copy)]
-pub struct QkvHead<'a> {
+pub struct QkvHead<'a, T = bf16, P = KvView<'a>> {
     /// [tokens, heads, head_dim]
-    pub queries: View<'a, bf16>,
-    pub kv: KvPages<'a>,
+    pub queries: View<'a, T>,
+    pub kv: LayerKv<P>,
     /// [tokens, (heads + 2 * kv_heads) * head_dim]: queries, keys, values
-    pub qkv: View<'a, bf16>,
+    pub qkv: View<'a, T>,
     /// [(heads + 2 * kv_heads) * head_dim]
-    pub bias: Option<View<'a, bf16>>,
+    pub bias: Option<View<'a, T>>,
     /// Weights of the norm per query head and per key head, [head_dim].
     pub norms: Option<[View<'a, f32>; 2]>,
     /// [positions, head_dim / 2]
@@ -52,15 +52,15 @@ pub(super) struct HeadOutput {
     eps: f32,
 }
 
-impl QkvHead<'_> {
+impl<T: Element, P> QkvHead<'_, T, P> {
     /// Columns of the product.
     pub(super) fn width(&self) -> usize {
         (self.heads + 2 * self.kv.kv_heads) * self.kv.head_dim
     }
 
-    /// What kernels are told; lengths are checked here.
-    pub(super) fn output(&self) -> Result<HeadOutput, CudaError> {
-        let KvPages { kv_heads, head_dim, .. } = self.kv;
+    /// Of all but `qkv`, which some kernels do without.
+    pub(super) fn check(&self) -> Result<(), CudaError> {
+        let head_dim = self.kv.head_dim;
         check([64, 128].contains(&head_dim), || format!("heads of {head_dim} elements"))?;
         check_len("queries", self.queries, self.tokens * self.heads * head_dim)?;
         check_len("positions", self.positions, self.tokens)?;
@@ -68,7 +68,14 @@ impl QkvHead<'_> {
         check(self.bias.is_none_or(|bias| bias.len() >= self.width()), || "a bias for every row".into())?;
         check(self.norms.is_none_or(|norms| norms.iter().all(|n| n.len() >= head_dim)), || {
             "norms of a head's width".into()
-        })?;
+        })
+    }
+}
+
+impl QkvHead<'_> {
+    /// What kernels are told; lengths are checked here.
+    pub(super) fn output(&self) -> Result<HeadOutput, CudaError> {
+        self.check()?;
         Ok(HeadOutput {
             queries: self.queries.address(),
             pages: self.kv.pages.address(),
@@ -79,7 +86,7 @@ impl QkvHead<'_> {
             positions: self.positions.address(),
             places: self.places.address(),
             heads: self.heads as i32,
-            kv_heads: kv_heads as i32,
+            kv_heads: self.kv.kv_heads as i32,
             page_shift: self.kv.page_shift()? as i32,
             norm_width: self.norm_width as i32,
             eps: self.eps,
