@@ -251,11 +251,6 @@ impl Device {
         Ok(())
     }
 
-    /// Whether what is started now is one of two halves.
-    pub(crate) fn is_half(&self) -> bool {
-        self.half.get().is_some()
-    }
-
     /// Whether the next launch must not begin before all before it have ended; asked once for each launch.
     pub(crate) fn begins_alone(&self) -> bool {
         self.alone.replace(false)

@@ -13,7 +13,7 @@ use crate::{
     Buffer, CudaError, Device, View,
     ops::{
         CopyPages, Drawn, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, KvView, RmsNorm, RowScale, Sample,
-        Score, Weights as Matrix, decode_tickets, part_stats,
+        Score, decode_tickets, part_stats,
     },
 };
 
@@ -260,24 +260,20 @@ impl Forward {
             width: hidden,
             eps,
         })?;
-        let head = self.weights.head().view().into();
-        let logits = GemmOutput::F32(self.buffers.logits.view());
-        self.gemm(device, logits, self.buffers.last.view(), RowScale::One, head, [count, vocab, hidden])
+        device.gemm(Gemm {
+            output: GemmOutput::F32(self.buffers.logits.view()),
+            x: self.buffers.last.view(),
+            w: self.weights.head().view().into(),
+            scale: RowScale::One,
+            m: count,
+            n: vocab,
+            k: hidden,
+            mode: self.mode,
+            half: false,
+        })
     }
 
     pub fn room(&self) -> Option<View<'_, bf16>> {
         self.buffers.unpacked.as_ref().map(Buffer::view)
-    }
-
-    pub fn gemm(
-        &self,
-        device: &Device,
-        output: GemmOutput<'_>,
-        x: View<'_, bf16>,
-        scale: RowScale<'_>,
-        w: Matrix<'_>,
-        [m, n, k]: [usize; 3],
-    ) -> Result<(), CudaError> {
-        device.gemm(Gemm { output, x, w, scale, m, n, k, mode: self.mode })
     }
 }

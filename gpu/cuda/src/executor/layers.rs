@@ -7,6 +7,7 @@ use half::bf16;
 use super::{
     dimensions::Dimensions,
     forward::{Forward, HALVES, QUEUE, Way},
+    matrix::LayerMatrix,
     plan::{Counts, Lists},
     slots::Slots,
     weights::Layer,
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     Buffer, CudaError, Device, View,
     ops::{
-        DecodeAttention, Embed, GatherRows, GemmMode, GemmOutput, NextNorm, PrefillAttention, QkvHead,
+        DecodeAttention, Embed, GatherRows, Gemm, GemmMode, GemmOutput, NextNorm, PrefillAttention, QkvHead,
         RmsNorm, RowScale, decode_tickets,
     },
 };
@@ -22,8 +23,8 @@ use crate::{
 /// Rows of a step that go through a layer together, and where what becomes of them is.
 #[derive(Debug, Clone, Copy)]
 struct Rows<'a> {
-    /// Of the step, in which other rows may run beside them.
-    half: usize,
+    /// Which half of the step's rows they are, if the other runs beside them.
+    half: Option<usize>,
     /// The first of them in the step.
     first: usize,
     count: usize,
@@ -50,7 +51,7 @@ impl Forward {
         counts: Counts,
         way: Way,
     ) -> Result<(), CudaError> {
-        let every = self.rows(0, 0..counts.tokens);
+        let every = self.rows(None, 0..counts.tokens);
         device.embed(Embed {
             hidden: every.hidden,
             table: self.weights.embedding.view(),
@@ -67,11 +68,11 @@ impl Forward {
         let middle = counts.tokens.div_ceil(HALVES);
         device.beside(|half| {
             let rows = if half == 0 { 0..middle } else { middle..counts.tokens };
-            self.layers(device, lists, counts, self.rows(half, rows))
+            self.layers(device, lists, counts, self.rows(Some(half), rows))
         })
     }
 
-    fn rows(&self, half: usize, rows: Range<usize>) -> Rows<'_> {
+    fn rows(&self, half: Option<usize>, rows: Range<usize>) -> Rows<'_> {
         let (buffers, dimensions) = (&self.buffers, &self.dimensions);
         let (first, hidden, query_width) = (rows.start, dimensions.hidden, dimensions.query_width());
         Rows {
@@ -110,8 +111,8 @@ impl Forward {
                 }
             };
             let sum = self.residual(Some(&layer.mlp_norm), rows);
-            let sizes = [rows.count, self.dimensions.hidden, self.dimensions.query_width()];
-            self.gemm(device, sum, rows.attended, RowScale::One, layer.o.view(self.room()), sizes)?;
+            let sizes = [self.dimensions.hidden, self.dimensions.query_width()];
+            self.product(device, rows, sum, (rows.attended, RowScale::One), &layer.o, sizes)?;
             self.feed_forward(device, layer, following, rows)?;
         }
         Ok(())
@@ -139,7 +140,7 @@ impl Forward {
             })?;
         }
         let (hidden, attended) = (buffers.last_hidden.view(), buffers.last_attended.view());
-        Ok(Rows { hidden, attended, ..self.rows(0, 0..counts.rows + counts.scores) })
+        Ok(Rows { hidden, attended, ..self.rows(None, 0..counts.rows + counts.scores) })
     }
 
     /// Queries, keys and values.
@@ -169,8 +170,8 @@ impl Forward {
             norm_width: dimensions.model_head_dim,
             eps: dimensions.eps,
         });
-        let sizes = [rows.count, dimensions.qkv_width(), hidden];
-        self.gemm(device, qkv, rows.weighed, scale, layer.qkv.view(self.room()), sizes)
+        let sizes = [dimensions.qkv_width(), hidden];
+        self.product(device, rows, qkv, (rows.weighed, scale), &layer.qkv, sizes)
     }
 
     /// Attention of sequences of one token, and of these blocks of the others.
@@ -200,13 +201,14 @@ impl Forward {
                 part_values: buffers.part_values.view(),
                 part_stats: buffers.part_stats.view(),
                 tickets: buffers.tickets.slice(decode_tickets(rows.first, heads, kv_heads)..),
-                queue: buffers.queue.slice(rows.half * QUEUE..),
+                queue: buffers.queue.slice(rows.half.unwrap_or(0) * QUEUE..),
                 sequences,
                 max_tiles: buffers.max_tiles,
                 heads,
                 window,
                 scale: dimensions.scale(),
                 mode: self.mode,
+                half: rows.half.is_some(),
             })?;
         }
         if work_count > 0 {
@@ -239,11 +241,25 @@ impl Forward {
         let Dimensions { hidden, intermediate, .. } = self.dimensions;
         let scale = self.norm(device, &layer.mlp_norm, rows)?;
         let gate = GemmOutput::Gate(rows.gated);
-        let sizes = [rows.count, 2 * intermediate, hidden];
-        self.gemm(device, gate, rows.weighed, scale, layer.gate_up.view(self.room()), sizes)?;
+        let sizes = [2 * intermediate, hidden];
+        self.product(device, rows, gate, (rows.weighed, scale), &layer.gate_up, sizes)?;
         let sum = self.residual(following, rows);
-        let sizes = [rows.count, hidden, intermediate];
-        self.gemm(device, sum, rows.gated, RowScale::One, layer.down.view(self.room()), sizes)
+        let sizes = [hidden, intermediate];
+        self.product(device, rows, sum, (rows.gated, RowScale::One), &layer.down, sizes)
+    }
+
+    /// A product of these rows.
+    fn product(
+        &self,
+        device: &Device,
+        rows: Rows<'_>,
+        output: GemmOutput<'_>,
+        (x, scale): (View<'_, bf16>, RowScale<'_>),
+        w: &LayerMatrix,
+        [n, k]: [usize; 2],
+    ) -> Result<(), CudaError> {
+        let (w, half) = (w.view(self.room()), rows.half.is_some());
+        device.gemm(Gemm { output, x, w, scale, m: rows.count, n, k, mode: self.mode, half })
     }
 
     /// What the makers of few rows do of the norm with these weights.

@@ -64,6 +64,8 @@ pub struct Gemm<'a> {
     /// A multiple of 8.
     pub k: usize,
     pub mode: GemmMode,
+    /// Of one of two halves of the rows of a step, beside the attention of the other.
+    pub half: bool,
 }
 
 /// Most rows of x that the streaming kernel takes.
@@ -124,7 +126,7 @@ enum Cut {
 }
 
 impl Plan {
-    /// `half`: of one of two halves of the rows of a step.
+    /// `half`: as in [`Gemm`].
     fn new(m: usize, n: usize, k: usize, fp8: bool, half: bool) -> Self {
         let segments = segments(n);
         if m <= STREAM_ROWS {
@@ -253,7 +255,7 @@ impl Device {
     /// With `fresh` weights they are what the launch before writes.
     fn gemm_checked(&self, op: Gemm<'_>, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
-        let plan = match Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_)), self.is_half()) {
+        let plan = match Plan::new(m, n, k, matches!(op.w, Weights::Fp8(_)), op.half) {
             // the copy engine stores rows of multiples of 16 bytes
             Plan::Many(_) if matches!(op.output, GemmOutput::Gate(_)) && !n.is_multiple_of(16) => {
                 Plan::Wide { rows: 128, cut: Cut::Folded }
@@ -280,7 +282,7 @@ impl Device {
 
     /// A product of queries, keys and values: by one launch where the kernel for its rows can do what follows.
     fn heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
-        let plan = Plan::new(op.m, op.n, op.k, matches!(op.w, Weights::Fp8(_)), self.is_half());
+        let plan = Plan::new(op.m, op.n, op.k, matches!(op.w, Weights::Fp8(_)), op.half);
         if let (Plan::Cluster(_), KvView::Bf16(_)) = (plan, heads.kv.pages) {
             return self.gemm_heads(op, heads);
         }

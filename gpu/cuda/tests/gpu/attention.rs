@@ -153,6 +153,7 @@ impl Cache {
                 window,
                 scale: self.scale(),
                 mode,
+                half: false,
             })?;
         }
         Ok(device.read(out.view())?)

@@ -138,7 +138,17 @@ impl Bench<'_> {
                     let launches = if n == VOCAB || m == 1024 { 6 } else { LAUNCHES };
                     let seconds = self.time(launches, |i| {
                         let w = w.slice(i % copies * n * k..).into();
-                        self.device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode })
+                        self.device.gemm(Gemm {
+                            output,
+                            x: x.view(),
+                            w,
+                            scale: RowScale::One,
+                            m,
+                            n,
+                            k,
+                            mode,
+                            half: false,
+                        })
                     })?;
                     let label = if mode == GemmMode::BatchVariant {
                         format!("{name} (library)")
@@ -213,6 +223,7 @@ impl Bench<'_> {
                     window: None,
                     scale: 0.088,
                     mode,
+                    half: false,
                 })
             };
             let positions: usize = contexts.iter().sum();

@@ -94,7 +94,7 @@ fn product(
         bf16 => bf16,
     };
     let (output, mode) = (GemmOutput::F32(out.view()), GemmMode::BatchInvariant);
-    device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode })?;
+    device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode, half: false })?;
     Ok(device.read(out.view())?)
 }
 
@@ -122,6 +122,7 @@ fn fused(
         n,
         k,
         mode: GemmMode::BatchInvariant,
+        half: false,
     })?;
     Ok((device.read(sum.view())?, device.read(weighed.view())?))
 }
@@ -219,7 +220,7 @@ fn interleaved(context: &Context, random: &mut Random) -> Outcome {
         let gated = |w: Weights<'_>| -> Result<Vec<bf16>, Failure> {
             let out = poisoned::<bf16>(device, m * rows)?;
             let output = GemmOutput::Gate(out.view());
-            device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode })?;
+            device.gemm(Gemm { output, x: x.view(), w, scale: RowScale::One, m, n, k, mode, half: false })?;
             Ok(device.read(out.view())?)
         };
         let (fp8, bf16) = (gated(Weights::Fp8(matrix.view()))?, gated(halves.view().into())?);

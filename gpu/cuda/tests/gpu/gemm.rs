@@ -32,7 +32,7 @@ fn run(
 ) -> Result<Vec<bf16>, Failure> {
     let out = poisoned::<bf16>(device, m * n)?;
     let output = GemmOutput::Bf16(out.view());
-    device.gemm(Gemm { output, x, w: w.into(), scale: RowScale::One, m, n, k, mode })?;
+    device.gemm(Gemm { output, x, w: w.into(), scale: RowScale::One, m, n, k, mode, half: false })?;
     Ok(device.read(out.view())?)
 }
 
@@ -69,7 +69,7 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);
         let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchInvariant);
-        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
+        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode, half: false };
 
         let out = poisoned::<f32>(device, m * n)?;
         device.gemm(gemm(GemmOutput::F32(out.view())))?;
@@ -148,6 +148,7 @@ fn sums(context: &Context, random: &mut Random) -> Outcome {
             n,
             k,
             mode: GemmMode::BatchInvariant,
+            half: false,
         })?;
         Ok(device.read(sum.view())?)
     };
@@ -193,11 +194,12 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
             n: width,
             k,
             mode,
+            half: false,
         })?;
         let product = |x: View<'_, bf16>, scale: RowScale<'_>, m: usize| -> Result<Vec<f32>, Failure> {
             let out = poisoned::<f32>(device, m * n)?;
             let (output, w) = (GemmOutput::F32(out.view()), down_weights.view().into());
-            device.gemm(Gemm { output, x, w, scale, m, n, k: width, mode })?;
+            device.gemm(Gemm { output, x, w, scale, m, n, k: width, mode, half: false })?;
             Ok(device.read(out.view())?)
         };
         let few = product(weighed.view(), RowScale::Rms { squares: squares.view(), eps: EPS }, m)?;
@@ -280,6 +282,7 @@ fn heads(context: &Context, random: &mut Random) -> Outcome {
                 n,
                 k: hidden,
                 mode: GemmMode::BatchInvariant,
+                half: false,
             };
             let outcome = |apart: bool| -> Result<_, Failure> {
                 let queries = poisoned::<bf16>(device, m * heads * head_dim)?;
@@ -339,7 +342,7 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
         bound("bf16", error, BF16_BOUND)?;
         worst = worst.max(error);
         let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchVariant);
-        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode };
+        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode, half: false };
         let base = random.floats(m * n, 1.0);
         let sum = device.upload(&base)?;
         device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;

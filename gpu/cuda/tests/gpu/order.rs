@@ -51,6 +51,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                     n: 2 * inner,
                     k: hidden,
                     mode,
+                    half: false,
                 })?;
                 pause()?;
                 let add = GemmOutput::AddF32(stream.view());
@@ -63,6 +64,7 @@ fn graph(context: &Context, random: &mut Random) -> Outcome {
                     n: hidden,
                     k: inner,
                     mode,
+                    half: false,
                 })?;
                 pause()?;
             }

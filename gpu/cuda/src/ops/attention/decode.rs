@@ -77,6 +77,8 @@ pub struct DecodeAttention<'a> {
     pub scale: f32,
     /// With [`GemmMode::BatchVariant`] a run leaves one part, so that bits depend on how sequences are cut.
     pub mode: GemmMode,
+    /// Of one of two halves of the rows of a step, beside the products of the other.
+    pub half: bool,
 }
 
 /// Elements of [`DecodeAttention::part_stats`].
@@ -121,7 +123,7 @@ impl Device {
         check_len("tickets", op.tickets, decode_tickets(op.sequences, op.heads, kv_heads))?;
         check_len("queue", op.queue, 2)?;
         let multiprocessors = self.info().multiprocessors as usize;
-        let taken = if self.is_half() { PRODUCT_MULTIPROCESSORS.min(multiprocessors / 2) } else { 0 };
+        let taken = if op.half { PRODUCT_MULTIPROCESSORS.min(multiprocessors / 2) } else { 0 };
         let blocks = (multiprocessors - taken).min(op.max_tiles * items(op.heads, kv_heads));
         let page_shift = op.kv.page_shift()?;
         let map = op.kv.pages.map(head_dim, op.kv.page_size.min(TILE_KEYS))?;
@@ -143,7 +145,7 @@ impl Device {
             page_shift as i32,
             window(op.window),
             i32::from(op.mode == GemmMode::BatchVariant),
-            i32::from(self.is_half()),
+            i32::from(op.half),
             log2_scale(op.scale),
         ];
         let shape = Shape::new([blocks as u32, 1, 1], 32 * (WARPS as u32 + 1)).shared(SHARED_BYTES);

@@ -141,7 +141,7 @@ impl Device {
     }
 
     pub(super) fn gemm_heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
-        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim, self.is_half());
+        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim, op.half);
         let product = HeadProduct { maps: cluster.maps(&op)?, to: heads.output()? };
         let [squares, given, eps] = scale_words(op.scale);
         let arguments = arguments![op.m as i32, op.n as i32, op.k as i32, squares, given, eps];
