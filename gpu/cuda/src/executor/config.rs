@@ -2,7 +2,7 @@ use kv::{Arrangement, KvDtype, Order};
 use models::DecoderSpec;
 
 use super::Dimensions;
-use crate::{DeviceConfig, ops::GemmMode};
+use crate::{DeviceConfig, DeviceInfo, kernels, ops::GemmMode};
 
 /// How a [`crate::CudaExecutor`] is set up.
 #[derive(Debug, Clone)]
@@ -62,13 +62,24 @@ impl CudaConfig {
     }
 
     /// The element type of keys and values.
-    pub(super) fn kv_name(&self) -> &'static str {
+    fn kv_name(&self) -> &'static str {
         if self.is_f32() { KvDtype::F32.name() } else { self.kv_format.name() }
     }
 
     /// Bytes of an element of keys and values.
     pub(super) fn kv_bytes(&self) -> usize {
         if self.is_f32() { KvDtype::F32.bytes() } else { self.kv_format.bytes() }
+    }
+
+    /// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do.
+    pub(super) fn numerics_class(&self, gpu: &DeviceInfo, weights: &str) -> String {
+        let (major, minor) = gpu.capability;
+        let (kv, kernels) = (self.kv_name(), kernels::digest());
+        let mode = match self.gemm {
+            GemmMode::BatchInvariant => "",
+            GemmMode::BatchVariant => "-batch-variant",
+        };
+        format!("cuda-sm{major}{minor}-{weights}-kv{kv}-{kernels}{mode}")
     }
 
     /// What pages of a decoder are called.

@@ -3,10 +3,11 @@
 use models::{LayerWeight, Model, WeightId};
 
 use super::{
+    block::{Counts, Lists},
+    buffers::LOGIT_ROWS,
+    decoder::Decoder,
     dimensions::Dimensions,
-    forward::{Forward, LOGIT_ROWS},
     head_layout::HeadLayout,
-    plan::{Counts, Lists},
     slots::Slots,
 };
 use crate::{
@@ -80,24 +81,24 @@ impl Float32 {
     pub fn layers(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         slots: &Slots,
         lists: Lists<'_>,
         counts: Counts,
     ) -> Result<(), CudaError> {
         device.embed_f32(Embed {
-            hidden: forward.buffers.hidden.view(),
+            hidden: decoder.buffers.hidden.view(),
             table: self.embedding.view(),
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),
             next: None,
             tokens: counts.tokens,
-            width: forward.dimensions.hidden,
+            width: decoder.dimensions.hidden,
         })?;
         for (number, layer) in self.layers.iter().enumerate() {
-            self.attend(device, forward, layer, number, lists, counts)?;
-            self.feed_forward(device, forward, layer, counts.tokens)?;
+            self.attend(device, decoder, layer, number, lists, counts)?;
+            self.feed_forward(device, decoder, layer, counts.tokens)?;
         }
         Ok(())
     }
@@ -105,19 +106,18 @@ impl Float32 {
     fn attend(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         layer: &Layer,
         number: usize,
         lists: Lists<'_>,
         counts: Counts,
     ) -> Result<(), CudaError> {
-        let dimensions = &forward.dimensions;
-        let Dimensions { hidden, layers, heads, kv_heads, head_dim, window, .. } = *dimensions;
+        let dimensions = &decoder.dimensions;
+        let Dimensions { hidden, heads, kv_heads, head_dim, window, .. } = *dimensions;
         let tokens = counts.tokens;
-        let layer_len = forward.kv.len() / layers;
-        let pages = forward.kv.slice(number * layer_len..(number + 1) * layer_len).cast();
-        let kv = LayerKv { pages, kv_heads, head_dim, page_size: forward.page_size };
-        self.norm(device, forward, &layer.attention_norm, tokens)?;
+        let pages = decoder.layer(number).cast();
+        let kv = LayerKv { pages, kv_heads, head_dim, page_size: decoder.page_size };
+        self.norm(device, decoder, &layer.attention_norm, tokens)?;
         product(device, &self.qkv, &self.normed, &layer.qkv, [tokens, dimensions.qkv_width(), hidden])?;
         device.heads_f32(QkvHead {
             queries: self.queries.view(),
@@ -125,8 +125,8 @@ impl Float32 {
             qkv: self.qkv.view(),
             bias: layer.qkv_bias.as_ref().map(Buffer::view),
             norms: layer.head_norms.as_ref().map(|[q, k]| [q.view(), k.view()]),
-            cosines: forward.weights.cosines.view(),
-            sines: forward.weights.sines.view(),
+            cosines: decoder.weights.cosines.view(),
+            sines: decoder.weights.sines.view(),
             positions: lists.positions,
             places: lists.places,
             tokens,
@@ -155,33 +155,33 @@ impl Float32 {
             })?;
         }
         let sizes = [tokens, hidden, dimensions.query_width()];
-        add_product(device, &forward.buffers.hidden, &self.attended, &layer.o, sizes)
+        add_product(device, &decoder.buffers.hidden, &self.attended, &layer.o, sizes)
     }
 
     fn feed_forward(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         layer: &Layer,
         tokens: usize,
     ) -> Result<(), CudaError> {
-        let Dimensions { hidden, intermediate, .. } = forward.dimensions;
-        self.norm(device, forward, &layer.mlp_norm, tokens)?;
+        let Dimensions { hidden, intermediate, .. } = decoder.dimensions;
+        self.norm(device, decoder, &layer.mlp_norm, tokens)?;
         product(device, &self.both, &self.normed, &layer.gate_up, [tokens, 2 * intermediate, hidden])?;
         let (gated, both) = (self.gated.view(), self.both.view());
         device.gate_f32(GateF32 { gated, both, tokens, intermediate })?;
-        add_product(device, &forward.buffers.hidden, &self.gated, &layer.down, [tokens, hidden, intermediate])
+        add_product(device, &decoder.buffers.hidden, &self.gated, &layer.down, [tokens, hidden, intermediate])
     }
 
     fn norm(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         weight: &Buffer<f32>,
         count: usize,
     ) -> Result<(), CudaError> {
-        let Dimensions { hidden: width, eps, .. } = forward.dimensions;
-        let (out, hidden) = (self.normed.view(), forward.buffers.hidden.view());
+        let Dimensions { hidden: width, eps, .. } = decoder.dimensions;
+        let (out, hidden) = (self.normed.view(), decoder.buffers.hidden.view());
         let weight = weight.view();
         device.norm_f32(RmsNorm { out, hidden, weight, rows: None, scales: None, count, width, eps })
     }
@@ -190,15 +190,15 @@ impl Float32 {
     pub fn logits(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         rows: View<'_, u32>,
         count: usize,
     ) -> Result<(), CudaError> {
-        let Dimensions { hidden: width, vocab, eps, .. } = forward.dimensions;
+        let Dimensions { hidden: width, vocab, eps, .. } = decoder.dimensions;
         device.norm_f32(RmsNorm {
             out: self.last.view(),
-            hidden: forward.buffers.hidden.view(),
-            weight: forward.weights.final_norm.view(),
+            hidden: decoder.buffers.hidden.view(),
+            weight: decoder.weights.final_norm.view(),
             rows: Some(rows),
             scales: None,
             count,
@@ -206,7 +206,7 @@ impl Float32 {
             eps,
         })?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        product(device, &forward.buffers.logits, &self.last, head, [count, vocab, width])
+        product(device, &decoder.buffers.logits, &self.last, head, [count, vocab, width])
     }
 
     /// Bytes of matrices that a step reads.

@@ -1,110 +1,21 @@
-use half::bf16;
+//! A step from tokens to what is sampled and scored.
+
+use std::ops::RangeInclusive;
 
 use super::{
-    config::KvFormat,
+    block::{Counts, Lists},
+    buffers::LOGIT_ROWS,
+    decoder::Decoder,
     dimensions::Dimensions,
     float32::Float32,
     persistent::Persistent,
-    plan::{Counts, Lists},
+    plan::Plan,
     slots::{MAX_BIAS, MAX_STOPS, Slots},
-    weights::Weights,
 };
 use crate::{
-    Buffer, CudaError, Device, View,
-    ops::{
-        CopyPages, Drawn, FUSED_ROWS, Gemm, GemmMode, GemmOutput, KvPages, KvView, RmsNorm, RowScale, Sample,
-        Score, decode_tickets, part_stats,
-    },
+    CudaError, Device, View,
+    ops::{CopyPages, Gemm, GemmMode, GemmOutput, RmsNorm, RowScale, Sample, Score},
 };
-
-/// Rows whose logits are held at once, and most rows that are gathered in the last layer.
-pub(super) const LOGIT_ROWS: usize = 256;
-
-/// Words of a decode attention's queue.
-pub(super) const QUEUE: usize = 2;
-pub(super) const HALVES: usize = 2;
-
-/// What a step keeps between its launches. Sizes are fixed at the start; graphs keep the addresses.
-#[derive(Debug)]
-pub(super) struct Buffers {
-    /// Residual stream, [tokens, hidden].
-    pub hidden: Buffer<f32>,
-    /// Residual stream times the weights of the norm that follows, [tokens, hidden].
-    pub weighed: Buffer<bf16>,
-    /// What is left of that norm: sums of squares [FUSED_ROWS, hidden / 8] where products do it.
-    pub squares: Buffer<f32>,
-    pub scales: Buffer<f32>,
-    /// [tokens, qkv width]
-    pub qkv: Buffer<bf16>,
-    /// [tokens, query width]
-    pub queries: Buffer<bf16>,
-    pub attended: Buffer<bf16>,
-    /// [LOGIT_ROWS, hidden] and [LOGIT_ROWS, query width]: rows of `hidden` and `attended`, gathered.
-    pub last_hidden: Buffer<f32>,
-    pub last_attended: Buffer<bf16>,
-    /// [tokens, intermediate]
-    pub gated: Buffer<bf16>,
-    /// Where weights in FP8 are unpacked for many rows.
-    unpacked: Option<Buffer<bf16>>,
-    /// [LOGIT_ROWS, hidden]
-    last: Buffer<bf16>,
-    /// [LOGIT_ROWS, vocab]
-    pub logits: Buffer<f32>,
-    pub part_values: Buffer<f32>,
-    pub part_stats: Buffer<f32>,
-    pub tickets: Buffer<u32>,
-    pub queue: Buffer<u32>,
-    /// [slots]
-    pub drawn: Buffer<Drawn>,
-    /// [tokens]
-    pub scored: Buffer<Drawn>,
-    /// Tiles that the decode kernel has room for.
-    pub max_tiles: usize,
-}
-
-/// Bytes for the parts of sequences of several tiles: a bound on the decode kernel, not on contexts (what is beyond it
-/// goes to the prefill kernel).
-const PART_BYTES: usize = 256 << 20;
-
-impl Buffers {
-    pub fn new(
-        device: &Device,
-        dimensions: &Dimensions,
-        tokens: usize,
-        slots: usize,
-        room: usize,
-    ) -> Result<Self, CudaError> {
-        let Dimensions { hidden, vocab, intermediate, heads, kv_heads, head_dim, .. } = *dimensions;
-        let max_tiles = PART_BYTES / (heads * head_dim * 4);
-        let buffers = Self {
-            hidden: device.allocate(tokens * hidden)?,
-            weighed: device.allocate(tokens * hidden)?,
-            squares: device.allocate(FUSED_ROWS * hidden / 8)?,
-            scales: device.allocate(tokens)?,
-            qkv: device.allocate(tokens * dimensions.qkv_width())?,
-            queries: device.allocate(tokens * dimensions.query_width())?,
-            attended: device.allocate(tokens * dimensions.query_width())?,
-            last_hidden: device.allocate(LOGIT_ROWS * hidden)?,
-            last_attended: device.allocate(LOGIT_ROWS * dimensions.query_width())?,
-            gated: device.allocate(tokens * intermediate)?,
-            unpacked: if room > 0 { Some(device.allocate(room)?) } else { None },
-            last: device.allocate(LOGIT_ROWS * hidden)?,
-            logits: device.allocate(LOGIT_ROWS * vocab)?,
-            part_values: device.allocate(max_tiles * heads * head_dim)?,
-            part_stats: device.allocate(part_stats(max_tiles, heads))?,
-            tickets: device.allocate(decode_tickets(tokens, heads, kv_heads))?,
-            queue: device.allocate(QUEUE * HALVES)?,
-            drawn: device.allocate(slots)?,
-            scored: device.allocate(tokens)?,
-            max_tiles,
-        };
-        device.fill_bytes(buffers.tickets.view(), 0)?;
-        device.fill_bytes(buffers.queue.view(), 0)?;
-        // rows of padding are attended by nobody: what they hold must be numbers
-        device.fill_bytes(buffers.attended.view(), 0)?;
-        Ok(buffers)
-    }
-}
 
 /// How a step goes through the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,27 +28,51 @@ pub(super) enum Way {
     Halves,
 }
 
-/// The decoder on its device: everything that launches need.
+/// Rows of steps that may run as two halves: of each, products are made by clusters in tiles of 32 rows.
+const HALVED_ROWS: RangeInclusive<usize> = 33..=64;
+
+/// Steps of a decoder: everything that launches need.
 #[derive(Debug)]
 pub(super) struct Forward {
-    pub dimensions: Dimensions,
-    pub weights: Weights,
+    pub decoder: Decoder,
     /// Takes the place of all else that computes layers and logits.
     pub float32: Option<Float32>,
-    pub buffers: Buffers,
-    /// [layers, pages, keys and values, kv_heads, page_size, head_dim]
-    pub kv: Buffer<u8>,
-    pub kv_format: KvFormat,
-    /// Of a page of one layer.
-    pub page_bytes: usize,
     pub persistent: Option<Persistent>,
-    pub page_size: usize,
+    /// As in [`crate::CudaConfig`]; `None` also for models that are slower so.
+    pub halves_from: Option<usize>,
     pub mode: GemmMode,
     /// Up to so many rows products do the halves of norms.
     pub fused_rows: usize,
 }
 
 impl Forward {
+    /// How a step is to go.
+    pub fn way(&self, plan: &Plan) -> Way {
+        match &self.persistent {
+            Some(persistent) if persistent.takes(plan) => Way::Persistent,
+            _ if self.is_halved(plan) => Way::Halves,
+            _ => Way::Launches,
+        }
+    }
+
+    fn is_halved(&self, plan: &Plan) -> bool {
+        plan.is_plain_decode()
+            && HALVED_ROWS.contains(&plan.counts.tokens)
+            && self.halves_from.is_some_and(|from| plan.tiles >= from)
+    }
+
+    /// Ways that steps of so many rows that decode may go.
+    pub fn ways(&self, rows: usize) -> Vec<Way> {
+        let mut ways = vec![Way::Launches];
+        if self.halves_from.is_some() && HALVED_ROWS.contains(&rows) {
+            ways.push(Way::Halves);
+        }
+        if self.persistent.as_ref().is_some_and(|one| rows <= one.max_rows()) {
+            ways.push(Way::Persistent);
+        }
+        ways
+    }
+
     /// Starts all launches of a step.
     pub fn run(
         &self,
@@ -147,44 +82,28 @@ impl Forward {
         counts: Counts,
         way: Way,
     ) -> Result<(), CudaError> {
-        let layers = self.dimensions.layers;
+        let decoder = &self.decoder;
         if counts.copies > 0 {
             device.copy_pages(CopyPages {
-                kv: self.kv.view(),
+                kv: decoder.kv.view(),
                 pairs: lists.copies,
                 count: counts.copies,
-                layers,
-                page_bytes: self.page_bytes,
+                layers: decoder.dimensions.layers,
+                page_bytes: decoder.page_bytes,
             })?;
         }
         if counts.tokens == 0 {
             return Ok(());
         }
         match (&self.float32, &self.persistent) {
-            (Some(float32), _) => float32.layers(device, self, slots, lists, counts)?,
+            (Some(float32), _) => float32.layers(device, decoder, slots, lists, counts)?,
             (None, Some(persistent)) if way == Way::Persistent => {
-                persistent.run(device, self, slots, lists, counts.tokens)?;
+                persistent.run(device, decoder, slots, lists, counts.tokens)?;
             }
             _ => self.launch_layers(device, slots, lists, counts, way)?,
         }
         self.sample(device, slots, lists, counts)?;
         self.score(device, lists, counts)
-    }
-
-    /// Keys and values of a layer.
-    pub fn kv_pages(&self, number: usize) -> KvPages<'_> {
-        let Dimensions { layers, kv_heads, head_dim, .. } = self.dimensions;
-        let layer_len = self.kv.len() / layers;
-        let pages = self.kv.slice(number * layer_len..(number + 1) * layer_len);
-        KvPages {
-            pages: match self.kv_format {
-                KvFormat::Bf16 => KvView::Bf16(pages.cast()),
-                KvFormat::Fp8E4m3 => KvView::Fp8(pages),
-            },
-            kv_heads,
-            head_dim,
-            page_size: self.page_size,
-        }
     }
 
     fn sample(
@@ -194,13 +113,14 @@ impl Forward {
         lists: Lists<'_>,
         counts: Counts,
     ) -> Result<(), CudaError> {
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
         for first in (0..counts.rows).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(counts.rows - first);
             self.logits(device, counts, lists.rows.slice(first..), first, rows)?;
             device.sample(Sample {
-                drawn: self.buffers.drawn.slice(first..),
+                drawn: buffers.drawn.slice(first..),
                 last_tokens: slots.last_tokens.view(),
-                logits: self.buffers.logits.view(),
+                logits: buffers.logits.view(),
                 slots: lists.row_slots.slice(first..),
                 positions: lists.row_positions.slice(first..),
                 params: slots.params.view(),
@@ -209,7 +129,7 @@ impl Forward {
                 counts: slots.counts.view(),
                 prompts: slots.prompts.view(),
                 rows,
-                vocab: self.dimensions.vocab,
+                vocab: dimensions.vocab,
                 max_bias: MAX_BIAS,
                 max_stops: MAX_STOPS,
             })?;
@@ -218,16 +138,17 @@ impl Forward {
     }
 
     fn score(&self, device: &Device, lists: Lists<'_>, counts: Counts) -> Result<(), CudaError> {
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
         for first in (0..counts.scores).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(counts.scores - first);
             self.logits(device, counts, lists.score_rows.slice(first..), counts.rows + first, rows)?;
             device.score(Score {
-                scored: self.buffers.scored.slice(first..),
-                logits: self.buffers.logits.view(),
+                scored: buffers.scored.slice(first..),
+                logits: buffers.logits.view(),
                 targets: lists.score_targets.slice(first..),
                 tops: lists.score_tops.slice(first..),
                 rows,
-                vocab: self.dimensions.vocab,
+                vocab: dimensions.vocab,
             })?;
         }
         Ok(())
@@ -243,17 +164,18 @@ impl Forward {
         count: usize,
     ) -> Result<(), CudaError> {
         if let Some(float32) = &self.float32 {
-            return float32.logits(device, self, rows, count);
+            return float32.logits(device, &self.decoder, rows, count);
         }
-        let Dimensions { hidden, vocab, eps, .. } = self.dimensions;
+        let Decoder { dimensions, weights, buffers, .. } = &self.decoder;
+        let Dimensions { hidden, vocab, eps, .. } = *dimensions;
         let (stream, rows) = match counts.last {
-            Some(_) => (self.buffers.last_hidden.slice(first * hidden..), None),
-            None => (self.buffers.hidden.view(), Some(rows)),
+            Some(_) => (buffers.last_hidden.slice(first * hidden..), None),
+            None => (buffers.hidden.view(), Some(rows)),
         };
         device.rms_norm(RmsNorm {
-            out: self.buffers.last.view(),
+            out: buffers.last.view(),
             hidden: stream,
-            weight: self.weights.final_norm.view(),
+            weight: weights.final_norm.view(),
             rows,
             scales: None,
             count,
@@ -261,9 +183,9 @@ impl Forward {
             eps,
         })?;
         device.gemm(Gemm {
-            output: GemmOutput::F32(self.buffers.logits.view()),
-            x: self.buffers.last.view(),
-            w: self.weights.head().view().into(),
+            output: GemmOutput::F32(buffers.logits.view()),
+            x: buffers.last.view(),
+            w: weights.head().view().into(),
             scale: RowScale::One,
             m: count,
             n: vocab,
@@ -271,9 +193,5 @@ impl Forward {
             mode: self.mode,
             half: false,
         })
-    }
-
-    pub fn room(&self) -> Option<View<'_, bf16>> {
-        self.buffers.unpacked.as_ref().map(Buffer::view)
     }
 }

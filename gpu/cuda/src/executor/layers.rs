@@ -5,10 +5,12 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{
+    block::{Counts, Lists},
+    buffers::{HALVES, QUEUE},
+    decoder::Decoder,
     dimensions::Dimensions,
-    forward::{Forward, HALVES, QUEUE, Way},
+    forward::{Forward, Way},
     matrix::LayerMatrix,
-    plan::{Counts, Lists},
     slots::Slots,
     weights::Layer,
 };
@@ -51,16 +53,17 @@ impl Forward {
         counts: Counts,
         way: Way,
     ) -> Result<(), CudaError> {
+        let Decoder { dimensions, weights, .. } = &self.decoder;
         let every = self.rows(None, 0..counts.tokens);
         device.embed(Embed {
             hidden: every.hidden,
-            table: self.weights.embedding.view(),
+            table: weights.embedding.view(),
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),
-            next: self.next_norm(self.weights.layers.first().map(|layer| &layer.attention_norm), every),
+            next: self.next_norm(weights.layers.first().map(|layer| &layer.attention_norm), every),
             tokens: counts.tokens,
-            width: self.dimensions.hidden,
+            width: dimensions.hidden,
         })?;
         if way != Way::Halves {
             return self.layers(device, lists, counts, every);
@@ -73,7 +76,7 @@ impl Forward {
     }
 
     fn rows(&self, half: Option<usize>, rows: Range<usize>) -> Rows<'_> {
-        let (buffers, dimensions) = (&self.buffers, &self.dimensions);
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
         let (first, hidden, query_width) = (rows.start, dimensions.hidden, dimensions.query_width());
         Rows {
             half,
@@ -95,8 +98,9 @@ impl Forward {
         counts: Counts,
         every: Rows<'_>,
     ) -> Result<(), CudaError> {
-        for (number, layer) in self.weights.layers.iter().enumerate() {
-            let following = self.weights.layers.get(number + 1).map(|layer| &layer.attention_norm);
+        let Decoder { dimensions, weights, .. } = &self.decoder;
+        for (number, layer) in weights.layers.iter().enumerate() {
+            let following = weights.layers.get(number + 1).map(|layer| &layer.attention_norm);
             self.project(device, layer, number, lists, every)?;
             let rows = match counts.last {
                 // nobody asks for more of these tokens than their keys and values
@@ -111,7 +115,7 @@ impl Forward {
                 }
             };
             let sum = self.residual(Some(&layer.mlp_norm), rows);
-            let sizes = [self.dimensions.hidden, self.dimensions.query_width()];
+            let sizes = [dimensions.hidden, dimensions.query_width()];
             self.product(device, rows, sum, (rows.attended, RowScale::One), &layer.o, sizes)?;
             self.feed_forward(device, layer, following, rows)?;
         }
@@ -126,8 +130,8 @@ impl Forward {
         counts: Counts,
         every: Rows<'_>,
     ) -> Result<Rows<'a>, CudaError> {
-        let buffers = &self.buffers;
-        let (hidden_width, attended_width) = (self.dimensions.hidden, self.dimensions.query_width());
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
+        let (hidden_width, attended_width) = (dimensions.hidden, dimensions.query_width());
         let gathered = [(0, lists.rows, counts.rows), (counts.rows, lists.score_rows, counts.scores)];
         for (first, rows, count) in gathered {
             device.gather_rows(GatherRows {
@@ -152,17 +156,17 @@ impl Forward {
         lists: Lists<'_>,
         rows: Rows<'_>,
     ) -> Result<(), CudaError> {
-        let (dimensions, buffers) = (&self.dimensions, &self.buffers);
+        let Decoder { dimensions, weights, buffers, .. } = &self.decoder;
         let Dimensions { heads, hidden, .. } = *dimensions;
         let scale = self.norm(device, &layer.attention_norm, rows)?;
         let qkv = GemmOutput::Heads(QkvHead {
             queries: rows.queries,
-            kv: self.kv_pages(number),
+            kv: self.decoder.kv_pages(number),
             qkv: buffers.qkv.slice(rows.first * dimensions.qkv_width()..),
             bias: layer.qkv_bias.as_ref().map(Buffer::view),
             norms: layer.head_norms.as_ref().map(|[q, k]| [q.view(), k.view()]),
-            cosines: self.weights.cosines.view(),
-            sines: self.weights.sines.view(),
+            cosines: weights.cosines.view(),
+            sines: weights.sines.view(),
             positions: lists.positions.slice(rows.first..),
             places: lists.places.slice(rows.first..),
             tokens: rows.count,
@@ -184,9 +188,9 @@ impl Forward {
         (works, work_count): (View<'_, u32>, usize),
         rows: Rows<'_>,
     ) -> Result<(), CudaError> {
-        let (dimensions, buffers) = (&self.dimensions, &self.buffers);
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
         let Dimensions { heads, kv_heads, window, .. } = *dimensions;
-        let kv = self.kv_pages(number);
+        let kv = self.decoder.kv_pages(number);
         let sequences = counts.decodes.saturating_sub(rows.first).min(rows.count);
         if sequences > 0 {
             device.decode_attention(DecodeAttention {
@@ -238,7 +242,7 @@ impl Forward {
         following: Option<&Buffer<f32>>,
         rows: Rows<'_>,
     ) -> Result<(), CudaError> {
-        let Dimensions { hidden, intermediate, .. } = self.dimensions;
+        let Dimensions { hidden, intermediate, .. } = self.decoder.dimensions;
         let scale = self.norm(device, &layer.mlp_norm, rows)?;
         let gate = GemmOutput::Gate(rows.gated);
         let sizes = [2 * intermediate, hidden];
@@ -258,7 +262,7 @@ impl Forward {
         w: &LayerMatrix,
         [n, k]: [usize; 2],
     ) -> Result<(), CudaError> {
-        let (w, half) = (w.view(self.room()), rows.half.is_some());
+        let (w, half) = (w.view(self.decoder.room()), rows.half.is_some());
         device.gemm(Gemm { output, x, w, scale, m: rows.count, n, k, mode: self.mode, half })
     }
 
@@ -284,11 +288,11 @@ impl Forward {
         weight: &Buffer<f32>,
         rows: Rows<'a>,
     ) -> Result<RowScale<'a>, CudaError> {
-        let Dimensions { hidden, eps, .. } = self.dimensions;
+        let Dimensions { hidden, eps, .. } = self.decoder.dimensions;
         if rows.count <= self.fused_rows {
             return Ok(RowScale::Rms { squares: rows.squares, eps });
         }
-        let scales = (self.mode == GemmMode::BatchInvariant).then(|| self.buffers.scales.view());
+        let scales = (self.mode == GemmMode::BatchInvariant).then(|| self.decoder.buffers.scales.view());
         device.rms_norm(RmsNorm {
             out: rows.weighed,
             hidden: rows.hidden,

@@ -1,11 +1,7 @@
 use half::bf16;
 
 use super::{
-    dimensions::Dimensions,
-    forward::Forward,
-    matrix::LayerMatrix,
-    plan::{Lists, Plan},
-    slots::Slots,
+    block::Lists, decoder::Decoder, dimensions::Dimensions, matrix::LayerMatrix, plan::Plan, slots::Slots,
     weights::Weights,
 };
 use crate::{
@@ -99,12 +95,12 @@ impl Persistent {
     pub fn run(
         &self,
         device: &Device,
-        forward: &Forward,
+        decoder: &Decoder,
         slots: &Slots,
         lists: Lists<'_>,
         rows: usize,
     ) -> Result<(), CudaError> {
-        let Forward { weights, buffers, .. } = forward;
+        let Decoder { weights, buffers, .. } = decoder;
         device.persistent_step(PersistentStep {
             shape: self.shape,
             state: &self.state,
@@ -113,7 +109,7 @@ impl Persistent {
             norms: self.norms.view(),
             cosines: weights.cosines.view(),
             sines: weights.sines.view(),
-            kv: KvPages { pages: KvView::Bf16(forward.kv.view().cast()), ..forward.kv_pages(0) },
+            kv: KvPages { pages: KvView::Bf16(decoder.kv.view().cast()), ..decoder.kv_pages(0) },
             ids: lists.ids,
             slots: lists.token_slots,
             last_tokens: slots.last_tokens.view(),

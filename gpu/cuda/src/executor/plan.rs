@@ -1,166 +1,16 @@
-//! What one step tells the device: one block of words, written on the host, copied in one piece.
-
-use std::ops::Range;
+//! What a step is: the order of its rows, and the words that tell the device of them.
 
 use models::{Batch, Score, SequenceStep, SlotId};
 
-use super::{forward::LOGIT_ROWS, slots::Slots};
-use crate::{
-    View,
-    ops::{DecodeShare, PREFILL_ROWS},
+use super::{
+    block::{Counts, Layout},
+    buffers::LOGIT_ROWS,
+    slots::Slots,
 };
+use crate::ops::{DecodeShare, PREFILL_ROWS};
 
 /// Marks rows and tokens that only fill up a captured batch.
 const NOTHING: u32 = u32::MAX;
-
-/// How many entries each list has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    pub tokens: usize,
-    /// Sequences of one token, at rows `0 ..`.
-    pub decodes: usize,
-    /// Sequences of several tokens.
-    pub prefills: usize,
-    /// Blocks of the prefill kernel.
-    pub works: usize,
-    /// Rows that are sampled.
-    pub rows: usize,
-    /// Rows that are scored.
-    pub scores: usize,
-    /// How many rows go all the way through the last layer, if not all do: those that are sampled, then those scored.
-    pub last: Option<usize>,
-    /// Blocks of the prefill kernel that hold such rows.
-    pub last_works: usize,
-    pub copies: usize,
-}
-
-/// Where each list lies in the block.
-#[derive(Debug, Clone)]
-pub(super) struct Layout {
-    ids: Range<usize>,
-    token_slots: Range<usize>,
-    positions: Range<usize>,
-    places: Range<usize>,
-    decode_contexts: Range<usize>,
-    decode_tables: Range<usize>,
-    tile_starts: Range<usize>,
-    run_starts: Range<usize>,
-    prefill_contexts: Range<usize>,
-    prefill_tables: Range<usize>,
-    query_starts: Range<usize>,
-    query_counts: Range<usize>,
-    works: Range<usize>,
-    last_works: Range<usize>,
-    rows: Range<usize>,
-    row_slots: Range<usize>,
-    row_positions: Range<usize>,
-    score_rows: Range<usize>,
-    score_targets: Range<usize>,
-    score_tops: Range<usize>,
-    copies: Range<usize>,
-    /// Page tables begin here.
-    tables: usize,
-}
-
-/// Lists start at multiples of this many words: kernels read some of them 16 bytes at a time.
-const ALIGNMENT: usize = 4;
-
-impl Layout {
-    pub fn new(counts: Counts) -> Self {
-        let mut next = 0;
-        let mut list = |len: usize| {
-            let range = next..next + len;
-            next = range.end.next_multiple_of(ALIGNMENT);
-            range
-        };
-        Self {
-            ids: list(counts.tokens),
-            token_slots: list(counts.tokens),
-            positions: list(counts.tokens),
-            places: list(counts.tokens),
-            decode_contexts: list(counts.decodes),
-            decode_tables: list(counts.decodes),
-            tile_starts: list(counts.decodes + 1),
-            run_starts: list(counts.decodes + 1),
-            prefill_contexts: list(counts.prefills),
-            prefill_tables: list(counts.prefills),
-            query_starts: list(counts.prefills),
-            query_counts: list(counts.prefills),
-            works: list(2 * counts.works),
-            last_works: list(2 * counts.last_works),
-            rows: list(counts.rows),
-            row_slots: list(counts.rows),
-            row_positions: list(counts.rows),
-            score_rows: list(counts.scores),
-            score_targets: list(counts.scores),
-            score_tops: list(counts.scores),
-            copies: list(2 * counts.copies),
-            tables: list(0).start,
-        }
-    }
-
-    /// Words before the page tables.
-    pub fn words(&self) -> usize {
-        self.tables
-    }
-}
-
-/// The lists on the device.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Lists<'a> {
-    pub ids: View<'a, u32>,
-    pub token_slots: View<'a, u32>,
-    pub positions: View<'a, u32>,
-    pub places: View<'a, u32>,
-    pub decode_contexts: View<'a, u32>,
-    pub decode_tables: View<'a, u32>,
-    pub tile_starts: View<'a, u32>,
-    pub run_starts: View<'a, u32>,
-    pub prefill_contexts: View<'a, u32>,
-    pub prefill_tables: View<'a, u32>,
-    pub query_starts: View<'a, u32>,
-    pub query_counts: View<'a, u32>,
-    pub works: View<'a, u32>,
-    pub last_works: View<'a, u32>,
-    pub rows: View<'a, u32>,
-    pub row_slots: View<'a, u32>,
-    pub row_positions: View<'a, u32>,
-    pub score_rows: View<'a, u32>,
-    pub score_targets: View<'a, u32>,
-    pub score_tops: View<'a, u32>,
-    pub copies: View<'a, u32>,
-    pub tables: View<'a, u32>,
-}
-
-impl<'a> Lists<'a> {
-    pub fn new(block: View<'a, u32>, layout: &Layout) -> Self {
-        let list = |range: &Range<usize>| block.slice(range.clone());
-        Self {
-            ids: list(&layout.ids),
-            token_slots: list(&layout.token_slots),
-            positions: list(&layout.positions),
-            places: list(&layout.places),
-            decode_contexts: list(&layout.decode_contexts),
-            decode_tables: list(&layout.decode_tables),
-            tile_starts: list(&layout.tile_starts),
-            run_starts: list(&layout.run_starts),
-            prefill_contexts: list(&layout.prefill_contexts),
-            prefill_tables: list(&layout.prefill_tables),
-            query_starts: list(&layout.query_starts),
-            query_counts: list(&layout.query_counts),
-            works: list(&layout.works),
-            last_works: list(&layout.last_works),
-            rows: list(&layout.rows),
-            row_slots: list(&layout.row_slots),
-            row_positions: list(&layout.row_positions),
-            score_rows: list(&layout.score_rows),
-            score_targets: list(&layout.score_targets),
-            score_tops: list(&layout.score_tops),
-            copies: list(&layout.copies),
-            tables: block.slice(layout.tables..),
-        }
-    }
-}
 
 /// A sequence that reports, and how many most likely tokens.
 pub(super) type Reporter = (SlotId, Option<u8>);
@@ -353,33 +203,6 @@ fn scored_tokens(tokens: usize, score: Score) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_do_not_overlap_and_are_aligned() {
-        let layout = Layout::new(Counts {
-            tokens: 3,
-            decodes: 1,
-            prefills: 1,
-            works: 1,
-            rows: 2,
-            scores: 1,
-            last: None,
-            last_works: 1,
-            copies: 1,
-        });
-        let lists = [
-            &layout.ids,
-            &layout.tile_starts,
-            &layout.run_starts,
-            &layout.works,
-            &layout.last_works,
-            &layout.copies,
-        ];
-        for pair in lists.windows(2) {
-            assert!(pair[0].end <= pair[1].start && pair[1].start % ALIGNMENT == 0);
-        }
-        assert!(layout.copies.end <= layout.tables);
-    }
 
     #[test]
     fn attention_of_the_last_layer_begins_with_the_first_token_that_is_asked_for() {

@@ -1,0 +1,82 @@
+//! Decode steps as graphs.
+
+use std::collections::BTreeMap;
+
+use super::{
+    block::{Counts, Layout, Lists},
+    forward::{Forward, Way},
+    plan::Plan,
+    slots::Slots,
+};
+use crate::{CudaError, Device, Graph, View};
+
+/// Batch sizes whose decode step is captured; a batch is filled up to the next one.
+const BUCKETS: [usize; 18] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224, 256];
+
+/// Captured steps, by their way through the layers and their rows.
+#[derive(Debug, Default)]
+pub(super) struct Captures {
+    graphs: BTreeMap<(Way, usize), Graph>,
+    /// Of the step of one row.
+    launches: u64,
+}
+
+impl Captures {
+    /// Captures steps of up to `most` rows, which are told what they are in `block`.
+    pub fn record(
+        device: &Device,
+        forward: &Forward,
+        slots: &Slots,
+        block: View<'_, u32>,
+        most: usize,
+    ) -> Result<Self, CudaError> {
+        let mut captures = Self::default();
+        for rows in BUCKETS.into_iter().take_while(|&rows| rows <= most) {
+            for way in forward.ways(rows) {
+                captures.add(device, forward, slots, block, way, rows)?;
+            }
+        }
+        Ok(captures)
+    }
+
+    fn add(
+        &mut self,
+        device: &Device,
+        forward: &Forward,
+        slots: &Slots,
+        block: View<'_, u32>,
+        way: Way,
+        rows: usize,
+    ) -> Result<(), CudaError> {
+        let counts = Counts::of_decode(rows);
+        let layout = Layout::new(counts);
+        let lists = Lists::new(block, &layout);
+        let run = || forward.run(device, slots, lists, counts, way);
+        // once in the open: the library's first call for a shape may allocate, which a capture forbids
+        let mut idle = vec![0; layout.words()];
+        Plan::default().write_padding(&mut idle, &layout);
+        device.write(block, &idle)?;
+        let before = device.launches();
+        run()?;
+        if rows == 1 {
+            self.launches = device.launches() - before;
+        }
+        device.synchronize()?;
+        self.graphs.insert((way, rows), Graph::record(device, run)?);
+        Ok(())
+    }
+
+    /// The rows of the smallest captured step that a plan fits into, and its graph.
+    pub fn fitting(&self, plan: &Plan, way: Way) -> Option<(usize, &Graph)> {
+        if !plan.is_plain_decode() {
+            return None;
+        }
+        let fitting = self.graphs.range((way, plan.counts.tokens)..=(way, usize::MAX)).next();
+        fitting.map(|(&(_, rows), graph)| (rows, graph))
+    }
+
+    /// Launches of a decode step at batch 1.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+}

@@ -1,0 +1,111 @@
+//! Pages of the pool: how many there are, and how they leave it and come in.
+
+use models::{Copying, ExecutorError, ExecutorSpec, KvLayout, PageMove};
+
+use super::{
+    config::{CudaConfig, KvBudget},
+    staging::{Pool, Staging},
+};
+use crate::{Buffer, CudaError, Device, memory, transfer::Mover};
+
+/// Kept free of what `MemoryFraction` leaves to the pool: graphs, the library's kernels.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Carries pages to and from the pool.
+#[derive(Debug)]
+pub(super) struct Pages {
+    staging: Staging,
+    mover: Mover,
+    count: u32,
+    layout: KvLayout,
+}
+
+impl Pages {
+    pub fn new(device: &Device, spec: &ExecutorSpec) -> Result<Self, CudaError> {
+        let layout = spec.kv.clone();
+        let staging = Staging::new(device, layout.page_bytes())?;
+        Ok(Self { staging, mover: Mover::new(device)?, count: spec.pages, layout })
+    }
+
+    pub fn read(
+        &mut self,
+        device: &Device,
+        kv: &Buffer<u8>,
+        page: u32,
+        to: &mut [u8],
+    ) -> Result<(), ExecutorError> {
+        self.check(page, to.len())?;
+        let pool = self.pool(kv);
+        Ok(self.staging.read(device, pool, page as usize, to)?)
+    }
+
+    pub fn write(
+        &mut self,
+        device: &Device,
+        kv: &Buffer<u8>,
+        page: u32,
+        from: &[u8],
+    ) -> Result<(), ExecutorError> {
+        self.check(page, from.len())?;
+        let pool = self.pool(kv);
+        Ok(self.staging.write(device, pool, page as usize, from)?)
+    }
+
+    pub fn push(
+        &mut self,
+        device: &Device,
+        kv: &Buffer<u8>,
+        moves: &[PageMove],
+    ) -> Result<Box<dyn Copying>, ExecutorError> {
+        self.check_moves(moves)?;
+        let pool = self.pool(kv).pages();
+        Ok(Box::new(self.mover.push(device, pool, moves)?))
+    }
+
+    pub fn pull(
+        &mut self,
+        device: &Device,
+        kv: &Buffer<u8>,
+        moves: &[PageMove],
+    ) -> Result<Box<dyn Copying>, ExecutorError> {
+        self.check_moves(moves)?;
+        let pool = self.pool(kv).pages();
+        Ok(Box::new(self.mover.pull(device, pool, moves)?))
+    }
+
+    fn pool<'a>(&self, kv: &'a Buffer<u8>) -> Pool<'a> {
+        Pool { kv, layers: self.layout.layers as usize, layer_bytes: self.layout.layer_bytes as usize }
+    }
+
+    fn check_moves(&self, moves: &[PageMove]) -> Result<(), ExecutorError> {
+        let bytes = self.layout.page_bytes();
+        moves.iter().try_for_each(|moved| self.check(moved.page, bytes))
+    }
+
+    fn check(&self, page: u32, len: usize) -> Result<(), ExecutorError> {
+        let (pages, bytes) = (self.count, self.layout.page_bytes());
+        if page < pages && len == bytes {
+            return Ok(());
+        }
+        let why = format!("{len} bytes of page {page}; there are {pages} pages of {bytes} bytes");
+        Err(ExecutorError::Batch(why))
+    }
+}
+
+/// Pages of so many bytes that the pool is to have.
+pub(super) fn count(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, CudaError> {
+    let bytes = match config.kv {
+        KvBudget::Pages(pages) => return Ok(pages),
+        KvBudget::Bytes(bytes) => bytes,
+        KvBudget::MemoryFraction(fraction) => {
+            let (free, total) = device.memory()?;
+            let share = (total as f64 * fraction) as u64;
+            share.saturating_sub(memory::allocated()).min(free.saturating_sub(RESERVE_BYTES))
+        }
+    };
+    match u32::try_from(bytes / page_bytes) {
+        Ok(0) => Err(CudaError::Shape(format!("{bytes} bytes hold no page of {page_bytes} bytes"))),
+        Ok(pages) => Ok(pages),
+        Err(_) => Ok(u32::MAX - 1),
+    }
+}
