@@ -10,7 +10,7 @@ use models::{DecoderSpec, synthetic};
 
 pub use self::reference::compare;
 use self::steps::Steps;
-use crate::{bench, executor::config, harness::Context};
+use crate::{bench, harness::Context, setup::config};
 
 /// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens, mixed
 /// steps as sequences that decode and prompt tokens beside them.

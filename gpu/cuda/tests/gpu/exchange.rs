@@ -4,20 +4,21 @@ use cpu::{CpuConfig, CpuExecutor, KvDtype, Precision};
 use cuda::{CudaConfig, CudaExecutor, KvBudget, WeightFormat};
 use kv::{Arrangement, PageLayout, Rearrangement};
 use models::{
-    Batch, Executor, Logprobs, Model, OpenSlot, SamplingParams, Score, SequenceStep, SlotId, StepId,
+    Executor, Model, Score,
     fixtures::{self, Case as Text},
 };
 
 use crate::{
-    executor::{PAGE_SIZE, config, failure, log_softmax},
     harness::{Case, Context, Failure, Outcome, ensure},
+    lone,
     random::Random,
+    setup::{PAGE_SIZE, config, failure, log_softmax},
 };
 
 /// Pages that are carried over.
 const CARRIED: u32 = 2;
 /// Positions computed after them; a window of the models ends soon after.
-const AFTER: u32 = 8;
+const AFTER: usize = 8;
 /// Twice what a prompt computed on the GPU alone may be away: of few positions.
 const BF16_BOUND: f64 = 0.16;
 const F32_BOUND: f64 = 1e-3;
@@ -41,38 +42,13 @@ fn layout(executor: &dyn Executor) -> PageLayout {
 fn run(
     executor: &mut dyn Executor,
     tokens: &[u32],
-    positions: std::ops::Range<u32>,
+    positions: std::ops::Range<usize>,
     first_page: u32,
 ) -> Result<Vec<f32>, Failure> {
-    let slot = SlotId(0);
-    let pages: Vec<u32> = (first_page..first_page + positions.end.div_ceil(PAGE_SIZE)).collect();
-    let batch = Batch {
-        step: StepId(1),
-        opens: vec![OpenSlot {
-            slot,
-            params: SamplingParams { logprobs: Logprobs::Top(0), ..SamplingParams::default() },
-            choice: 0,
-            prompt: Vec::new(),
-            output: Vec::new(),
-        }],
-        sequences: vec![SequenceStep {
-            slot,
-            tokens: 0..positions.len() as u32,
-            start: positions.start,
-            pages: 0..pages.len() as u32,
-            sample: false,
-            score: Some(Score { from: 0, next: Some(tokens[positions.end as usize]) }),
-        }],
-        tokens: tokens[positions.start as usize..positions.end as usize].to_vec(),
-        pages,
-        ..Batch::default()
-    };
-    let ticket = executor.submit(&batch).map_err(failure)?;
-    let outputs = executor.collect(ticket).map_err(failure)?;
-    let close = Batch { step: StepId(2), closes: vec![slot], ..Batch::default() };
-    let ticket = executor.submit(&close).map_err(failure)?;
-    executor.collect(ticket).map_err(failure)?;
-    Ok(outputs.scored[0].tokens.iter().map(|(logprob, _)| *logprob).collect())
+    let pages = (first_page..first_page + (positions.end as u32).div_ceil(PAGE_SIZE)).collect();
+    let score = Score { from: 0, next: Some(tokens[positions.end]) };
+    let scored = lone::scored(executor, lone::step(tokens, positions, pages, score), 0)?;
+    Ok(scored.into_iter().map(|(logprob, _)| logprob).collect())
 }
 
 /// How far what follows the carried pages is from the reference, if both layouts are what `meaning` makes of them.
@@ -83,7 +59,7 @@ fn carried(
     meaning: fn(PageLayout) -> PageLayout,
 ) -> Result<f64, Failure> {
     const THERE: u32 = 8;
-    let (tokens, begin) = (text.tokens(), CARRIED * PAGE_SIZE);
+    let (tokens, begin) = (text.tokens(), (CARRIED * PAGE_SIZE) as usize);
     run(from, &tokens, 0..begin, 0)?;
     let rearrangement = Rearrangement::new(&meaning(layout(from)), &meaning(layout(to)));
     let rearrangement = rearrangement.ok_or_else(|| failure("pages cannot be rearranged"))?;
@@ -93,11 +69,11 @@ fn carried(
         to.write_page(THERE + number, &rearrangement.page(&page)).map_err(failure)?;
     }
     let found = run(to, &tokens, begin..begin + AFTER, THERE)?;
-    let differences = (begin as usize..).zip(found).map(|(position, found)| {
+    let differences = (begin..).zip(found).map(|(position, found)| {
         let reference = log_softmax(text.logits(position))[tokens[position + 1] as usize];
         (f64::from(found) - reference).abs()
     });
-    Ok(differences.sum::<f64>() / f64::from(AFTER))
+    Ok(differences.sum::<f64>() / AFTER as f64)
 }
 
 /// As if no element of a key turned: halves of narrow keys are then looked for where they are not.

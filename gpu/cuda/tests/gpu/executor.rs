@@ -2,21 +2,20 @@
 
 use std::path::Path;
 
-use cuda::{
-    CompileMode, CudaConfig, CudaExecutor, DeviceConfig, KvBudget, KvFormat, WeightFormat, ops::GemmMode,
-};
+use cuda::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
 use models::{
-    Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, RopeScaling, RopeSpec,
-    SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, fixtures, synthetic,
+    Batch, DType, Executor, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score, SequenceStep, SlotId,
+    StepId, fixtures, synthetic,
 };
 
 use crate::{
+    company::{Request, Run, random_request},
     compare::same_bits,
-    harness::{Case, Context, Failure, Outcome, cache_dir, ensure},
+    harness::{Case, Context, Failure, Outcome, ensure},
+    lone::{self, score, score_from},
     random::Random,
+    setup::{PAGE_SIZE, config, failure, log_softmax, random_spec},
 };
-
-pub const PAGE_SIZE: u32 = 16;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -27,75 +26,6 @@ pub fn cases() -> Vec<Case> {
         Case { name: "executor: refused batches change nothing", run: refusals },
         Case { name: "executor: pages travel between engines", run: pages },
     ]
-}
-
-pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
-    CudaConfig {
-        device: DeviceConfig {
-            ordinal: 0,
-            cache_dir: cache_dir(),
-            compile: CompileMode::Workers(std::env::current_exe().expect("the path of this test")),
-        },
-        page_size: PAGE_SIZE,
-        kv,
-        kv_format: KvFormat::Bf16,
-        slots,
-        max_batch_tokens,
-        context_length: None,
-        gemm: GemmMode::BatchInvariant,
-        weights: WeightFormat::AsStored,
-        persistent: true,
-        halves_from: Some(CudaConfig::HALVES_FROM),
-        graphs: true,
-    }
-}
-
-pub fn failure(error: impl ToString) -> Failure {
-    Failure(error.to_string())
-}
-
-/// Scores every known token of a text in one step, and gives the most likely token at each position.
-pub fn score(executor: &mut CudaExecutor, tokens: &[u32]) -> Result<Vec<(f32, u32)>, Failure> {
-    score_from(executor, tokens, 0)
-}
-
-/// The same for the positions from `from` on.
-fn score_from(executor: &mut CudaExecutor, tokens: &[u32], from: u32) -> Result<Vec<(f32, u32)>, Failure> {
-    let pages: Vec<u32> = (0..(tokens.len() as u32).div_ceil(PAGE_SIZE)).rev().collect();
-    let slot = SlotId(0);
-    let batch = Batch {
-        step: StepId(1),
-        opens: vec![OpenSlot {
-            slot,
-            params: SamplingParams { logprobs: Logprobs::Top(1), ..SamplingParams::default() },
-            choice: 0,
-            prompt: Vec::new(),
-            output: Vec::new(),
-        }],
-        sequences: vec![SequenceStep {
-            slot,
-            tokens: 0..tokens.len() as u32,
-            start: 0,
-            pages: 0..pages.len() as u32,
-            sample: false,
-            score: Some(Score { from, next: None }),
-        }],
-        tokens: tokens.to_vec(),
-        pages,
-        ..Batch::default()
-    };
-    let ticket = executor.submit(&batch).map_err(failure)?;
-    let outputs = executor.collect(ticket).map_err(failure)?;
-    let close = Batch { step: StepId(2), closes: vec![slot], ..Batch::default() };
-    let ticket = executor.submit(&close).map_err(failure)?;
-    executor.collect(ticket).map_err(failure)?;
-    Ok(outputs.scored[0].tokens.iter().map(|(logprob, top)| (*logprob, top[0].token)).collect())
-}
-
-pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|&l| f64::from(l - maximum).exp()).sum();
-    logits.iter().map(|&l| f64::from(l - maximum) - total.ln()).collect()
 }
 
 /// bf16 weights and activations against f32 references: log probabilities within bf16's reach, and the same most likely
@@ -141,7 +71,10 @@ fn references_in_f32(_: &Context, _: &mut Random) -> Outcome {
             for chunk in [tokens.len(), 7, 1] {
                 for first in (0..tokens.len()).step_by(chunk) {
                     let part = first..tokens.len().min(first + chunk);
-                    let logits = logits_of(&mut executor, &tokens, part.clone())?;
+                    let score = Score { from: 0, next: Some(0) };
+                    let step = lone::step(&tokens, part.clone(), lone::pages(&tokens), score);
+                    lone::scored(&mut executor, step, 1)?;
+                    let logits = executor.logits(part.len())?;
                     for (position, found) in part.zip(logits.chunks_exact(vocab)) {
                         let expected = case.logits(position);
                         let pairs = found.iter().zip(expected);
@@ -156,91 +89,6 @@ fn references_in_f32(_: &Context, _: &mut Random) -> Outcome {
         }
     }
     Ok(format!("error {worst:.1e} of the largest logit"))
-}
-
-/// Logits after some tokens of a text, those before having been computed.
-fn logits_of(
-    executor: &mut CudaExecutor,
-    tokens: &[u32],
-    part: std::ops::Range<usize>,
-) -> Result<Vec<f32>, Failure> {
-    let slot = SlotId(0);
-    let pages: Vec<u32> = (0..(tokens.len() as u32).div_ceil(PAGE_SIZE)).rev().collect();
-    let open = OpenSlot {
-        slot,
-        params: SamplingParams { logprobs: Logprobs::Top(1), ..SamplingParams::default() },
-        choice: 0,
-        prompt: Vec::new(),
-        output: Vec::new(),
-    };
-    let batch = Batch {
-        step: StepId(1),
-        closes: if part.start == 0 { Vec::new() } else { vec![slot] },
-        opens: vec![open],
-        sequences: vec![SequenceStep {
-            slot,
-            tokens: 0..part.len() as u32,
-            start: part.start as u32,
-            pages: 0..pages.len() as u32,
-            sample: false,
-            score: Some(Score { from: 0, next: Some(0) }),
-        }],
-        tokens: tokens[part.clone()].to_vec(),
-        pages,
-        ..Batch::default()
-    };
-    let ticket = executor.submit(&batch).map_err(failure)?;
-    executor.collect(ticket).map_err(failure)?;
-    let logits = executor.logits(part.len())?;
-    if part.end == tokens.len() {
-        let close = Batch { step: StepId(2), closes: vec![slot], ..Batch::default() };
-        let ticket = executor.submit(&close).map_err(failure)?;
-        executor.collect(ticket).map_err(failure)?;
-    }
-    Ok(logits)
-}
-
-/// What is asked for.
-pub struct Request {
-    pub prompt: Vec<u32>,
-    pub params: SamplingParams,
-    pub tokens: usize,
-}
-
-/// What came out of a request: tokens and their log probabilities.
-pub type Text = Vec<(u32, Option<f32>)>;
-
-pub fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>) -> DecoderSpec {
-    DecoderSpec {
-        vocab_size: 1000,
-        hidden_size: 192,
-        layers: 3,
-        heads,
-        kv_heads,
-        head_dim,
-        intermediate_size: 320,
-        norm_eps: 1e-6,
-        rope: RopeSpec { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::None },
-        context_length: 1024,
-        qkv_bias: false,
-        qk_norm: window.is_none(),
-        tied_embeddings: true,
-        sliding_window: window,
-    }
-}
-
-pub fn random_request(random: &mut Random) -> Request {
-    let prompt = (0..random.between(1, 300)).map(|_| random.below(1000) as u32).collect();
-    let params = SamplingParams {
-        temperature: [0.0, 0.7, 1.0][random.below(3)],
-        top_p: [1.0, 0.9][random.below(2)],
-        frequency_penalty: [0.0, 0.5][random.below(2)],
-        repetition_penalty: [1.0, 1.2][random.below(2)],
-        seed: random.word(),
-        logprobs: [Logprobs::Off, Logprobs::Top(2)][random.below(2)],
-        ..SamplingParams::default()
-    };
-    Request { prompt, params, tokens: random.between(1, 40) }
 }
 
 /// Requests run in random company: chunks of random sizes mixed with decodes, two steps in flight, tokens fed back on
@@ -305,163 +153,6 @@ fn last_layer(_: &Context, random: &mut Random) -> Outcome {
     Ok(format!("{compared} positions bit-equal"))
 }
 
-/// A request that has a slot.
-struct Live {
-    request: usize,
-    computed: usize,
-    sampled: usize,
-    opened: bool,
-    pages: Vec<u32>,
-}
-
-/// Drives an executor two steps deep without ever waiting for a token before planning the next.
-pub struct Run<'a> {
-    executor: &'a mut CudaExecutor,
-    step: u64,
-    free_pages: Vec<u32>,
-    tickets: std::collections::VecDeque<(Ticket, Vec<(SlotId, usize)>)>,
-}
-
-impl<'a> Run<'a> {
-    pub fn new(executor: &'a mut CudaExecutor) -> Self {
-        let free_pages = (0..executor.spec().pages).collect();
-        Self { executor, step: 0, free_pages, tickets: std::collections::VecDeque::new() }
-    }
-
-    pub fn all(
-        &mut self,
-        requests: &[Request],
-        random: &mut Random,
-        slots: usize,
-    ) -> Result<Vec<Text>, Failure> {
-        let mut texts = vec![Text::new(); requests.len()];
-        let mut live: Vec<Option<Live>> = (0..slots).map(|_| None).collect();
-        let (mut next, mut closes) = (0, Vec::new());
-        loop {
-            for place in live.iter_mut() {
-                if place.is_none() && next < requests.len() && (slots == 1 || random.below(3) > 0) {
-                    *place = Some(Live {
-                        request: next,
-                        computed: 0,
-                        sampled: 0,
-                        opened: false,
-                        pages: Vec::new(),
-                    });
-                    next += 1;
-                }
-            }
-            if next == requests.len() && live.iter().all(Option::is_none) {
-                break;
-            }
-            let mut batch = Batch {
-                step: StepId(self.step + 1),
-                closes: std::mem::take(&mut closes),
-                ..Batch::default()
-            };
-            let (mut sampled, mut freed) = (Vec::new(), Vec::new());
-            for (slot, place) in live.iter_mut().enumerate() {
-                let Some(one) = place else { continue };
-                if slots > 1 && random.below(5) == 0 {
-                    continue;
-                }
-                self.add(&mut batch, SlotId(slot as u32), one, requests, random, slots, &mut sampled);
-                if one.sampled == requests[one.request].tokens {
-                    closes.push(SlotId(slot as u32));
-                    freed.append(&mut one.pages);
-                    *place = None;
-                }
-            }
-            self.free_pages.append(&mut freed);
-            if batch.sequences.is_empty() && batch.closes.is_empty() {
-                continue;
-            }
-            self.step += 1;
-            let ticket = self.executor.submit(&batch).map_err(failure)?;
-            self.tickets.push_back((ticket, sampled));
-            if self.tickets.len() == 2 {
-                self.collect(&mut texts)?;
-            }
-        }
-        while !self.tickets.is_empty() {
-            self.collect(&mut texts)?;
-        }
-        if !closes.is_empty() {
-            let batch = Batch { step: StepId(self.step + 1), closes, ..Batch::default() };
-            let ticket = self.executor.submit(&batch).map_err(failure)?;
-            self.executor.collect(ticket).map_err(failure)?;
-        }
-        Ok(texts)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one step of one request, all of it")]
-    fn add(
-        &mut self,
-        batch: &mut Batch,
-        slot: SlotId,
-        one: &mut Live,
-        requests: &[Request],
-        random: &mut Random,
-        slots: usize,
-        sampled: &mut Vec<(SlotId, usize)>,
-    ) {
-        let request = &requests[one.request];
-        let left = 256 - batch.tokens.len();
-        let (start, tokens) = if one.computed < request.prompt.len() {
-            let rest = &request.prompt[one.computed..];
-            let most = rest.len().min(left);
-            let take = if slots == 1 { most } else { random.between(1, most.max(1)).min(most) };
-            (one.computed, rest[..take].to_vec())
-        } else {
-            (one.computed, vec![PLACEHOLDER; 1.min(left)])
-        };
-        if tokens.is_empty() {
-            return;
-        }
-        if !one.opened {
-            one.opened = true;
-            batch.opens.push(OpenSlot {
-                slot,
-                params: request.params.clone(),
-                choice: 0,
-                prompt: request.prompt.clone(),
-                output: Vec::new(),
-            });
-        }
-        one.computed += tokens.len();
-        while one.pages.len() * (PAGE_SIZE as usize) < one.computed {
-            let at = random.below(self.free_pages.len());
-            one.pages.push(self.free_pages.swap_remove(at));
-        }
-        let sample = one.computed >= request.prompt.len();
-        let (first, first_page) = (batch.tokens.len() as u32, batch.pages.len() as u32);
-        batch.tokens.extend(&tokens);
-        batch.pages.extend(&one.pages);
-        batch.sequences.push(SequenceStep {
-            slot,
-            tokens: first..batch.tokens.len() as u32,
-            start: start as u32,
-            pages: first_page..batch.pages.len() as u32,
-            sample,
-            score: None,
-        });
-        if sample {
-            one.sampled += 1;
-            sampled.push((slot, one.request));
-        }
-    }
-
-    fn collect(&mut self, texts: &mut [Text]) -> Result<(), Failure> {
-        let Some((ticket, expected)) = self.tickets.pop_front() else { return Ok(()) };
-        let outputs = self.executor.collect(ticket).map_err(failure)?;
-        ensure(outputs.sampled.len() == expected.len(), || "as many tokens as rows".into())?;
-        for (sampled, (slot, request)) in outputs.sampled.iter().zip(expected) {
-            ensure(sampled.slot == slot, || "tokens in batch order".into())?;
-            texts[request].push((sampled.token, sampled.logprob));
-        }
-        Ok(())
-    }
-}
-
 fn refusals(_: &Context, _: &mut Random) -> Outcome {
     let checkpoint = fixtures::checkpoint("qwen3");
     let model = Model::open(Path::new(&checkpoint.path)).map_err(failure)?;
@@ -503,8 +194,7 @@ fn refusals(_: &Context, _: &mut Random) -> Outcome {
         let refused = matches!(executor.submit(&batch), Err(models::ExecutorError::Batch(_)));
         ensure(refused, || format!("broken batch {number} was taken"))?;
     }
-    let ticket = executor.submit(&good).map_err(failure)?;
-    let outputs = executor.collect(ticket).map_err(failure)?;
+    let outputs = lone::run(&mut executor, &good)?;
     ensure(outputs.sampled.len() == 1, || "the good batch runs after the broken ones".into())?;
     Ok(format!("{} refused", broken.len()))
 }
@@ -526,33 +216,14 @@ fn pages_in(kv_format: KvFormat, random: &mut Random) -> Result<usize, Failure> 
     let prompt: Vec<u32> = (0..50).map(|_| random.below(vocab) as u32).collect();
     let decode = |executor: &mut CudaExecutor, table: &[u32], first: usize| -> Result<Vec<f32>, Failure> {
         let mut logprobs = Vec::new();
-        for (step, &token) in prompt.iter().enumerate().skip(first) {
-            let open = OpenSlot {
-                slot: SlotId(0),
-                params: SamplingParams { logprobs: Logprobs::Top(0), ..SamplingParams::default() },
-                choice: 0,
-                prompt: Vec::new(),
-                output: Vec::new(),
-            };
-            let score = Score { from: 0, next: Some(prompt[(step + 1) % prompt.len()]) };
-            let batch = Batch {
-                step: StepId(step as u64 + 1),
-                opens: if step == first { vec![open] } else { Vec::new() },
-                sequences: vec![SequenceStep {
-                    slot: SlotId(0),
-                    tokens: 0..1,
-                    start: step as u32,
-                    pages: 0..table.len() as u32,
-                    sample: false,
-                    score: Some(score),
-                }],
-                tokens: vec![token],
-                pages: table.to_vec(),
-                ..Batch::default()
-            };
-            let ticket = executor.submit(&batch).map_err(failure)?;
-            let outputs = executor.collect(ticket).map_err(failure)?;
-            logprobs.push(outputs.scored[0].tokens[0].0);
+        for at in first..prompt.len() {
+            let score = Score { from: 0, next: Some(prompt[(at + 1) % prompt.len()]) };
+            let mut step = lone::step(&prompt, at..at + 1, table.to_vec(), score);
+            step.step = StepId(at as u64 + 1);
+            if at == first {
+                step = lone::opening(step, 0);
+            }
+            logprobs.push(lone::run(executor, &step)?.scored[0].tokens[0].0);
         }
         Ok(logprobs)
     };

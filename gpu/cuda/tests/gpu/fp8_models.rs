@@ -11,9 +11,10 @@ use models::{DType, DecoderSpec, Executor, LayerWeight, Model, WeightId, synthet
 
 use crate::{
     compare::same_bits,
-    executor::{config, random_spec, score},
     harness::{Case, Context, Failure, Outcome, ensure},
+    lone::score,
     random::Random,
+    setup::{config, random_spec},
 };
 
 pub fn cases() -> Vec<Case> {

@@ -8,6 +8,7 @@
 
 mod attention;
 mod bench;
+mod company;
 mod compare;
 mod elementwise;
 mod engine;
@@ -20,10 +21,12 @@ mod gemm;
 mod halves;
 mod harness;
 mod host;
+mod lone;
 mod order;
 mod persistent;
 mod random;
 mod sampling;
+mod setup;
 mod smollm2;
 mod transfer;
 

@@ -4,9 +4,10 @@ use cuda::{CudaConfig, CudaExecutor, KvBudget};
 use models::{DType, DecoderSpec, Model, SamplingParams, synthetic};
 
 use crate::{
-    executor::{Request, Run, Text, config, failure, random_request, random_spec},
+    company::{Request, Run, Text, random_request},
     harness::{Case, Context, Outcome, ensure},
     random::Random,
+    setup::{config, failure, random_spec},
 };
 
 pub fn cases() -> Vec<Case> {

@@ -3,13 +3,14 @@
 
 use cuda::{CudaConfig, CudaExecutor, KvBudget, WeightFormat, ops::GemmMode};
 use models::{
-    Batch, Executor, Logprobs, Model, OpenSlot, SamplingParams, Score, SequenceStep, SlotId, StepId,
+    Model, Score, StepId,
     fixtures::{self, TeacherForced},
 };
 
 use crate::{
-    executor::{PAGE_SIZE, config},
     harness::Context,
+    lone,
+    setup::{PAGE_SIZE, config},
 };
 
 /// The same for f32.
@@ -53,31 +54,17 @@ pub fn run(context: Context) -> Result<(), String> {
 
 /// Mean divergence, positions with another best token, and those of them with a clear best one.
 fn divergence(executor: &mut CudaExecutor, reference: &TeacherForced) -> Result<(f64, usize, usize), String> {
-    let slot = SlotId(0);
-    let params = SamplingParams { logprobs: Logprobs::Top(1), ..SamplingParams::default() };
-    let open = OpenSlot { slot, params, choice: 0, prompt: Vec::new(), output: Vec::new() };
     let (mut total, mut flips, mut clear) = (0.0, 0, 0);
     let chunks = reference.tokens.chunks(ROWS).zip(reference.positions.chunks(ROWS));
     for (number, (tokens, positions)) in chunks.enumerate() {
-        let (start, count) = ((number * ROWS) as u32, tokens.len() as u32);
-        let pages: Vec<u32> = (0..(start + count).div_ceil(PAGE_SIZE)).collect();
-        let batch = Batch {
-            step: StepId(number as u64 + 1),
-            opens: if number == 0 { vec![open.clone()] } else { Vec::new() },
-            sequences: vec![SequenceStep {
-                slot,
-                tokens: 0..count,
-                start,
-                pages: 0..pages.len() as u32,
-                sample: false,
-                score: Some(Score { from: 0, next: Some(0) }),
-            }],
-            tokens: tokens.to_vec(),
-            pages,
-            ..Batch::default()
-        };
-        let ticket = executor.submit(&batch).map_err(|error| error.to_string())?;
-        executor.collect(ticket).map_err(|error| error.to_string())?;
+        let part = number * ROWS..number * ROWS + tokens.len();
+        let pages = (0..(part.end as u32).div_ceil(PAGE_SIZE)).collect();
+        let mut step = lone::step(&reference.tokens, part, pages, Score { from: 0, next: Some(0) });
+        step.step = StepId(number as u64 + 1);
+        if number == 0 {
+            step = lone::opening(step, 1);
+        }
+        lone::run(executor, &step).map_err(|error| error.0)?;
         let logits = executor.logits(tokens.len()).map_err(|error| error.to_string())?;
         for (position, logits) in positions.iter().zip(logits.chunks(logits.len() / tokens.len())) {
             total += position.divergence(logits);

@@ -20,9 +20,9 @@ use models::{DecoderSpec, Executor, PageMove, synthetic};
 
 use crate::{
     compare::same_bits,
-    executor::config,
     harness::{Case, Context, Failure, Outcome, ensure},
     random::Random,
+    setup::config,
 };
 
 /// Arguments of processes at the other end; the folder of sockets is in FOLDER.

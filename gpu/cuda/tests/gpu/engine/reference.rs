@@ -5,11 +5,7 @@ use std::{fmt::Write, path::PathBuf};
 use cuda::{CudaExecutor, KvBudget};
 use models::{DType, DecoderSpec, Model, synthetic};
 
-use crate::{
-    executor::{config, score},
-    harness::Context,
-    random::Random,
-};
+use crate::{harness::Context, lone::score, random::Random, setup::config};
 
 /// Texts that both implementations score.
 const TEXTS: [usize; 4] = [5, 64, 300, 700];

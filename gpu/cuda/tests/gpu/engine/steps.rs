@@ -7,7 +7,7 @@ use models::{
     Batch, Executor, ExecutorError, OpenSlot, PLACEHOLDER, SamplingParams, SequenceStep, SlotId, StepId,
 };
 
-use crate::{executor::PAGE_SIZE, random::Random};
+use crate::{random::Random, setup::PAGE_SIZE};
 
 const STEPS: usize = 24;
 const WARM_UP: usize = 4;
