@@ -2,16 +2,20 @@
 
 mod instance;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::future::try_join_all;
-use messages::{InstanceId, Namespace, Pool, Role, lease::ModelCard};
+use messages::{
+    InstanceId, Namespace, Pool, Role,
+    lease::{Lease, ModelCard},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     admin,
     bus::{Bus, BusOptions},
     directory::Directory,
+    frames::HEARTBEAT,
     lease,
     life::Life,
     telemetry::{self, LogFormat},
@@ -78,6 +82,21 @@ pub struct Context {
     pub metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Tasks that a stop waits for.
     pub tasks: TaskTracker,
+}
+
+impl Context {
+    /// Keeps slow duties: `beat` at each heartbeat, `departed` whenever an instance is gone.
+    pub async fn keep(&self, beat: impl Fn(), departed: impl Fn(&Arc<Lease>)) {
+        let mut tick = tokio::time::interval(HEARTBEAT);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut departures = self.directory.departures();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => beat(),
+                Ok(lease) = departures.recv() => departed(&lease),
+            }
+        }
+    }
 }
 
 /// A service that runs.

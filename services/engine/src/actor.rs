@@ -16,7 +16,7 @@ use messages::{
     block::{CacheScope, ClusterKey},
     control::{Attached, Cancel, Control, Pong},
     frame::{Body, Frame, TextDelta, TokenDelta},
-    lease::State,
+    lease::{Lease, State},
     prefill::PrefillNews,
     submit::{Custody, Submit},
 };
@@ -127,22 +127,13 @@ impl EngineActor {
 
     /// Keeps the slow duties: heartbeats, log expiry, fencing, runs of dead ingresses.
     pub async fn keep(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(HEARTBEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut departures = self.context.directory.departures();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => self.beat(),
-                Ok(lease) = departures.recv() => match lease.role {
-                    Role::Ingress => self.end_runs_of(&lease.instance),
-                    Role::Router => self.device.forget_router(&lease.instance),
-                    Role::Prefill => if let Some(remote) = &self.remote {
-                        remote.departed(&lease);
-                    },
-                    _ => {}
-                },
-            }
-        }
+        let departed = |lease: &Arc<Lease>| match (lease.role, &self.remote) {
+            (Role::Ingress, _) => self.end_runs_of(&lease.instance),
+            (Role::Router, _) => self.device.forget_router(&lease.instance),
+            (Role::Prefill, Some(remote)) => remote.departed(lease),
+            _ => {}
+        };
+        self.context.keep(|| self.beat(), departed).await;
     }
 
     fn beat(&self) {

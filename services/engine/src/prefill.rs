@@ -10,7 +10,6 @@ use std::{
 use actors::{
     Context,
     custody::ACCEPT_WITHIN,
-    frames::HEARTBEAT,
     lane::{Responder, Service},
     tombstones::Tombstones,
 };
@@ -23,7 +22,7 @@ use messages::{
     block::{CacheScope, ClusterKey},
     codec,
     control::{Control, Pong},
-    lease::State,
+    lease::{Lease, State},
     pages::Pages,
     prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
     subject,
@@ -110,22 +109,15 @@ impl PrefillActor {
 
     /// Keeps the slow duties: signs of life, fencing, tasks of decode engines that are gone.
     pub async fn keep(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(HEARTBEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut departures = self.context.directory.departures();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => self.beat(),
-                Ok(lease) = departures.recv() => match lease.role {
-                    Role::Decode => {
-                        let orphans = self.tasks.lock().of(&lease.instance);
-                        orphans.into_iter().for_each(|run| self.drop_task(run));
-                    }
-                    Role::Router => self.device.forget_router(&lease.instance),
-                    _ => {}
-                },
+        let departed = |lease: &Arc<Lease>| match lease.role {
+            Role::Decode => {
+                let orphans = self.tasks.lock().of(&lease.instance);
+                orphans.into_iter().for_each(|run| self.drop_task(run));
             }
-        }
+            Role::Router => self.device.forget_router(&lease.instance),
+            _ => {}
+        };
+        self.context.keep(|| self.beat(), departed).await;
     }
 
     fn beat(&self) {

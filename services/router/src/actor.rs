@@ -16,7 +16,7 @@ use std::{
 
 use actors::{
     Context,
-    frames::{HEARTBEAT, Outbox},
+    frames::Outbox,
     lane::{Responder, Service},
     suspects::Suspects,
     tombstones::Tombstones,
@@ -26,7 +26,7 @@ use messages::{
     block::ClusterKey,
     control::{Cancel, Control, Pong},
     frame::{Body, Frame, Pulse, TextDelta},
-    lease::State,
+    lease::{Lease, State},
     subject,
     submit::{Custody, Submit},
 };
@@ -110,20 +110,17 @@ impl RouterActor {
 
     /// Heartbeats for what is held, slow duties, and the consequences of departures.
     pub async fn keep(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(HEARTBEAT);
-        let mut departures = self.context.directory.departures();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {
-                    let alive = self.held.lock().alive();
-                    self.outbox.beat(alive, None);
-                    self.upkeep();
-                }
-                Ok(lease) = departures.recv() => if lease.role == Role::Ingress {
-                    self.held.lock().cancel_of(&lease.instance);
-                },
+        let beat = || {
+            let alive = self.held.lock().alive();
+            self.outbox.beat(alive, None);
+            self.upkeep();
+        };
+        let departed = |lease: &Arc<Lease>| {
+            if lease.role == Role::Ingress {
+                self.held.lock().cancel_of(&lease.instance);
             }
-        }
+        };
+        self.context.keep(beat, departed).await;
     }
 
     fn upkeep(&self) {

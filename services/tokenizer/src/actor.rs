@@ -20,7 +20,7 @@ use messages::{
     control::{Attach, Attached, Control, Pong},
     frame::{Batch, Pulse, TextDelta, TokenDelta},
     generate::ToTokenizer,
-    lease::State,
+    lease::{Lease, State},
     subject,
     submit::Custody,
     text::Answer,
@@ -85,20 +85,16 @@ impl TokenizerActor {
 
     /// Keeps the slow duties: heartbeats, and the consequences of departures.
     pub async fn keep(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(HEARTBEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut departures = self.context.directory.departures();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => self.beat(),
-                Ok(lease) = departures.recv() => if lease.role == Role::Ingress {
-                    let dropped = self.requests.lock().ingress_departed(&lease.instance);
-                    if dropped > 0 {
-                        tracing::info!(ingress = %lease.instance, requests = dropped, "ingress is gone, its requests are dropped");
-                    }
-                },
+        let departed = |lease: &Arc<Lease>| {
+            if lease.role != Role::Ingress {
+                return;
             }
-        }
+            let dropped = self.requests.lock().ingress_departed(&lease.instance);
+            if dropped > 0 {
+                tracing::info!(ingress = %lease.instance, requests = dropped, "ingress is gone, its requests are dropped");
+            }
+        };
+        self.context.keep(|| self.beat(), departed).await;
     }
 
     fn beat(&self) {
