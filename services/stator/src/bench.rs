@@ -12,6 +12,8 @@ mod words;
 
 use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, str::FromStr};
 
+use crate::http::ServerArgs;
+
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
@@ -29,12 +31,8 @@ enum What {
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct LoadArgs {
-    /// The server
-    #[arg(long, env = "STATOR_URL", default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// API key, if the server wants one
-    #[arg(long, env = "STATOR_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Model to ask; default: the first that the server lists
     #[arg(long)]
     model: Option<String>,

@@ -12,16 +12,12 @@ use std::{
 use anyhow::Context;
 use talk::{Conversation, Reply};
 
-use crate::http::Server;
+use crate::http::ServerArgs;
 
 #[derive(clap::Args)]
 pub struct ChatArgs {
-    /// The server
-    #[arg(long, env = "STATOR_URL", default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// API key, if the server wants one
-    #[arg(long, env = "STATOR_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Model to talk to; default: the first that the server lists
     #[arg(long)]
     model: Option<String>,
@@ -44,7 +40,7 @@ pub fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn chat(args: ChatArgs) -> anyhow::Result<ExitCode> {
-    let server = Server::new(&args.url, args.api_key)?;
+    let server = args.server.server()?;
     let model = match args.model {
         Some(model) => model,
         None => talk::first_model(&server).await?,

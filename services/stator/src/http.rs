@@ -20,6 +20,25 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// An error body longer than this is not read to its end.
 const ERROR_BODY_AT_MOST: usize = 64 * 1024;
 
+/// Where a server is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServerArgs {
+    /// The server
+    #[arg(long, env = "STATOR_URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// API key, if the server wants one
+    #[arg(long, env = "STATOR_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+impl ServerArgs {
+    /// # Errors
+    /// If the url is not `http://host[:port][/prefix]`.
+    pub fn server(&self) -> anyhow::Result<Server> {
+        Server::new(&self.url, self.api_key.clone())
+    }
+}
+
 /// A server that speaks plain HTTP, and the key it wants.
 #[derive(Debug, Clone)]
 pub struct Server {

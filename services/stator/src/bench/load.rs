@@ -32,7 +32,7 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<ExitCode> {
         ensure!(rate > 0.0 && rate.is_finite(), "--request-rate must be positive");
     }
     ensure!(args.concurrency > 0, "--concurrency must be positive");
-    let server = Server::new(&args.url, args.api_key.clone())?;
+    let server = args.server.server()?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => first_model(&server).await?,
