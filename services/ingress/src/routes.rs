@@ -15,14 +15,18 @@ use crate::{
     edge::body,
     front::Front,
 };
+use generate::Asked;
 
 /// Every route, by path. Another method on one of them is 405, another path 404.
 pub fn configure(config: &mut ServiceConfig) {
     let (get, post) = (web::get, web::post);
+    let chat = |request, payload, front| generate::serve(Asked::Chat, request, payload, front);
+    let completions = |request, payload, front| generate::serve(Asked::Completions, request, payload, front);
+    let native = |request, payload, front| generate::serve(Asked::Native, request, payload, front);
     config
-        .service(at("/v1/chat/completions", [post().to(generate::chat)]))
-        .service(at("/v1/completions", [post().to(generate::completions)]))
-        .service(at("/generate", [post().to(generate::native), web::put().to(generate::native)]))
+        .service(at("/v1/chat/completions", [post().to(chat)]))
+        .service(at("/v1/completions", [post().to(completions)]))
+        .service(at("/generate", [post().to(native), web::put().to(native)]))
         .service(at("/v1/models", [get().to(status::models)]))
         .service(at("/v1/models/{id:.+}", [get().to(status::model)]))
         .service(at("/tokenize", [post().to(text::tokenize)]))

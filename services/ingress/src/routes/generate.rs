@@ -30,38 +30,15 @@ const DEADLINE: &str = "x-request-deadline-ms";
 /// `1` asks for the time at which each token was sampled.
 const TIMING: &str = "x-stator-timing";
 
-pub async fn chat(
-    request: HttpRequest,
-    payload: Payload,
-    front: Data<Front>,
-) -> Result<HttpResponse, ApiError> {
-    serve(Route::Chat, request, payload, front).await
-}
-
-pub async fn completions(
-    request: HttpRequest,
-    payload: Payload,
-    front: Data<Front>,
-) -> Result<HttpResponse, ApiError> {
-    serve(Route::Completions, request, payload, front).await
-}
-
-pub async fn native(
-    request: HttpRequest,
-    payload: Payload,
-    front: Data<Front>,
-) -> Result<HttpResponse, ApiError> {
-    serve(Route::Native, request, payload, front).await
-}
-
+/// The form of what is asked for.
 #[derive(Debug, Clone, Copy)]
-enum Route {
+pub enum Asked {
     Chat,
     Completions,
     Native,
 }
 
-impl Route {
+impl Asked {
     fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
@@ -92,8 +69,8 @@ enum Answer {
     Stream(Box<(Journey, Script, Guard)>),
 }
 
-async fn serve(
-    route: Route,
+pub async fn serve(
+    route: Asked,
     request: HttpRequest,
     payload: Payload,
     front: Data<Front>,
@@ -122,7 +99,7 @@ async fn serve(
 }
 
 async fn answer(
-    route: Route,
+    route: Asked,
     request: &HttpRequest,
     payload: Payload,
     front: &Data<Front>,
