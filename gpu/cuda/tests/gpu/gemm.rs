@@ -57,6 +57,28 @@ fn agrees(context: &Context, random: &mut Random) -> Outcome {
     Ok(format!("error {worst:.1e}"))
 }
 
+/// Adds a product to what is there, and takes it through the gate.
+fn sum_and_gate(
+    device: &Device,
+    random: &mut Random,
+    x: View<'_, bf16>,
+    w: View<'_, bf16>,
+    [m, n, k]: [usize; 3],
+    mode: GemmMode,
+    product: &[f64],
+) -> Result<(), Failure> {
+    let gemm = |output| Gemm { output, x, w: w.into(), scale: RowScale::One, m, n, k, mode, half: false };
+    let base = random.floats(m * n, 1.0);
+    let sum = device.upload(&base)?;
+    device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
+    let expected: Vec<f64> = base.iter().zip(product).map(|(&b, p)| f64::from(b) + p).collect();
+    bound("add", relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected), F32_BOUND)?;
+    let gated = poisoned::<bf16>(device, m * n / 2)?;
+    device.gemm(gemm(GemmOutput::Gate(gated.view())))?;
+    let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
+    bound("gate", relative_error(wide(&device.read(gated.view())?), &expected), BF16_BOUND)
+}
+
 fn outputs(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let mut worst: f64 = 0.0;
@@ -68,29 +90,14 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
         let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
         let product = host::product(&x, &w, m, n, k);
-        let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchInvariant);
-        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode, half: false };
-
+        let (x, w, mode) = (dx.view(), dw.view(), GemmMode::BatchInvariant);
         let out = poisoned::<f32>(device, m * n)?;
-        device.gemm(gemm(GemmOutput::F32(out.view())))?;
+        let output = GemmOutput::F32(out.view());
+        device.gemm(Gemm { output, x, w: w.into(), scale: RowScale::One, m, n, k, mode, half: false })?;
         let error = relative_error(device.read(out.view())?.into_iter().map(f64::from), &product);
         bound("f32", error, F32_BOUND)?;
         worst = worst.max(error);
-
-        let base = random.floats(m * n, 1.0);
-        let sum = device.upload(&base)?;
-        device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
-        let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
-        bound(
-            "add",
-            relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected),
-            F32_BOUND,
-        )?;
-
-        let gated = poisoned::<bf16>(device, m * n / 2)?;
-        device.gemm(gemm(GemmOutput::Gate(gated.view())))?;
-        let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
-        bound("gate", relative_error(wide(&device.read(gated.view())?), &expected), BF16_BOUND)?;
+        sum_and_gate(device, random, x, w, [m, n, k], mode, &product)?;
     }
     Ok(format!("f32 error {worst:.1e}"))
 }
@@ -341,21 +348,7 @@ fn library(context: &Context, random: &mut Random) -> Outcome {
         let error = relative_error(wide(&out), &product);
         bound("bf16", error, BF16_BOUND)?;
         worst = worst.max(error);
-        let (x, w, mode) = (dx.view(), dw.view().into(), GemmMode::BatchVariant);
-        let gemm = |output| Gemm { output, x, w, scale: RowScale::One, m, n, k, mode, half: false };
-        let base = random.floats(m * n, 1.0);
-        let sum = device.upload(&base)?;
-        device.gemm(gemm(GemmOutput::AddF32(sum.view())))?;
-        let expected: Vec<f64> = base.iter().zip(&product).map(|(&b, p)| f64::from(b) + p).collect();
-        bound(
-            "add",
-            relative_error(device.read(sum.view())?.into_iter().map(f64::from), &expected),
-            F32_BOUND,
-        )?;
-        let gated = poisoned::<bf16>(device, m * n / 2)?;
-        device.gemm(gemm(GemmOutput::Gate(gated.view())))?;
-        let expected: Vec<f64> = product.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
-        bound("gate", relative_error(wide(&device.read(gated.view())?), &expected), BF16_BOUND)?;
+        sum_and_gate(device, random, dx.view(), dw.view(), [m, n, k], GemmMode::BatchVariant, &product)?;
     }
     Ok(format!("error {worst:.1e}"))
 }
