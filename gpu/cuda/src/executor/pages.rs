@@ -6,7 +6,10 @@ use super::{
     config::{CudaConfig, KvBudget},
     staging::{Pool, Staging},
 };
-use crate::{Buffer, CudaError, Device, memory, transfer::Mover};
+use crate::{
+    Buffer, CudaError, Device, memory,
+    transfer::{Mover, PagePool},
+};
 
 /// Kept free of what `MemoryFraction` leaves to the pool: graphs, the library's kernels.
 const RESERVE_BYTES: u64 = 256 << 20;
@@ -34,8 +37,7 @@ impl Pages {
         page: u32,
         to: &mut [u8],
     ) -> Result<(), ExecutorError> {
-        self.check(page, to.len())?;
-        let pool = self.pool(kv);
+        let pool = self.pool(kv, [page], to.len())?;
         Ok(self.staging.read(device, pool, page as usize, to)?)
     }
 
@@ -46,49 +48,48 @@ impl Pages {
         page: u32,
         from: &[u8],
     ) -> Result<(), ExecutorError> {
-        self.check(page, from.len())?;
-        let pool = self.pool(kv);
+        let pool = self.pool(kv, [page], from.len())?;
         Ok(self.staging.write(device, pool, page as usize, from)?)
     }
 
     pub fn push(
-        &mut self,
+        &self,
         device: &Device,
         kv: &Buffer<u8>,
         moves: &[PageMove],
     ) -> Result<Box<dyn Copying>, ExecutorError> {
-        self.check_moves(moves)?;
-        let pool = self.pool(kv).pages();
+        let pool = self.pool_of(kv, moves)?;
         Ok(Box::new(self.mover.push(device, pool, moves)?))
     }
 
     pub fn pull(
-        &mut self,
+        &self,
         device: &Device,
         kv: &Buffer<u8>,
         moves: &[PageMove],
     ) -> Result<Box<dyn Copying>, ExecutorError> {
-        self.check_moves(moves)?;
-        let pool = self.pool(kv).pages();
+        let pool = self.pool_of(kv, moves)?;
         Ok(Box::new(self.mover.pull(device, pool, moves)?))
     }
 
-    fn pool<'a>(&self, kv: &'a Buffer<u8>) -> Pool<'a> {
-        Pool { kv, layers: self.layout.layers as usize, layer_bytes: self.layout.layer_bytes as usize }
+    fn pool_of<'a>(&self, kv: &'a Buffer<u8>, moves: &[PageMove]) -> Result<PagePool<'a>, ExecutorError> {
+        let moved = moves.iter().map(|moved| moved.page);
+        Ok(self.pool(kv, moved, self.layout.page_bytes())?.pages())
     }
 
-    fn check_moves(&self, moves: &[PageMove]) -> Result<(), ExecutorError> {
-        let bytes = self.layout.page_bytes();
-        moves.iter().try_for_each(|moved| self.check(moved.page, bytes))
-    }
-
-    fn check(&self, page: u32, len: usize) -> Result<(), ExecutorError> {
-        let (pages, bytes) = (self.count, self.layout.page_bytes());
-        if page < pages && len == bytes {
-            return Ok(());
+    /// The pool, if it has these pages and they are of so many bytes.
+    fn pool<'a>(
+        &self,
+        kv: &'a Buffer<u8>,
+        pages: impl IntoIterator<Item = u32>,
+        len: usize,
+    ) -> Result<Pool<'a>, ExecutorError> {
+        let (count, bytes) = (self.count, self.layout.page_bytes());
+        if let Some(page) = pages.into_iter().find(|&page| page >= count || len != bytes) {
+            let why = format!("{len} bytes of page {page}; there are {count} pages of {bytes} bytes");
+            return Err(ExecutorError::Batch(why));
         }
-        let why = format!("{len} bytes of page {page}; there are {pages} pages of {bytes} bytes");
-        Err(ExecutorError::Batch(why))
+        Ok(Pool { kv, layers: self.layout.layers as usize, layer_bytes: self.layout.layer_bytes as usize })
     }
 }
 
