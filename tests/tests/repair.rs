@@ -165,6 +165,7 @@ async fn a_drain_that_was_asked_for_says_when_nobody_would_miss_the_engine() {
             .output()
             .await
             .unwrap();
+        assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
         let said: Value = serde_json::from_slice(&command.stdout).unwrap();
         assert_eq!(said, json!({"instance": instance, "safe_to_stop": true}));
         let reply = drained.await.unwrap().unwrap();

@@ -15,7 +15,7 @@ use crate::bus::{Cluster, ClusterArgs};
 
 /// How long the bucket of leases may take to answer.
 const LOOK_FOR: Duration = Duration::from_secs(5);
-/// How often it is looked whether an instance that drains is still there.
+/// How long an answer is waited for before it is looked whether the instance is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
@@ -54,21 +54,17 @@ async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
     cluster.client.publish_with_reply(to, inbox, body).await?;
     cluster.client.flush().await?;
     eprintln!("{instance} was asked to drain");
+    let mut is_gone = false;
     loop {
-        tokio::select! {
-            Some(answer) = answers.next() => {
-                let Drained { safe_to_stop } = codec::decode(&answer.payload)
-                    .with_context(|| format!("{instance} does not listen: is it hung, or gone just now?"))?;
-                println!("{}", serde_json::json!({"instance": instance, "safe_to_stop": safe_to_stop}));
-                return Ok(ExitCode::SUCCESS);
-            }
-            () = tokio::time::sleep(LOOK_AGAIN) => {
-                anyhow::ensure!(
-                    live(&cluster).await?.iter().any(|lease| lease.instance == instance),
-                    "{instance} went away without a word: what it held is repaired by others"
-                );
-            }
+        if let Ok(Some(answer)) = tokio::time::timeout(LOOK_AGAIN, answers.next()).await {
+            let Drained { safe_to_stop } = codec::decode(&answer.payload)
+                .with_context(|| format!("{instance} does not listen: is it hung, or gone just now?"))?;
+            println!("{}", serde_json::json!({"instance": instance, "safe_to_stop": safe_to_stop}));
+            return Ok(ExitCode::SUCCESS);
         }
+        anyhow::ensure!(!is_gone, "{instance} went away without a word: what it held is repaired by others");
+        // Its answer may come while leases are read: once more it is waited for.
+        is_gone = live(&cluster).await?.iter().all(|lease| lease.instance != instance);
     }
 }
 
