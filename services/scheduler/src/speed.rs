@@ -12,6 +12,8 @@ const PLANNED_SHARE: f64 = 0.8;
 const MEMORY: f64 = 0.7;
 /// The same where a difference is measured, in which the noise of single steps is large.
 const LONG_MEMORY: f64 = 0.95;
+/// Steps with prompts after which one without is wanted, where others decode: only those tell what decoding takes.
+const MIXED_AT_MOST: u32 = 16;
 /// How much longer than expected a step may take before it counts as hung, and never less than the floor.
 const HUNG_FACTOR: f64 = 4.0;
 const HUNG_FLOOR: Duration = Duration::from_secs(1);
@@ -29,7 +31,9 @@ pub(crate) struct Speed {
     step: Rate,
     /// Steps that only decode.
     plain: Rate,
-    /// Prompt tokens in steps that decode nothing, at best.
+    /// Steps with prompts beside sequences that decode, since the last of those.
+    mixed: u32,
+    /// Prompt tokens in steps that decode nothing, fixed costs included; no more than any step has shown.
     alone: Rate,
     /// Prompt tokens in steps that also decode: what they add to [`Self::plain`], or seem to take away.
     beside: Rate,
@@ -62,6 +66,11 @@ impl Rate {
         self.units = self.units * memory + f64::from(units);
     }
 
+    /// Lets a new measurement count for more.
+    fn fade(&mut self, memory: f64) {
+        self.blend(0.0, 0, memory);
+    }
+
     /// Forgets what it knew if that many units took less time than it says.
     fn at_most(&mut self, seconds: f64, units: u32) {
         if self.get().is_some_and(|rate| rate * f64::from(units) > seconds) {
@@ -82,6 +91,7 @@ impl Speed {
         if work.prefill_tokens == 0 {
             self.decode.add(seconds, work.decodes);
             self.plain.blend(seconds, 1, LONG_MEMORY);
+            self.mixed = 0;
         } else {
             // While prompts wait every step has some: a rate learned at a small batch, fixed costs included, must not
             // outlive it, or nothing would seem to be left for prompts.
@@ -90,22 +100,24 @@ impl Speed {
             let plain = self.plain.get().unwrap_or(f64::INFINITY);
             let decoding = (f64::from(work.decodes) * self.decode.get().unwrap_or(0.0)).min(plain);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
+            self.alone.at_most(seconds, work.prefill_tokens);
             if work.decodes == 0 {
-                self.alone.at_most(seconds, work.prefill_tokens);
                 self.alone.add(seconds, work.prefill_tokens);
             } else if let Some(plain) = self.plain.get() {
                 self.beside.blend(seconds - plain, work.prefill_tokens, LONG_MEMORY);
                 self.proven = work.prefill_tokens.max(self.proven - self.proven / 8);
+                self.plain.fade(LONG_MEMORY);
+                self.mixed += 1;
             }
         }
     }
 
     /// Prompt tokens that make a step about `stretch` times as long as one that only decodes. At least
-    /// [`LEAST_SPARING_CHUNK`], and no more than twice what was tried lately: what many tokens cost shows only then.
+    /// [`LEAST_SPARING_CHUNK`], and no more than twice what was tried lately: what many tokens cost shows only then. None at
+    /// all if it must be seen first what decoding takes: where prompts never cease, that of long ago would be believed.
     pub fn sparing_budget(&self, stretch: f64) -> u32 {
-        let Some((plain, beside)) = self.plain.get().zip(self.beside.get()) else {
-            return LEAST_SPARING_CHUNK;
-        };
+        let Some(plain) = self.plain.get().filter(|_| self.mixed < MIXED_AT_MOST) else { return 0 };
+        let Some(beside) = self.beside.get() else { return LEAST_SPARING_CHUNK };
         // Beside others a token may cost less than alone, whose share of fixed costs is in there, but not far less.
         let least = self.alone.get().unwrap_or(0.0) / 2.0;
         let added = plain * (stretch - 1.0).max(0.0);
@@ -209,10 +221,47 @@ mod tests {
                 speed.observe(plain, device(plain) + hitch);
             }
             let longest = steps.iter().map(|work| device(*work)).max().unwrap();
-            assert_eq!(steps[0].prefill_tokens, LEAST_SPARING_CHUNK, "nothing is known yet");
+            assert_eq!(steps[0].prefill_tokens, 0, "it is not known what decoding takes");
             assert!(longest < device(plain) * 3, "{longest:?} of {:?}", device(plain));
             assert!(device(steps[39]) > device(plain) * 3 / 2, "{:?}", steps[39]);
         }
+    }
+
+    #[test]
+    fn prompts_that_never_cease_go_on_beside_a_crowd_that_grew() {
+        let mut speed = Speed::default();
+        speed.observe(Work { decodes: 1, prefill_tokens: 0 }, device(Work { decodes: 1, prefill_tokens: 0 }));
+        let (mut prompts, mut longest) = (0, Duration::ZERO);
+        for step in 0..200 {
+            let work = Work { decodes: 100, prefill_tokens: speed.sparing_budget(2.0) };
+            speed.observe(work, device(work));
+            if step >= 100 {
+                prompts += work.prefill_tokens;
+                longest = longest.max(device(work));
+            }
+        }
+        let plain = device(Work { decodes: 100, prefill_tokens: 0 });
+        assert!(longest < plain * 3, "{longest:?} of {plain:?}");
+        // A step of this crowd has room for 69 tokens.
+        assert!(prompts > 100 * 69 / 2, "{prompts} tokens in 100 steps");
+    }
+
+    #[test]
+    fn a_device_whose_steps_take_as_long_for_many_tokens_as_for_few_is_found_out() {
+        let mut speed = Speed::default();
+        let device = |work: Work| Duration::from_micros(60_000 + u64::from(work.prefill_tokens) * 20);
+        let see = |speed: &mut Speed, decodes, prefill_tokens| {
+            let work = Work { decodes, prefill_tokens };
+            speed.observe(work, device(work));
+        };
+        // Alone it has only seen what little is left of prompts that were computed elsewhere.
+        see(&mut speed, 0, 8);
+        see(&mut speed, 1, 0);
+        for _ in 0..30 {
+            let budget = speed.sparing_budget(2.0);
+            see(&mut speed, 100, budget);
+        }
+        assert!(speed.sparing_budget(2.0) > 1_000, "{}", speed.sparing_budget(2.0));
     }
 
     #[test]

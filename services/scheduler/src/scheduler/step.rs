@@ -3,6 +3,9 @@ use models::{Batch, Export, OpenSlot, PageCopy, Score, SequenceStep, StepId};
 use super::{Flight, Planned, Row, Scheduler};
 use crate::{Event, Goal, Micros, PROMPT_SHARE, QUICK_STEP, sequence::Sequence, slab::Key};
 
+/// What prompts that lack less than a block leave to longer ones beside sequences that are spared: one part of so many.
+const LONG_SHARE: u32 = 4;
+
 impl Scheduler {
     /// Fills `batch` with the next step, reusing its buffers. `events` reports starts, and ends by cancel or deadline.
     ///
@@ -104,11 +107,17 @@ impl Scheduler {
     }
 
     fn add_prefills(&mut self, batch: &mut Batch, flight: &mut Flight) {
+        let sparing = self.is_sparing(flight.work.decodes);
         // Long prompts go slowly beside sequences that are spared, and shall not hold up what lacks a few tokens.
-        let short = if self.is_sparing(flight.work.decodes) { self.limits.page_size } else { 0 };
+        let short = if sparing { self.limits.page_size } else { 0 };
         let mut budget = self.prefill_budget(flight.work.decodes);
         // Output that has to be computed again is of a stream that stands still: such are spared, too.
         let mut first = self.first_budget(flight.work.decodes);
+        let is_long = |key: &Key<Sequence>| {
+            let sequence = &self.sequences[*key];
+            sequence.output.is_empty() && self.missing(sequence) > short
+        };
+        let kept_for_long = if sparing && self.running.iter().any(is_long) { first / LONG_SHARE } else { 0 };
         let running = 0..self.running.len();
         let turns =
             [true, false].into_iter().flat_map(|is_short| running.clone().map(move |at| (is_short, at)));
@@ -120,7 +129,11 @@ impl Scheduler {
                 continue;
             }
             let is_first = sequence.output.is_empty();
-            let left = if is_first { budget.min(first) } else { budget };
+            let left = match (is_first, is_short) {
+                (true, true) => budget.min(first.saturating_sub(kept_for_long)),
+                (true, false) => budget.min(first),
+                (false, _) => budget,
+            };
             let mut chunk = missing.min(self.config.chunked_prefill_size.max(1)).min(left);
             let run = &self.runs[sequence.run];
             if run.is_scoring() {

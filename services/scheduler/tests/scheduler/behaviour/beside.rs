@@ -104,6 +104,27 @@ fn a_prompt_that_has_landed_does_not_wait_for_a_long_one_that_is_computed_beside
 }
 
 #[test]
+fn a_long_prompt_goes_on_beside_short_ones_that_never_cease() {
+    let config = SchedulerConfig { step_stretch: 2.0, ..config() };
+    let mut world = World::new(config, fake::spec(64, 4, 8, 64, 1));
+    world.scheduler.spare(true);
+    world.admit(request(0, prompt(8, 0), 50)).unwrap();
+    (0..6).for_each(|_| assert!(world.turn()));
+    world.admit(request(1, prompt(12, 1), 1)).unwrap();
+    let mut short = 2;
+    while output_len(&world, 1) == 0 {
+        assert!(output_len(&world, 0) < 50, "the stream is over and nothing is spared any more");
+        while world.scheduler.load().queued < 4 {
+            world.admit(request(short, prompt(4, short as u32), 1)).unwrap();
+            short += 1;
+        }
+        world.turn();
+    }
+    world.finish(TURNS);
+    world.assert_clean();
+}
+
+#[test]
 fn a_stream_that_was_broken_off_is_not_held_up_for_the_sake_of_others() {
     let mut world =
         World::new(SchedulerConfig { step_stretch: 2.0, ..config() }, fake::spec(64, 4, 8, 64, 1));
