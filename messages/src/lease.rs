@@ -42,6 +42,9 @@ pub struct Lease {
     /// are taken anyway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv_accepts: Vec<String>,
+    /// Decode engines: no pages are taken, whoever computed them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub computes_all: bool,
     /// Engines: choices that run at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_running: Option<u32>,
@@ -54,6 +57,9 @@ impl Lease {
     /// Whether KV pages that `other` has computed are of use to this engine. If either side's layout is unknown, engines
     /// find out when they ask for pages.
     pub fn takes_pages_of(&self, other: &Self) -> bool {
+        if self.computes_all {
+            return false;
+        }
         let Some((own, theirs)) = self.pages().zip(other.pages()) else { return true };
         theirs.are_of_use(&own, &self.kv_accepts)
     }
@@ -82,6 +88,7 @@ impl Lease {
             page_size: None,
             kv_layout: None,
             kv_accepts: Vec::new(),
+            computes_all: false,
             max_running: None,
             max_queued: None,
         }
@@ -162,5 +169,7 @@ mod tests {
         assert_eq!(takes(&lease(Some("bf16"), "gpu", &[])), (false, true), "and laid out otherwise");
         assert_eq!(takes(&lease(Some("fp8"), "gpu", &["f16"])), (false, false), "who accepts is the taker");
         assert_eq!(takes(&lease(None, "gpu", &[])), (true, true), "who says nothing is asked");
+        let alone = Lease { computes_all: true, ..open };
+        assert!(!alone.takes_pages_of(&plain));
     }
 }

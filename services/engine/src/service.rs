@@ -84,6 +84,7 @@ impl Plan {
         let layout = transport::layout(&spec, &self.card.revision);
         let accepts = self.accepts(&layout);
         let remote = self.remote(&context, &device, &layout, &accepts).context("transfer of kv pages")?;
+        let computes_all = self.role == Role::Decode && remote.is_none();
         let broadcast = Broadcast::new(context.clone(), device.clone(), remote.clone());
         tokio::spawn(broadcast.clone().keep());
         let engine = if self.role == Role::Prefill {
@@ -103,6 +104,7 @@ impl Plan {
             Engine::Decode(actor)
         };
         let amend = move |lease: &mut Lease| {
+            lease.computes_all = computes_all;
             lease.kv_tokens = Some(u64::from(spec.pages) * u64::from(spec.page_size));
             lease.page_size = Some(spec.page_size);
             lease.numerics_class = Some(spec.numerics_class);

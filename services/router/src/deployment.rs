@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::{
-    fleet::Fleet,
+    fleet::{Fleet, Member},
     policy::Pricer,
     queue::Queue,
     remote::RemoteRule,
@@ -135,11 +135,11 @@ impl State {
 
     /// The layouts of KV pages of a prefill instance from which no engine can take any, and of one engine.
     pub fn strangers(&self) -> Option<(String, String)> {
-        let engines = self.decode.members();
-        let stranger = self.prefill.members().iter().find(|prefill| {
-            !engines.is_empty() && !engines.iter().any(|engine| engine.takes_pages_of(prefill))
-        })?;
-        let (theirs, ours) = stranger.lease.pages().zip(engines.first()?.lease.pages())?;
+        let engines = self.decode.members().iter().filter(|engine| !engine.computes_all());
+        let first = engines.clone().next()?;
+        let is_strange = |prefill: &&Member| !engines.clone().any(|engine| engine.takes_pages_of(prefill));
+        let stranger = self.prefill.members().iter().find(is_strange)?;
+        let (theirs, ours) = stranger.lease.pages().zip(first.lease.pages())?;
         Some((theirs.to_string(), ours.to_string()))
     }
 

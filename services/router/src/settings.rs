@@ -38,7 +38,7 @@ actors::settings! {
         /// How many times as long as at the engine itself a remote prefill may take.
         value remote_prefill_slack: f64 = 1.2;
         /// Milliseconds that it may take beyond that while the engine has other requests, whose tokens a prompt would hold up.
-        value remote_prefill_patience_ms: u32 = 1000;
+        value remote_prefill_patience_ms: u32 = 500;
         /// Milliseconds that handing over a remote prefill takes beside computing and sending.
         value remote_prefill_overhead_ms: f64 = 5.0;
         /// Nanoseconds that sending the KV of one token takes.

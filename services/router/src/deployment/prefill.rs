@@ -9,7 +9,8 @@ use crate::{
 
 impl State {
     /// Weighs whether a prefill instance should compute the prompt, and counts it as that one's if so. `None` if there
-    /// is nothing to weigh: none lives, or the prompt is scored, which only the engine itself can do.
+    /// is nothing to weigh: none lives, the engine takes nothing from others, or the prompt is scored, which only the engine
+    /// itself can do.
     pub(super) fn weigh_prefill(
         &mut self,
         wish: &Wish<'_>,
@@ -18,7 +19,8 @@ impl State {
         number: u64,
         now: Instant,
     ) -> Option<Weighed> {
-        if self.prefill.is_empty() || wish.submit.score_prompt_from.is_some() {
+        let computes_all = self.decode.members()[engine].computes_all();
+        if self.prefill.is_empty() || computes_all || wish.submit.score_prompt_from.is_some() {
             return None;
         }
         self.prefill.look_up(wish.chains);

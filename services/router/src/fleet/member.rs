@@ -58,6 +58,11 @@ impl Member {
         )
     }
 
+    /// Whether it never lets prompts be computed elsewhere.
+    pub fn computes_all(&self) -> bool {
+        self.lease.computes_all
+    }
+
     /// Whether KV pages that `other` has computed are of use to it.
     pub fn takes_pages_of(&self, other: &Self) -> bool {
         self.lease.takes_pages_of(&other.lease)

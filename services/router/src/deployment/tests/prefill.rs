@@ -71,6 +71,21 @@ fn a_prefill_instance_whose_pages_the_engine_cannot_take_is_not_named() {
     }
 }
 
+#[test]
+fn an_engine_that_computes_all_prompts_itself_is_offered_no_help_and_makes_nobody_a_stranger() {
+    let here = beside_prefills(&["p"]);
+    assert!(choose(&here, &submit(Routing::default()), 1).unwrap().prefill.is_some());
+    let alone = Lease {
+        computes_all: true,
+        kv_layout: Some("f16".to_owned()),
+        ..Lease::clone(&lease(Role::Decode, "b"))
+    };
+    here.lock().fleet_mut(Role::Decode).sync(&[Arc::new(alone)]);
+    let stays = choose(&here, &submit(Routing::default()), 2).unwrap();
+    assert_eq!((stays.prefill, stays.weighed), (None, None));
+    assert_eq!(here.lock().strangers(), None);
+}
+
 fn verdict(weighed: Option<Weighed>) -> Option<Verdict> {
     weighed.map(|weighed| weighed.verdict)
 }
