@@ -231,8 +231,7 @@ struct Consumer {
             if (tile.number == tile.begin) begin_run(slot);
             Fragment s[KEY_STEPS];
             score(s, Ring::keys(memory, slot));
-            __syncwarp();
-            if (lane == 0) barrier_arrive(ring.keys_empty + slot);
+            barrier_arrive(ring.keys_empty + slot);
             int valid = tile.context - tile.key0;
             if (valid < TILE_KEYS || tile.key0 < tile.context - work.window) mask(s, tile);
 
@@ -268,8 +267,7 @@ struct Consumer {
             }
             if (valid >= TILE_KEYS) weigh<true>(o, p, Ring::values(memory, slot), valid);
             else weigh<false>(o, p, Ring::values(memory, slot), valid);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(ring.values_empty + slot);
+            barrier_arrive(ring.values_empty + slot);
 
             bool folded = tile.begin == 0 || work.whole_runs;
             if (folded) {
