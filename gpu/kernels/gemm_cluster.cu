@@ -1,10 +1,10 @@
 // Products of 17 to 64 rows of x by weights in bf16: see gemm.cuh.
 //
 // A cluster of four blocks makes a tile of COLUMNS by TOKENS, one segment each, transposed: w is the left operand of the
-// tensor cores. Where few multiprocessors are free, one block makes a tile, segment by segment. One warp has boxes of 64
-// elements copied, groups of four warps multiply 64 columns each, four warps work out what rows are scaled by. Then each block
-// adds up the segments of its share of the rows and does what follows: a gate, a
-// sum and the first half of the norm behind it, or the heads of queries, keys and values.
+// tensor cores. Where that fills the GPU better, or few multiprocessors are free, two blocks make a tile, two segments each,
+// or one does, segment by segment. One warp has boxes of 64 elements copied, groups of four warps multiply 64 columns each,
+// four warps work out what rows are scaled by. Then each block adds up the segments of its share of the rows and does what
+// follows: a gate, a sum and the first half of the norm behind it, or the heads of queries, keys and values.
 
 #define SCALE_WARPS 4
 
@@ -32,7 +32,7 @@ struct RowScale {
     }
 };
 
-// BLOCKS of a tile: one for each segment, or one.
+// BLOCKS of a tile, which share out its segments.
 template <int COLUMNS, int TOKENS, int STAGES, int BLOCKS>
 struct ClusterProduct {
     static constexpr int GROUPS = COLUMNS == 64 ? 2 : COLUMNS / 64, WARPS = 4 * GROUPS;  // those that multiply
@@ -40,10 +40,11 @@ struct ClusterProduct {
     static constexpr int GROUP_TOKENS = COLUMNS == 64 ? TOKENS / 2 : TOKENS;  // of a group
     static constexpr int W_BYTES = COLUMNS * 128, STAGE_BYTES = W_BYTES + TOKENS * 128;
     static constexpr int SHARE = TOKENS / BLOCKS;  // rows that a block finishes
+    static constexpr int SEGMENTS = SPLIT_SEGMENTS / BLOCKS;  // of a block
     static constexpr int PITCH = COLUMNS + 4;      // scattered stores of a warp meet 32 banks
 
     const TensorMap &w, &x;
-    int m, n, k, row0, share0, column0, begin, count;  // rows of the tile and of the block's share; blocks of k
+    int m, n, k, rank, row0, share0, column0, begin, count;  // rows of the tile and of the block's share; blocks of k
     u64 *full, *empty, *scaled;
     u32 ring;
     float *turned, *scales;
@@ -83,15 +84,17 @@ struct ClusterProduct {
         if (lane == 0) barrier_arrive(scaled);
     }
 
-    // Leaves this block's segment, or the sum of all, in shared memory; all blocks of the cluster have when it returns.
-    __device__ __forceinline__ void multiply_segment() const {
+    // Leaves this block's segment, or the sum of its segments, in shared memory, and the last of two behind what precedes it
+    // where those of another block come before both; all blocks of the cluster have when it returns.
+    __device__ __forceinline__ void multiply_segments() const {
         float acc[GROUP_TOKENS / 2], total[GROUP_TOKENS / 2];
 #pragma unroll
         for (int i = 0; i < GROUP_TOKENS / 2; i++) acc[i] = 0.0f;
         int group = warp / 4, slot = 0;
         u32 phase = 0;
         u32 w_at = COLUMNS == 64 ? 0 : group * 64 * 128, x_at = W_BYTES + (COLUMNS == 64 ? group * GROUP_TOKENS * 128 : 0);
-        int segment = 0, first = 0, next = BLOCKS == 1 ? segment_begin(k, 1, SPLIT_SEGMENTS) : count;
+        auto end_of = [&](int segment) { return segment_begin(k, rank * SEGMENTS + segment + 1, SPLIT_SEGMENTS) - begin; };
+        int segment = 0, first = 0, next = end_of(0);
         auto end_segment = [&]() {
 #pragma unroll
             for (int i = 0; i < GROUP_TOKENS / 2; i++) {
@@ -99,10 +102,10 @@ struct ClusterProduct {
                 acc[i] = 0.0f;
             }
             first = next;
-            next = segment_begin(k, ++segment + 1, SPLIT_SEGMENTS);
+            next = end_of(++segment);
         };
         for (int block = 0; block < count; block++) {
-            while (BLOCKS == 1 && block == next) end_segment();
+            while (SEGMENTS > 1 && block == next) end_segment();
             barrier_wait(full + slot, phase);
             u32 stage = ring + slot * STAGE_BYTES;
             matrices_fence();
@@ -115,17 +118,18 @@ struct ClusterProduct {
             if (lane == 0) barrier_arrive(empty + slot);
             if (++slot == STAGES) slot = 0, phase ^= 1;
         }
-        if constexpr (BLOCKS == 1) {
-            while (segment < SPLIT_SEGMENTS) end_segment();
-#pragma unroll
-            for (int i = 0; i < GROUP_TOKENS / 2; i++) acc[i] = total[i];
-        }
+        bool apart = BLOCKS == 2 && rank == 1;
+        while (SEGMENTS > 1 && segment < SEGMENTS - apart) end_segment();
         asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory");  // the ring is free
         int column = (COLUMNS == 64 ? warp % 4 : warp) * 16 + lane / 4;
         int token = (COLUMNS == 64 ? group * GROUP_TOKENS : 0) + 2 * (lane % 4);
         float* mine = turned + token * PITCH + column;
+        auto leave = [&](float* at, const float (&part)[GROUP_TOKENS / 2]) {
 #pragma unroll
-        for (int i = 0; i < GROUP_TOKENS / 2; i++) mine[(i / 4 * 8 + i % 2) * PITCH + i % 4 / 2 * 8] = acc[i];
+            for (int i = 0; i < GROUP_TOKENS / 2; i++) at[(i / 4 * 8 + i % 2) * PITCH + i % 4 / 2 * 8] = part[i];
+        };
+        leave(mine, SEGMENTS > 1 ? total : acc);
+        if (apart) leave(mine + TOKENS * PITCH, acc);
         barrier_wait(scaled, 0);
         cluster_sync();
     }
@@ -137,13 +141,13 @@ struct ClusterProduct {
         if (BLOCKS == 1) return *at;
         T v = read_peer(at, 0);
 #pragma unroll
-        for (int s = 1; s < SPLIT_SEGMENTS; s++) v = add(v, read_peer(at, s));
-        return v;
+        for (int s = 1; s < BLOCKS; s++) v = add(v, read_peer(at, s));
+        return BLOCKS == 2 ? add(v, read_peer(at + TOKENS * PITCH * sizeof(float) / sizeof(T), 1)) : v;
     }
 
     __device__ __forceinline__ void finish(void* out, int output, NextNorm next) const {
         constexpr int QUADS = COLUMNS / 4, COUNT = (SHARE * QUADS + 32 * WARPS - 1) / (32 * WARPS);
-        multiply_segment();
+        multiply_segments();
         wait_for_producer();
         float4 v[COUNT], old[COUNT];
         // four columns of a row each
@@ -195,7 +199,7 @@ struct ClusterProduct {
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
             if (valid(i)) of_tokens[i].load(to, share0 + own_row(i)), tables[i].load(to, head_of(i));
-        multiply_segment();
+        multiply_segments();
         wait_for_producer();
         float low[COUNT][1][PER], high[COUNT][1][PER];
 #pragma unroll
@@ -245,7 +249,7 @@ DEVICE void cluster_product(const TensorMap& w, const TensorMap& x, int m, int n
     int tile = blockIdx.x / BLOCKS, rows = (m + TOKENS - 1) / TOKENS, rank = blockIdx.x % BLOCKS;
     int begin = segment_begin(k, rank, BLOCKS), end = segment_begin(k, rank + 1, BLOCKS);
     int row0 = tile % rows * TOKENS;
-    Product product{w, x, m, n, k, row0, row0 + rank * Product::SHARE, tile / rows * COLUMNS, begin, end - begin,
+    Product product{w, x, m, n, k, rank, row0, row0 + rank * Product::SHARE, tile / rows * COLUMNS, begin, end - begin,
                     full, empty, &scaled, ring, (float*)(memory + (ring - shared_address(memory))), scales};
     int warp = threadIdx.x / 32;
     if (warp < Product::WARPS) {
@@ -261,7 +265,7 @@ DEVICE void cluster_product(const TensorMap& w, const TensorMap& x, int m, int n
 
 #define CLUSTER_KERNEL(COLUMNS, TOKENS, STAGES, BLOCKS)          \
     extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1)    \
-        __launch_bounds__(ClusterProduct<COLUMNS, TOKENS, STAGES, BLOCKS>::THREADS, BLOCKS == 1 ? 2 : 1)
+        __launch_bounds__(ClusterProduct<COLUMNS, TOKENS, STAGES, BLOCKS>::THREADS, BLOCKS == 1 && COLUMNS < 192 ? 2 : 1)
 
 struct PlainEnd {
     void* out;
@@ -290,7 +294,11 @@ CLUSTER(64_64, 64, 64, 6, 4)
 CLUSTER(128_64, 128, 64, 4, 4)
 CLUSTER(192_64, 192, 64, 6, 4)
 CLUSTER(256_64, 256, 64, 5, 4)
+CLUSTER(64_32_two, 64, 32, 16, 2)
+CLUSTER(64_64_two, 64, 64, 12, 2)
 CLUSTER(128_32_one, 128, 32, 5, 1)
+CLUSTER(192_32_one, 192, 32, 7, 1)
+CLUSTER(192_64_one, 192, 64, 6, 1)
 
 // The product of queries, keys and values.
 struct HeadProduct {

@@ -84,7 +84,7 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
     let mut worst: f64 = 0.0;
     let mut shapes = vec![(2, 264, 192), (12, 64, 320), (40, 264, 192), (100, 136, 320)];
     if !context.light {
-        shapes.extend([(300, 2200, 328), (300, 2192, 328)]);
+        shapes.extend([(50, 24_576, 136), (300, 2200, 328), (300, 2192, 328)]);
     }
     for (m, n, k) in shapes {
         let (x, w) = (random.halves(m * k, 1.0), random.halves(n * k, 0.2));
@@ -181,6 +181,7 @@ fn norms(context: &Context, random: &mut Random) -> Outcome {
         (16, 64, 4096, 72),
         (17, 2048, 1024, 72),
         (33, 136, 576, 200),
+        (40, 320, 4096, 72),
         (64, 264, 1024, 8200),
     ] {
         let (x, up) = (random.halves(m * k, 1.0), random.halves(width * k, 0.3));

@@ -45,13 +45,31 @@ const HIGH: [Cluster; 4] = [
 ];
 /// For a half of the rows, beside the attention of the other: tiles of wide products by one block.
 const ONE: Cluster = Cluster { blocks: 1, ..tile(128, 32, 5, "gemm_cluster_128_32_one") };
+/// Pairs of blocks that make a tile, of few columns.
+const PAIRED: [Cluster; 2] = [
+    Cluster { blocks: 2, ..tile(64, 32, 16, "gemm_cluster_64_32_two") },
+    Cluster { blocks: 2, ..tile(64, 64, 12, "gemm_cluster_64_64_two") },
+];
+/// Blocks that make a tile alone.
+const ALONE: [Cluster; 2] = [
+    Cluster { blocks: 1, ..tile(192, 32, 7, "gemm_cluster_192_32_one") },
+    Cluster { blocks: 1, ..tile(192, 64, 6, "gemm_cluster_192_64_one") },
+];
+/// Blocks that nearly fill the GPU, once.
+const FULL: std::ops::RangeInclusive<usize> = 100..=132;
 /// Columns from which on a product is wide.
 const WIDE: usize = 4096;
 
 impl Cluster {
-    /// The tile with which a multiprocessor reads least. Many clusters follow each other where there is room, two blocks
-    /// at a time.
+    /// Tiles of as few blocks as fill the GPU at once, else the tile with which a multiprocessor reads least. Many clusters
+    /// follow each other where there is room, two blocks at a time.
     pub fn new(m: usize, n: usize) -> Self {
+        for kernels in [PAIRED, ALONE] {
+            let kernel = kernels[usize::from(m > 32)];
+            if FULL.contains(&(kernel.clusters(m, n) * kernel.blocks)) {
+                return kernel;
+            }
+        }
         let tiles = if m <= 32 { LOW } else { HIGH };
         let read = |tile: &Self| tile.clusters(m, n).div_ceil(CLUSTERS) * (tile.columns + tile.rows);
         if tiles[1].clusters(m, n) > 2 * CLUSTERS {
@@ -171,10 +189,17 @@ mod tests {
     #[test]
     fn tiles_are_dealt_to_clusters_that_run_at_once() {
         assert_eq!(columns(64, 1024), 64);
-        assert_eq!(columns(64, 4096), 192);
-        assert_eq!(columns(17, 4096), 192);
+        assert_eq!(columns(64, 3072), 128);
         assert_eq!(columns(64, 6144), 256);
-        assert_eq!(columns(64, 24_576), 128);
+        assert_eq!(columns(64, 30_720), 128);
+    }
+
+    #[test]
+    fn fewer_blocks_make_a_tile_where_they_fill_the_gpu_at_once() {
+        for (m, n, blocks) in [(17, 4096, 2), (64, 4096, 2), (32, 24_576, 1), (64, 24_576, 1), (64, 6144, 4)]
+        {
+            assert_eq!(Cluster::new(m, n).blocks, blocks, "{m} rows, {n} columns");
+        }
     }
 
     #[test]
