@@ -1,10 +1,10 @@
 // Products of hundreds of rows of x: see gemm.cuh.
 //
-// Pairs of blocks, which stay and take tile after tile: 256 rows of x, 128 each, by COLUMNS rows of w. In a block one warp
-// has blocks of 64 elements copied into a ring, its rows of x and one half of those of w, which goes to both; it runs ahead
-// into the next tile while this one is stored. Two groups of four warps multiply, 64 rows each, and leave their sums in
-// shared memory, from where the copy engine stores or adds them. With FOLDED segments are summed one by one and added, else
-// k is one run: the order of additions of the variant kernels.
+// Pairs of blocks, which stay and take tile after tile. A block makes 128 rows of x by COLUMNS rows of w: one warp has
+// blocks of 64 elements copied into a ring, of what the pair shares one half, which goes to both; it runs ahead into the
+// next tile while this one is stored. Two groups of four warps multiply, 64 rows each, and leave their sums in shared
+// memory, from where the copy engine stores or adds them. With FOLDED segments are summed one by one and added, else k is
+// one run: the order of additions of the variant kernels.
 
 #define MANY_ROWS 128
 #define MANY_THREADS 384
@@ -13,11 +13,20 @@
 #define MANY_ROW_GROUP 8
 // Up to so many rows reading weights is what takes time.
 #define MANY_EARLY_ROWS 256
+// Where x ends within a tile its rows are copied in boxes of so many, and those beyond are left alone: to fill them with
+// zeros takes the copy engine longer than to copy rows.
+#define MANY_PART_ROWS 32
 // Most that a group of warps stores at once: 64 rows of 128 bytes.
 #define MANY_BOX_BYTES 8192
 // Blocks of 64 elements by which the second group of warps of a kernel that takes k as one run stays behind the first: one
 // multiplies while the other stores.
 #define MANY_LAG 2
+
+// What the blocks of a pair share.
+enum Pair {
+    STACKED,  // rows of w; one has the 128 rows of x behind those of the other
+    BESIDE,   // rows of x; one has the COLUMNS rows of w behind those of the other
+};
 
 // Columns of the product that a box holds: as many as wanted, if they divide a tile.
 DEVICE constexpr int box_columns(int columns, int wanted) { return columns % wanted ? box_columns(columns, wanted / 2) : wanted; }
@@ -32,12 +41,12 @@ DEVICE void lag_arrive() { asm volatile("bar.arrive 3, 256;" ::: "memory"); }
 DEVICE void lag_wait() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 
 // Where the n-th tile begins, for the block of this rank in its pair.
-template <int COLUMNS>
-DEVICE Tile nth_tile(int index, int pairs, int columns, u32 rank) {
+template <int COLUMNS, Pair PAIR>
+DEVICE Tile nth_tile(int index, int rows, int columns, int rank) {
     int group = index / (MANY_ROW_GROUP * columns), within = index % (MANY_ROW_GROUP * columns);
-    int left = pairs - group * MANY_ROW_GROUP, group_rows = left < MANY_ROW_GROUP ? left : MANY_ROW_GROUP;
-    int pair = group * MANY_ROW_GROUP + within % group_rows;
-    return {(int)(2 * pair + rank) * MANY_ROWS, within / group_rows * COLUMNS};
+    int left = rows - group * MANY_ROW_GROUP, group_rows = left < MANY_ROW_GROUP ? left : MANY_ROW_GROUP;
+    int row = group * MANY_ROW_GROUP + within % group_rows, column = within / group_rows;
+    return {(PAIR == STACKED ? 2 * row + rank : row) * MANY_ROWS, (PAIR == BESIDE ? 2 * column + rank : column) * COLUMNS};
 }
 
 // Where byte `byte` of row `row` of a box lies that the copy engine takes from shared memory, rows of ROW_BYTES, swizzled.
@@ -91,16 +100,18 @@ DEVICE void store_group(const TensorMap& out, u32 buffers, int& buffer, int row0
     }
 }
 
-template <int COLUMNS, int STAGES, int BUFFERS, bool FOLDED>
-DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& out, int m, int n, int k, int segments,
-                 int output, const float* scales) {
+template <int COLUMNS, int STAGES, int BUFFERS, Pair PAIR, bool FOLDED>
+DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end, const TensorMap& out, int m, int n, int k,
+                 int segments, int output, const float* scales) {
     extern __shared__ u8 memory[];
     __shared__ u64 full[STAGES], empty[STAGES];
     constexpr u32 X_BYTES = MANY_ROWS * 128, STAGE_BYTES = X_BYTES + COLUMNS * 128;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 rank = cluster_rank();
-    int columns = (n + COLUMNS - 1) / COLUMNS, pairs = (m + 2 * MANY_ROWS - 1) / (2 * MANY_ROWS);
-    int first = blockIdx.x / 2, tiles = pairs * columns, step = gridDim.x / 2;
+    constexpr int TILE_ROWS = PAIR == STACKED ? 2 * MANY_ROWS : MANY_ROWS;
+    constexpr int TILE_COLUMNS = PAIR == BESIDE ? 2 * COLUMNS : COLUMNS;
+    int rank = cluster_rank();
+    int columns = (n + TILE_COLUMNS - 1) / TILE_COLUMNS, rows = (m + TILE_ROWS - 1) / TILE_ROWS;
+    int first = blockIdx.x / 2, tiles = rows * columns, step = gridDim.x / 2;
     u32 ring = shared_address(memory) + 1023 & ~1023u;
     allow_consumer();
     if (threadIdx.x == 0) {
@@ -115,24 +126,47 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& out, i
         GIVE_REGISTERS(40);
         if (warp == MANY_WARPS && lane == 0) {
             int slot = 0, early = 0;  // blocks of the first tile whose weights are asked for before x is there
-            u32 phase = 1, half = rank * (COLUMNS / 2);
+            u32 phase = 1;
+            constexpr int OWN_ROWS = PAIR == BESIDE ? MANY_ROWS / 2 : MANY_ROWS;  // of x that this block copies, at most
+            int own = PAIR == BESIDE ? rank * OWN_ROWS : 0;
+            // rows of a tile that are copied
+            auto rows_of = [&](Tile tile) {
+                int left = m - tile.row;
+                return left <= 0 ? 0 : left < MANY_ROWS ? (left + MANY_PART_ROWS - 1) / MANY_PART_ROWS * MANY_PART_ROWS : MANY_ROWS;
+            };
             auto load_weights = [&](int slot, Tile tile, int at) {
-                barrier_expect(full + slot, STAGE_BYTES);
-                copy_box_to_pair(ring + slot * STAGE_BYTES + X_BYTES + half * 128, w, at, tile.column + half, full + slot);
+                u32 target = ring + slot * STAGE_BYTES + X_BYTES;
+                barrier_expect(full + slot, (COLUMNS + rows_of(tile)) * 128);
+                if constexpr (PAIR == STACKED) {
+                    int half = rank * (COLUMNS / 2);
+                    copy_box_to_pair(target + half * 128, w, at, tile.column + half, full + slot);
+                } else {
+                    copy_box(target, w, at, tile.column, full + slot);
+                }
+            };
+            auto load_rows = [&](int slot, Tile tile, int at) {
+                int count = rows_of(tile) - own;
+                auto load = [&](const TensorMap& map, int row) {
+                    u32 target = ring + slot * STAGE_BYTES + (own + row) * 128;
+                    if constexpr (PAIR == STACKED) copy_box(target, map, at, tile.row + own + row, full + slot);
+                    else copy_box_to_pair(target, map, at, tile.row + own + row, full + slot);
+                };
+                if (count >= OWN_ROWS) return load(x, 0);
+                for (int row = 0; row < count; row += MANY_PART_ROWS) load(x_end, row);
             };
             if (m <= MANY_EARLY_ROWS) {
-                Tile tile = nth_tile<COLUMNS>(first, pairs, columns, rank);
+                Tile tile = nth_tile<COLUMNS, PAIR>(first, rows, columns, rank);
                 for (; early < STAGES && 64 * early < k; early++) load_weights(early, tile, 64 * early);
             }
             wait_for_producer();
             for (int index = first; index < tiles; index += step) {
-                Tile tile = nth_tile<COLUMNS>(index, pairs, columns, rank);
+                Tile tile = nth_tile<COLUMNS, PAIR>(index, rows, columns, rank);
                 for (int at = 0; at < k; at += 64) {
                     if (index > first || at >= 64 * early) {
                         barrier_wait(empty + slot, phase);
                         load_weights(slot, tile, at);
                     }
-                    copy_box(ring + slot * STAGE_BYTES, x, at, tile.row, full + slot);
+                    load_rows(slot, tile, at);
                     if (++slot == STAGES) slot = 0, phase ^= 1;
                 }
             }
@@ -208,7 +242,7 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& out, i
                 }
             }
             let_follow();
-            Tile tile = nth_tile<COLUMNS>(index, pairs, columns, rank);
+            Tile tile = nth_tile<COLUMNS, PAIR>(index, rows, columns, rank);
             if constexpr (FOLDED) store(tile, total);
             else store(tile, acc);
         }
@@ -217,16 +251,19 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& out, i
     cluster_sync();
 }
 
-#define MANY(NAME, COLUMNS, STAGES, BUFFERS, FOLDED)                                                              \
+#define MANY(NAME, COLUMNS, STAGES, BUFFERS, PAIR, FOLDED)                                                        \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(MANY_THREADS, 1) gemm_many_##NAME(     \
         const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,                                \
-        const __grid_constant__ TensorMap out, int m, int n, int k, int segments, int output,                    \
-        const float* scales) {                                                                                   \
-        many<COLUMNS, STAGES, BUFFERS, FOLDED>(w, x, out, m, n, k, segments, output, scales);                     \
+        const __grid_constant__ TensorMap x_end, const __grid_constant__ TensorMap out, int m, int n, int k,     \
+        int segments, int output, const float* scales) {                                                         \
+        many<COLUMNS, STAGES, BUFFERS, PAIR, FOLDED>(w, x, x_end, out, m, n, k, segments, output, scales);               \
     }
-MANY(64_fold, 64, 8, 1, true)
-MANY(96_fold, 96, 7, 1, true)
-MANY(128_fold, 128, 6, 1, true)
-MANY(192_fold, 192, 5, 1, true)
-MANY(192, 192, 5, 1, false)
-MANY(256, 256, 4, 2, false)
+MANY(64_fold, 64, 8, 1, STACKED, true)
+MANY(96_fold, 96, 7, 1, STACKED, true)
+MANY(128_fold, 128, 6, 1, STACKED, true)
+MANY(192_fold, 192, 5, 1, STACKED, true)
+MANY(128_fold_beside, 128, 6, 1, BESIDE, true)
+MANY(192_fold_beside, 192, 5, 1, BESIDE, true)
+MANY(192, 192, 5, 1, STACKED, false)
+MANY(256, 256, 4, 2, STACKED, false)
+MANY(192_beside, 192, 5, 1, BESIDE, false)

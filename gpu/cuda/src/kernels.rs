@@ -186,8 +186,11 @@ impl KernelFile {
                 "gemm_many_96_fold",
                 "gemm_many_128_fold",
                 "gemm_many_192_fold",
+                "gemm_many_128_fold_beside",
+                "gemm_many_192_fold_beside",
                 "gemm_many_192",
                 "gemm_many_256",
+                "gemm_many_192_beside",
             ],
             Self::PrefillAttention => &[
                 "attention_prefill_64",

@@ -111,10 +111,11 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
         &[
             (576, 576, 300),
             (4096, 1024, 1100),
+            (40_000, 128, 300),
             (1024, 3072, 300),
             (6144, 4096, 500),
             (4096, 2048, 300),
-            (24_576, 1024, 300),
+            (24_576, 1024, 400),
         ]
     };
     let mut compared = 0;
@@ -122,7 +123,7 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
         let x = device.upload(&random.halves(rows * k, 1.0))?;
         let w = device.upload(&random.halves(n * k, 1.0))?;
         let all = run(device, x.view(), w.view(), [rows, n, k], GemmMode::BatchInvariant)?;
-        let more = [200, 257, 300].into_iter().filter(|&m| m <= rows);
+        let more = [160, 200, 257, 300, 352, 384].into_iter().filter(|&m| m <= rows);
         for m in [1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129].into_iter().chain(more) {
             let first = random.below(rows - m + 1);
             let part = run(device, x.slice(first * k..), w.view(), [m, n, k], GemmMode::BatchInvariant)?;

@@ -7,18 +7,31 @@ use crate::{
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Rows of x that a pair of blocks has at a time.
-const PAIR_ROWS: usize = 256;
+/// Rows of x that a block has at a time.
+const ROWS: usize = 128;
 /// Pairs of blocks that work at once.
 const PAIRS: usize = 66;
 /// What a tile costs beside its k.
 const TILE_NS: usize = 3000;
 
+/// Rows of a box where x ends.
+const PART_ROWS: usize = 32;
+
+/// What the blocks of a pair share, as in gemm_many.cu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pair {
+    /// Rows of w.
+    Stacked,
+    /// Rows of x.
+    Beside,
+}
+
 /// A kernel of many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Many {
     pub name: &'static str,
-    /// Columns of a tile.
+    pair: Pair,
+    /// Columns of a block's tile.
     pub columns: usize,
     /// Of its ring.
     stages: usize,
@@ -30,15 +43,22 @@ pub(super) struct Many {
     slope_ns: usize,
 }
 
-const FOLDED: [Many; 4] = [
-    Many { name: "gemm_many_64_fold", columns: 64, stages: 8, buffers: 1, whole: false, slope_ns: 4400 },
-    Many { name: "gemm_many_96_fold", columns: 96, stages: 7, buffers: 1, whole: false, slope_ns: 5200 },
-    Many { name: "gemm_many_128_fold", columns: 128, stages: 6, buffers: 1, whole: false, slope_ns: 5700 },
-    Many { name: "gemm_many_192_fold", columns: 192, stages: 5, buffers: 1, whole: false, slope_ns: 8200 },
+const fn folded(name: &'static str, pair: Pair, columns: usize, stages: usize, slope_ns: usize) -> Many {
+    Many { name, pair, columns, stages, buffers: 1, whole: false, slope_ns }
+}
+
+const FOLDED: [Many; 6] = [
+    folded("gemm_many_64_fold", Pair::Stacked, 64, 8, 4400),
+    folded("gemm_many_96_fold", Pair::Stacked, 96, 7, 5200),
+    folded("gemm_many_128_fold", Pair::Stacked, 128, 6, 5700),
+    folded("gemm_many_192_fold", Pair::Stacked, 192, 5, 8200),
+    folded("gemm_many_128_fold_beside", Pair::Beside, 128, 6, 5700),
+    folded("gemm_many_192_fold_beside", Pair::Beside, 192, 5, 8200),
 ];
-const WHOLE: [Many; 2] = [
-    Many { name: "gemm_many_192", columns: 192, stages: 5, buffers: 1, whole: true, slope_ns: 7800 },
-    Many { name: "gemm_many_256", columns: 256, stages: 4, buffers: 2, whole: true, slope_ns: 10_300 },
+const WHOLE: [Many; 3] = [
+    Many { whole: true, ..folded("gemm_many_192", Pair::Stacked, 192, 5, 7800) },
+    Many { whole: true, buffers: 2, ..folded("gemm_many_256", Pair::Stacked, 256, 4, 10_300) },
+    Many { whole: true, ..folded("gemm_many_192_beside", Pair::Beside, 192, 5, 7800) },
 ];
 
 /// Bytes of a buffer.
@@ -48,8 +68,6 @@ const STORED_ROWS: usize = 64;
 
 impl Many {
     const THREADS: u32 = 384;
-    /// Rows of x that a block has at a time.
-    const ROWS: usize = PAIR_ROWS / 2;
 
     /// Of those that follow the canonical order.
     pub fn folded(m: usize, n: usize, k: usize) -> Self {
@@ -69,8 +87,13 @@ impl Many {
         *kernels.iter().min_by_key(|kernel| cost(kernel)).expect("there are kernels")
     }
 
+    /// Tiles of pairs.
     fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(PAIR_ROWS) * n.div_ceil(self.columns)
+        let (rows, columns) = match self.pair {
+            Pair::Stacked => (2 * ROWS, self.columns),
+            Pair::Beside => (ROWS, 2 * self.columns),
+        };
+        m.div_ceil(rows) * n.div_ceil(columns)
     }
 
     /// Blocks of a launch on a device of so many multiprocessors: pairs.
@@ -85,7 +108,7 @@ impl Many {
 
     /// Its ring, and the buffers behind it.
     fn shared_bytes(&self) -> usize {
-        self.stages * (Self::ROWS + self.columns) * 128 + 2 * self.buffers * BUFFER
+        self.stages * (ROWS + self.columns) * 128 + 2 * self.buffers * BUFFER
     }
 
     fn shape(&self, m: usize, n: usize, multiprocessors: usize) -> Shape {
@@ -93,15 +116,17 @@ impl Many {
         Shape::new([blocks as u32, 1, 1], Self::THREADS).shared(self.shared_bytes() + SWIZZLE_ALIGNMENT)
     }
 
-    /// Of w, of which each block of a pair copies one half, and of x.
-    fn maps(&self, op: &Gemm<'_>) -> Result<[TensorMap; 2], CudaError> {
+    /// Of w, of x, and of x where it ends; of what a pair shares each block copies one half.
+    fn maps(&self, op: &Gemm<'_>) -> Result<[TensorMap; 3], CudaError> {
         let Weights::Bf16(w) = op.w else {
             return Err(CudaError::Unsupported("pairs of blocks over FP8 weights".into()));
         };
-        Ok([
-            TensorMap::new(w, [op.n, op.k], self.columns / 2)?,
-            TensorMap::new(op.x, [op.m, op.k], Self::ROWS)?,
-        ])
+        let (w_rows, x_rows) = match self.pair {
+            Pair::Stacked => (self.columns / 2, ROWS),
+            Pair::Beside => (self.columns, ROWS / 2),
+        };
+        let x = |rows| TensorMap::new(op.x, [op.m, op.k], rows);
+        Ok([TensorMap::new(w, [op.n, op.k], w_rows)?, x(x_rows)?, x(PART_ROWS)?])
     }
 
     /// Columns of the product that are stored at once, where they become so many bytes each: as many as divide a tile and
@@ -132,7 +157,7 @@ impl Device {
             }
             GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
         };
-        let [w, x] = many.maps(&op)?;
+        let [w, x, x_end] = many.maps(&op)?;
         let shape = many.shape(m, n, self.info().multiprocessors as usize);
         let shape = if fresh { shape.alone() } else { shape };
         let scales = match op.scale {
@@ -141,7 +166,7 @@ impl Device {
         };
         let arguments = arguments![m as i32, n as i32, k as i32, many.segments(n) as i32, output, scales];
         // SAFETY: signature of gemm_many; lengths checked in `gemm`.
-        unsafe { self.launch_mapped(many.name, shape, &[w, x, out], arguments) }
+        unsafe { self.launch_mapped(many.name, shape, &[w, x, x_end, out], arguments) }
     }
 }
 
@@ -163,6 +188,9 @@ mod tests {
         assert_eq!(Many::folded(1024, 24_576, 4096).columns, 192);
         assert_eq!(Many::whole(256, 24_576, 4096).columns, 192);
         assert_eq!(Many::whole(8192, 24_576, 4096).columns, 256);
+        assert_eq!(Many::folded(320, 24_576, 4096).pair, Pair::Beside);
+        assert_eq!(Many::whole(320, 24_576, 4096).pair, Pair::Beside);
+        assert_eq!(Many::folded(512, 24_576, 4096).pair, Pair::Stacked);
         assert!(too_few(256, 1024) && !too_few(512, 1024) && !too_few(256, 4096));
     }
 
