@@ -1,5 +1,9 @@
 //! Large products through cuBLASLt: fast, but the order of additions is the library's choice for each shape.
 
+mod algorithm;
+mod choices;
+mod layout;
+
 use std::{cell::RefCell, collections::HashMap, ffi::c_void, rc::Rc, sync::Arc};
 
 use cudarc::{
@@ -8,13 +12,14 @@ use cudarc::{
 };
 use half::bf16;
 
+pub use self::algorithm::Algorithm;
+use self::layout::Layout;
 use crate::{Buffer, CudaError, Device, View};
 
 /// What Hopper's split and stream-k algorithms want.
 const WORKSPACE_BYTES: usize = 32 << 20;
-
-/// CUBLAS_OP_T of `cublasOperation_t`, which the bindings do not carry for this library.
-const TRANSPOSE: i32 = 1;
+/// Most algorithms that are asked for where one is to be chosen.
+const PROPOSALS: usize = 32;
 
 /// Where a product goes: bf16, or added to f32.
 #[derive(Debug, Clone, Copy)]
@@ -24,12 +29,14 @@ pub(crate) enum BlasOutput<'a> {
     AddF32(View<'a, f32>),
 }
 
+/// A product as the library sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    m: usize,
-    n: usize,
-    k: usize,
-    wide: bool,
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Comes as f32, not as bf16.
+    pub wide: bool,
 }
 
 /// A library handle, its workspace, and the plans made so far. Plans are kept for the life of the process; the number
@@ -37,18 +44,37 @@ struct Key {
 #[derive(Debug)]
 pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
+    version: usize,
+    gpu: String,
     workspace: Buffer<u8>,
-    plans: RefCell<HashMap<Key, Rc<Plan>>>,
+    plans: RefCell<HashMap<Product, Rc<Plan>>>,
 }
 
 impl Blas {
-    /// cuBLASLt must be present and the context current.
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self, CudaError> {
+    /// For the GPU of this name. cuBLASLt must be present and the context current.
+    pub fn new(context: &Arc<CudaContext>, gpu: &str) -> Result<Self, CudaError> {
         Ok(Self {
             handle: result::create_handle()?,
+            // SAFETY: the library is present.
+            version: unsafe { sys::cublasLtGetVersion() },
+            gpu: gpu.to_owned(),
             workspace: Buffer::new(context, WORKSPACE_BYTES)?,
             plans: RefCell::default(),
         })
+    }
+
+    fn proposed(&self, product: Product) -> Result<Vec<Algorithm>, CudaError> {
+        Algorithm::proposed(self.handle, &Layout::new(product)?, PROPOSALS)?
+            .iter()
+            .map(Algorithm::of)
+            .collect()
+    }
+
+    fn choose(&self, product: Product, algorithm: Algorithm) -> Result<bool, CudaError> {
+        let layout = Layout::new(product)?;
+        let Some(algorithm) = algorithm.accepted(self.handle, &layout, product) else { return Ok(false) };
+        self.plans.borrow_mut().insert(product, Rc::new(Plan { layout, algorithm }));
+        Ok(true)
     }
 
     /// out[m, n] = x[m, k] w[n, k]^T.
@@ -65,25 +91,26 @@ impl Blas {
             BlasOutput::F32(view) => (view.address(), true, 0.0),
             BlasOutput::AddF32(view) => (view.address(), true, 1.0),
         };
-        let plan = self.plan(Key { m, n, k, wide })?;
+        let plan = self.plan(Product { m, n, k, wide })?;
+        let Plan { layout, algorithm } = &*plan;
         let alpha = 1.0f32;
         // SAFETY: the views cover the matrices that the plan's layouts describe (checked by the caller); handle,
         // plan and workspace live as long as self.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.operation,
+                layout.operation,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 w.address() as *const c_void,
-                plan.a,
+                layout.a,
                 x.address() as *const c_void,
-                plan.b,
+                layout.b,
                 address as *const c_void,
-                plan.out,
+                layout.out,
                 address as *mut c_void,
-                plan.out,
-                &plan.algorithm,
+                layout.out,
+                algorithm,
                 self.workspace.view().address() as *mut c_void,
                 WORKSPACE_BYTES,
                 device.stream().cu_stream().cast(),
@@ -93,13 +120,22 @@ impl Blas {
         Ok(())
     }
 
-    fn plan(&self, key: Key) -> Result<Rc<Plan>, CudaError> {
+    fn plan(&self, product: Product) -> Result<Rc<Plan>, CudaError> {
         let mut plans = self.plans.borrow_mut();
-        if let Some(plan) = plans.get(&key) {
+        if let Some(plan) = plans.get(&product) {
             return Ok(plan.clone());
         }
-        let plan = Rc::new(Plan::new(self.handle, key)?);
-        plans.insert(key, plan.clone());
+        let layout = Layout::new(product)?;
+        let chosen = choices::choice(&self.gpu, self.version, product)
+            .and_then(|choice| choice.accepted(self.handle, &layout, product));
+        let algorithm = match chosen {
+            Some(algorithm) => algorithm,
+            None => *Algorithm::proposed(self.handle, &layout, 1)?
+                .first()
+                .ok_or_else(|| CudaError::Unsupported(format!("{product:?} by the library")))?,
+        };
+        let plan = Rc::new(Plan { layout, algorithm });
+        plans.insert(product, plan.clone());
         Ok(plan)
     }
 }
@@ -114,64 +150,27 @@ impl Drop for Blas {
     }
 }
 
-/// Descriptors of one shape and the algorithm that the library's heuristic names first. In cuBLAS' column order the
-/// product is out^T[n, m] = (w^T)^T x^T.
+/// For who measures what to choose.
+impl Device {
+    /// Version of cuBLASLt, if it was found, as in 130100 for 13.1.0.
+    pub fn library_version(&self) -> Option<usize> {
+        self.blas().map(|blas| blas.version)
+    }
+
+    /// Algorithms that the library proposes for a product, the one that it thinks best first.
+    pub fn library_algorithms(&self, product: Product) -> Result<Vec<Algorithm>, CudaError> {
+        self.blas().map_or_else(|| Ok(Vec::new()), |blas| blas.proposed(product))
+    }
+
+    /// From now on the library computes a product by this algorithm; false if it cannot.
+    pub fn choose_algorithm(&self, product: Product, algorithm: Algorithm) -> Result<bool, CudaError> {
+        self.blas().map_or(Ok(false), |blas| blas.choose(product, algorithm))
+    }
+}
+
+/// Descriptors of one product and its algorithm.
 #[derive(Debug)]
 struct Plan {
-    operation: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    out: sys::cublasLtMatrixLayout_t,
+    layout: Layout,
     algorithm: sys::cublasLtMatmulAlgo_t,
-}
-
-impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, Key { m, n, k, wide }: Key) -> Result<Self, CudaError> {
-        let half = sys::cudaDataType_t::CUDA_R_16BF;
-        let float = sys::cudaDataType_t::CUDA_R_32F;
-        let out_type = if wide { float } else { half };
-        let operation = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, float)?;
-        let a = result::create_matrix_layout(half, k as u64, n as u64, k as i64)?;
-        let b = result::create_matrix_layout(half, k as u64, m as u64, k as i64)?;
-        let out = result::create_matrix_layout(out_type, n as u64, m as u64, n as i64)?;
-        let transpose = TRANSPOSE;
-        let preference = result::create_matmul_pref()?;
-        let workspace = WORKSPACE_BYTES;
-        // SAFETY: all descriptors were created above; attribute values are of the types that the library documents.
-        let found = unsafe {
-            result::set_matmul_desc_attribute(
-                operation,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transpose).cast(),
-                size_of_val(&transpose),
-            )?;
-            result::set_matmul_pref_attribute(
-                preference,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const workspace).cast(),
-                size_of_val(&workspace),
-            )?;
-            let found = result::get_matmul_algo_heuristic(handle, operation, a, b, out, out, preference);
-            result::destroy_matmul_pref(preference)?;
-            found?
-        };
-        Ok(Self { operation, a, b, out, algorithm: found.algo })
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        // SAFETY: created in `new`, destroyed once.
-        let results = unsafe {
-            [
-                result::destroy_matrix_layout(self.a),
-                result::destroy_matrix_layout(self.b),
-                result::destroy_matrix_layout(self.out),
-                result::destroy_matmul_desc(self.operation),
-            ]
-        };
-        for error in results.into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, "cannot destroy a cublaslt descriptor");
-        }
-    }
 }

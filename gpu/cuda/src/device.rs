@@ -68,7 +68,7 @@ impl Device {
         let kernels =
             Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
         let loaded = Instant::now();
-        let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context)?) } else { None };
+        let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context, &info.name)?) } else { None };
         let device = Self {
             info,
             kernels,

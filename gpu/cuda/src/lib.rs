@@ -21,6 +21,7 @@ mod tensor_map;
 mod timer;
 mod transfer;
 
+pub use blas::{Algorithm, Product};
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
 pub use device::{Device, DeviceConfig, DeviceInfo, require_gpu};
 pub use error::CudaError;

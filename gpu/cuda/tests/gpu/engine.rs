@@ -1,5 +1,6 @@
 //! Times of whole steps through the executor, and a comparison with another implementation.
 
+mod library;
 mod reference;
 mod steps;
 
@@ -8,8 +9,8 @@ use std::time::Instant;
 use cuda::{CudaConfig, CudaError, CudaExecutor, KvBudget, KvFormat, WeightFormat, ops::GemmMode};
 use models::{DecoderSpec, synthetic};
 
-pub use self::reference::compare;
-use self::steps::Steps;
+use self::steps::{STEPS, Steps};
+pub use self::{library::run as library, reference::compare};
 use crate::{bench, harness::Context, setup::config};
 
 /// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens, mixed
@@ -111,7 +112,7 @@ pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
             let seconds = begin.elapsed().as_secs_f64();
             let launches = executor.launches_per_decode_step();
             println!("# {name} {mode:?}: ready in {seconds:.2} s, {launches} launches a decode step");
-            let mut steps = Steps { executor: &mut executor, name, mode, read_rate };
+            let mut steps = Steps { executor: &mut executor, name, mode, read_rate, count: STEPS };
             for &(nominal, batch) in decodes {
                 steps.decode(nominal, batch)?;
             }

@@ -2,8 +2,8 @@
 //!
 //! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine [MODEL]`
 //! whole steps (of the models whose names contain MODEL), `gpu compare` checks a model against what
-//! `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's file against its f32 reference. GPU_TEST_SEED
-//! repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
+//! `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's file against its f32 reference, `gpu library [MODEL]` finds
+//! which of cuBLASLt's algorithms suit the card (it only prints them). GPU_TEST_SEED repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
 //! GPU_TEST_OPERATIONS=1 the executor.
 
 mod attention;
@@ -82,6 +82,10 @@ fn main() -> ExitCode {
         Some("engine") => {
             let model = std::env::args().nth(2).unwrap_or_default();
             engine::run(context, &model).map_err(|error| error.to_string())
+        }
+        Some("library") => {
+            let model = std::env::args().nth(2).unwrap_or_default();
+            engine::library(context, &model).map_err(|error| error.to_string())
         }
         Some("compare") => engine::compare(context),
         Some("smollm2") => smollm2::run(context),

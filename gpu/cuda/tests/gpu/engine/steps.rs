@@ -9,7 +9,8 @@ use models::{
 
 use crate::{random::Random, setup::PAGE_SIZE};
 
-const STEPS: usize = 24;
+/// Steps that are timed, behind the first ones.
+pub const STEPS: usize = 24;
 const WARM_UP: usize = 4;
 /// Longest prompt of a mixed step; more prompt tokens are several prompts.
 const MIXED_PROMPT: usize = 1024;
@@ -21,11 +22,13 @@ pub struct Steps<'a> {
     pub mode: GemmMode,
     /// Bytes a second.
     pub read_rate: f64,
+    /// How many are timed: see [`STEPS`].
+    pub count: usize,
 }
 
 /// Milliseconds of a step.
-struct Medians {
-    device: f64,
+pub struct Medians {
+    pub device: f64,
     wall: f64,
 }
 
@@ -40,7 +43,7 @@ fn lost(error: ExecutorError) -> CudaError {
     CudaError::Shape(error.to_string())
 }
 
-fn median(values: &mut [f64]) -> f64 {
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -99,6 +102,13 @@ impl Steps<'_> {
 
     /// One prompt, alone and from its first token on.
     pub fn prefill(&mut self, tokens: usize) -> Result<(), CudaError> {
+        let medians = self.prompts(tokens)?;
+        self.print(&format!("prefill, {tokens} tokens"), 1, &medians, None);
+        Ok(())
+    }
+
+    /// Times of a prompt alone.
+    pub fn prompts(&mut self, tokens: usize) -> Result<Medians, CudaError> {
         let (mut device, mut wall) = (Vec::new(), Vec::new());
         for step in 0..4u64 {
             let mut work = Batch { step: StepId(step + 1), opens: vec![open(0)], ..Batch::default() };
@@ -111,18 +121,17 @@ impl Steps<'_> {
             wall.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         self.close(0..1)?;
-        let medians = Medians { device: median(&mut device[1..]), wall: median(&mut wall[1..]) };
-        self.print(&format!("prefill, {tokens} tokens"), 1, &medians, None);
-        Ok(())
+        Ok(Medians { device: median(&mut device[1..]), wall: median(&mut wall[1..]) })
     }
 
     /// Times of steps, and the sum of the contexts drawn; `None` if the pool is too small for them.
-    fn mixed_steps(
+    pub fn mixed_steps(
         &mut self,
         nominal: usize,
         decodes: usize,
         prompt: usize,
     ) -> Result<Option<(Medians, usize)>, CudaError> {
+        let room = self.count + WARM_UP + 2;
         let mut random = Random::new(5);
         let mut pages = random.shuffled(self.executor.spec().pages as usize);
         let mut row = |tokens: usize, room: usize| {
@@ -132,8 +141,7 @@ impl Steps<'_> {
         let contexts: Vec<usize> =
             (0..decodes).map(|_| random.between(nominal * 9 / 10, nominal * 11 / 10)).collect();
         let sum = contexts.iter().sum();
-        let decoding: Option<Vec<Row>> =
-            contexts.into_iter().map(|context| row(context, STEPS + WARM_UP + 2)).collect();
+        let decoding: Option<Vec<Row>> = contexts.into_iter().map(|context| row(context, room)).collect();
         let prompts: Option<Vec<Row>> =
             (0..prompt).step_by(MIXED_PROMPT).map(|at| row(MIXED_PROMPT.min(prompt - at), 0)).collect();
         let (Some(decoding), Some(prompts)) = (decoding, prompts) else { return Ok(None) };
@@ -141,7 +149,7 @@ impl Steps<'_> {
         let (mut device, mut wall, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
         let prompt_slots = decodes..decodes + prompts.len();
         let mut last = Instant::now();
-        for step in 0..STEPS + WARM_UP {
+        for step in 0..self.count + WARM_UP {
             let mut work = Batch { step: StepId(step as u64 + 1), ..Batch::default() };
             if step == 0 {
                 work.opens.extend((0..decodes).map(open));
