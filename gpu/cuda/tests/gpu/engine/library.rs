@@ -6,7 +6,7 @@ use half::bf16;
 use models::{DecoderSpec, synthetic};
 
 use super::steps::{Steps, median};
-use crate::{executor::config, harness::Context};
+use crate::{harness::Context, setup::config};
 
 const LAYERS: u32 = 8;
 /// Steps of which a time is the median.
@@ -212,6 +212,7 @@ fn repeats(executor: &CudaExecutor, Product { m, n, k, wide }: Product) -> Resul
             n,
             k,
             mode: ops::GemmMode::BatchVariant,
+            half: false,
         })?;
         let bits: Vec<u32> = device.read(out.view())?.into_iter().map(f32::to_bits).collect();
         if first.is_empty() {
