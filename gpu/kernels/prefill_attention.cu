@@ -40,7 +40,7 @@ struct PrefillBarriers {
     __device__ __forceinline__ void init() {
         constexpr u32 WARPS = 4 * PREFILL_GROUPS;
         barrier_init(&query_full, 1);
-        barrier_init(&query_empty, WARPS);
+        barrier_init(&query_empty, 32 * WARPS);  // every lane has read what the work is
         barrier_init(&ragged, 1);
         barrier_init(codes_full, 1);
         barrier_init(codes_full + 1, 1);
@@ -341,7 +341,7 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
             slot = next;
             phase = next_phase;
         }
-        arrive(&barriers.query_empty);
+        barrier_arrive(&barriers.query_empty);
         pack();
         barrier_wait(barriers.value_full + slot, phase);
         start_weighing<D>(o, p, values + slot * TILE_BYTES);
