@@ -45,6 +45,10 @@ pub enum News {
     Slots {
         lent: bool,
     },
+    /// That many blocks have come over and wait for their turn to land; their sender has nothing more to say.
+    Arrived {
+        blocks: u32,
+    },
     Landed(Landing),
     /// No more will come.
     Broken(Why),
@@ -99,13 +103,15 @@ pub struct Handover {
     held: u32,
     wanted: u32,
     landed: u32,
+    /// Everything has come over.
+    arrived: bool,
     /// Since when slots were wanted and not to be had.
     without_slots: Option<Instant>,
 }
 
 impl Handover {
     pub fn new(now: Instant) -> Self {
-        Self { began: now, heard: now, held: 0, wanted: 0, landed: 0, without_slots: None }
+        Self { began: now, heard: now, held: 0, wanted: 0, landed: 0, arrived: false, without_slots: None }
     }
 
     /// Blocks that the prefill engine is to send.
@@ -147,6 +153,11 @@ impl Handover {
             }
             News::Landed(Landing::Complete) => Verdict::Done,
             News::Broken(why) => Verdict::TakeBack(why),
+            News::Arrived { blocks } => {
+                self.arrived = blocks >= self.missing();
+                Verdict::Wait
+            }
+            News::Tick if self.arrived => Verdict::Wait,
             News::Tick if now.duration_since(self.heard) > SILENCE => Verdict::TakeBack(Why::Silent),
             News::Tick if self.without_slots.is_some_and(|since| now.duration_since(since) > NO_SLOTS) => {
                 Verdict::TakeBack(Why::NoSlots)
@@ -196,6 +207,16 @@ mod tests {
         assert_eq!(handover.hear(News::Tick, None, start + 2 * SILENCE), Verdict::Wait);
         let late = start + 2 * SILENCE + MS;
         assert_eq!(handover.hear(News::Tick, None, late), Verdict::TakeBack(Why::Silent));
+    }
+
+    #[test]
+    fn once_all_blocks_have_come_over_silence_means_nothing() {
+        let start = Instant::now();
+        for (blocks, verdict) in [(2, Verdict::TakeBack(Why::Silent)), (3, Verdict::Wait)] {
+            let mut handover = asked(start);
+            assert_eq!(handover.hear(News::Arrived { blocks }, None, start), Verdict::Wait);
+            assert_eq!(handover.hear(News::Tick, None, start + 2 * SILENCE), verdict, "{blocks} of 3");
+        }
     }
 
     #[test]

@@ -229,7 +229,12 @@ impl Remote {
                         self.device.insist(Command::Copy(land)).await;
                     }
                 }
-                Event::Ended { epoch, end: GrantEnd::Finished } => drop(self.slots.forget(epoch)),
+                Event::Ended { epoch, end: GrantEnd::Finished } => {
+                    let Some(run) = self.slots.forget(epoch) else { continue };
+                    let grant = |entry: &Entry| entry.grant.as_ref().map_or(0, |grant| grant.pages);
+                    let blocks = self.entries.lock().get(&run).map_or(0, grant);
+                    self.hear(run, News::Arrived { blocks });
+                }
                 Event::Ended { epoch, end } => {
                     let Some(run) = self.slots.forget(epoch) else { continue };
                     tracing::debug!(%run, ?end, "transfer ended early");
