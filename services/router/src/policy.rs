@@ -11,8 +11,6 @@ pub use pick::Pick;
 
 actors::choices! {
     /// How an engine is chosen.
-    #[derive(Serialize)]
-    #[serde(rename_all = "kebab-case")]
     pub enum Policy {
         /// By what its prefix cache saves and by its load.
         Kv = "kv",
