@@ -32,7 +32,7 @@ struct Model {
     float eps, scale;
 };
 
-// What one step is told: see plan.rs.
+// What one step is told: see block.rs.
 struct Step {
     const u32 *ids, *slots, *positions, *places, *tables, *table_starts, *contexts, *tile_starts;
     int rows;
