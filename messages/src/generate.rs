@@ -50,9 +50,9 @@ pub struct Generate {
     /// Instances to be avoided while others can serve: suspects of the sender.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<InstanceId>,
-    /// Engines died with this request aboard: run it with no other beside it.
+    /// Engines died with this request aboard: its engine should have no other such request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub alone: bool,
+    pub maybe_poison: bool,
 }
 
 /// How tokens become text.

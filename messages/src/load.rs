@@ -28,9 +28,9 @@ pub struct Load {
     /// Epoch and number of the next [`crate::kv::KvEvents`]: shows that the last ones were lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<(u64, u64)>,
-    /// A request that must run alone is aboard.
+    /// A request is aboard that engines have died under, and that has not got far here yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub alone: bool,
+    pub maybe_poison: bool,
     /// Prefill instances of which it asks nothing for a while, because their blocks did not get through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shunned: Vec<InstanceId>,
@@ -57,7 +57,7 @@ impl Load {
             prefill_token_ns: 0,
             seen: Vec::new(),
             kv: None,
-            alone: false,
+            maybe_poison: false,
             shunned: Vec::new(),
             started: Vec::new(),
         }

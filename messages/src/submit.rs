@@ -45,7 +45,7 @@ pub struct Submit {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<InstanceId>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub alone: bool,
+    pub maybe_poison: bool,
 }
 
 impl Submit {
@@ -73,7 +73,7 @@ impl Submit {
             tokenizer,
             ingress,
             avoid: Vec::new(),
-            alone: false,
+            maybe_poison: false,
         }
     }
 }

@@ -63,7 +63,7 @@ fn corpus() -> Vec<Bytes> {
         }),
         attach: None,
         avoid: vec![instance.clone()],
-        alone: false,
+        maybe_poison: false,
     };
     let submit = Submit {
         run,
@@ -82,7 +82,7 @@ fn corpus() -> Vec<Bytes> {
         tokenizer: instance.clone(),
         ingress: instance.clone(),
         avoid: Vec::new(),
-        alone: true,
+        maybe_poison: true,
     };
     let logprobs = vec![TokenLogprobs { id: 1, logprob: Some(-0.5), top: vec![(1, -0.5), (2, -1.5)] }];
     let delta = TokenDelta { choice: 0, at: 3, ids: ids.into(), logprobs, end: Some(End::StopToken(2)) };

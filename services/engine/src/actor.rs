@@ -45,7 +45,7 @@ pub struct EngineActor {
     remote: Option<Arc<Remote>>,
     revision: String,
     key: ClusterKey,
-    runs: Mutex<Runs>,
+    runs: Arc<Mutex<Runs>>,
     outbox: Outbox<TokenDelta>,
     /// Copies of acceptances go straight to ingress.
     copies: Outbox<TextDelta>,
@@ -57,13 +57,14 @@ impl EngineActor {
         context: Context,
         device: Device,
         broadcast: Arc<Broadcast>,
+        runs: Arc<Mutex<Runs>>,
         remote: Option<Arc<Remote>>,
         revision: String,
         key: ClusterKey,
     ) -> Arc<Self> {
         let outbox = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
         let copies = Outbox::new(context.bus.clone(), context.me.instance.clone(), context.me.role);
-        let (runs, tombstones) = (Mutex::default(), Tombstones::default());
+        let tombstones = Tombstones::default();
         Arc::new(Self { context, device, broadcast, remote, revision, key, runs, outbox, copies, tombstones })
     }
 
@@ -215,7 +216,7 @@ impl EngineActor {
             let text = format!("{queued} requests are queued, the limit is {}", load.max_queued);
             return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
         }
-        if submit.alone && runs.has_suspect() {
+        if submit.maybe_poison && runs.has_poison() {
             // If one of them kills this engine, the other must not be counted among its passengers.
             let text = "another request that engines have died under runs here";
             return Err(Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS));
@@ -269,7 +270,6 @@ impl EngineActor {
             root: self.key.root(&scope),
             score_prompt_from: submit.score_prompt_from,
             arrived: Micros(0),
-            alone: submit.alone,
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::{sync::oneshot, time::timeout};
 use crate::{
     device::{Command, Device, Dispatch},
     remote::Remote,
+    runs::Runs,
 };
 
 /// Loads follow each other by at least this much, however many requests come in.
@@ -29,6 +30,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(100);
 pub struct Broadcast {
     context: Context,
     device: Device,
+    /// Of a decode engine; a prefill engine has none.
+    runs: Arc<Mutex<Runs>>,
     /// Of a decode engine whose prompts others may compute.
     remote: Option<Arc<Remote>>,
     /// Epoch and number of the next cache change to be told.
@@ -38,9 +41,14 @@ pub struct Broadcast {
 }
 
 impl Broadcast {
-    pub fn new(context: Context, device: Device, remote: Option<Arc<Remote>>) -> Arc<Self> {
+    pub fn new(
+        context: Context,
+        device: Device,
+        runs: Arc<Mutex<Runs>>,
+        remote: Option<Arc<Remote>>,
+    ) -> Arc<Self> {
         let (cache, started, loads) = Default::default();
-        Arc::new(Self { context, device, remote, cache, started, loads })
+        Arc::new(Self { context, device, runs, remote, cache, started, loads })
     }
 
     /// Tells of changes of the prefix cache. Followers notice by its number if a message is lost.
@@ -113,7 +121,7 @@ impl Broadcast {
             prefill_token_ns: narrow(load.prefill_token_time.as_nanos()),
             seen: observed.seen,
             kv: *self.cache.lock(),
-            alone: load.alone,
+            maybe_poison: self.runs.lock().has_poison(),
             shunned: self.remote.as_ref().map(|remote| remote.shunned()).unwrap_or_default(),
             started: std::mem::take(&mut *self.started.lock()),
         }

@@ -228,7 +228,6 @@ impl PrefillActor {
             root: self.key.root(&scope),
             score_prompt_from: None,
             arrived: Micros(0),
-            alone: false,
         }
     }
 

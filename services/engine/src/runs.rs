@@ -20,6 +20,10 @@ pub use log::RunLog;
 /// How long the log of an ended run is kept for an attach.
 pub const KEEP_LOG: Duration = Duration::from_secs(30);
 
+/// A run that has put out so many tokens does not kill its engine by what killed others: it goes on where it stopped
+/// there. Ingress, which may not have seen the last of them, asks for half as many.
+const HARMLESS: usize = 32;
+
 /// A frame and the inbox it goes to.
 pub type Addressed = (InstanceId, Frame<TokenDelta>);
 
@@ -44,9 +48,9 @@ impl Runs {
         self.live
     }
 
-    /// Whether a run is live that must run alone.
-    pub fn has_suspect(&self) -> bool {
-        self.by_run.values().any(|log| log.alone && log.ended.is_none())
+    /// Whether a run is live that engines have died under and that has not got far here yet.
+    pub fn has_poison(&self) -> bool {
+        self.by_run.values().any(|log| log.maybe_poison && log.ended.is_none() && log.computed() < HARMLESS)
     }
 
     pub fn knows(&self, run: RunId) -> bool {

@@ -14,6 +14,7 @@ use messages::{
     block::ClusterKey,
     lease::{Lease, ModelCard},
 };
+use parking_lot::Mutex;
 
 use crate::{
     actor::EngineActor,
@@ -22,6 +23,7 @@ use crate::{
     executor::Target,
     prefill::PrefillActor,
     remote::Remote,
+    runs::Runs,
     settings::{DeviceChoice, EngineSettings},
     transport,
 };
@@ -85,7 +87,8 @@ impl Plan {
         let accepts = self.accepts(&layout);
         let remote = self.remote(&context, &device, &layout, &accepts).context("transfer of kv pages")?;
         let computes_all = self.role == Role::Decode && remote.is_none();
-        let broadcast = Broadcast::new(context.clone(), device.clone(), remote.clone());
+        let runs: Arc<Mutex<Runs>> = Arc::default();
+        let broadcast = Broadcast::new(context.clone(), device.clone(), runs.clone(), remote.clone());
         tokio::spawn(broadcast.clone().keep());
         let engine = if self.role == Role::Prefill {
             let transports = transport::transports(settings, &self.secret, device.memory.clone())?;
@@ -97,7 +100,7 @@ impl Plan {
             Engine::Prefill(actor)
         } else {
             let (revision, key) = (self.card.revision.clone(), self.key.clone());
-            let actor = EngineActor::new(context.clone(), device, broadcast, remote, revision, key);
+            let actor = EngineActor::new(context.clone(), device, broadcast, runs, remote, revision, key);
             tokio::spawn(actor.clone().publish(reports));
             tokio::spawn(actor.clone().keep());
             lane::serve(&context, actor.clone()).await?;

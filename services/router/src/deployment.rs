@@ -1,8 +1,8 @@
 //! All that this router knows of one model revision: its engines, who waits for them, and how they are chosen.
 
 mod choose;
+mod poison;
 mod prefill;
-mod suspect;
 mod turn;
 
 use std::{
@@ -22,7 +22,7 @@ use crate::{
     settings::{KvEventsMode, RouterSettings},
 };
 pub use choose::{Choice, SHOWN, Wish};
-use suspect::Suspect;
+use poison::Sent;
 pub use turn::{Grant, Turn};
 
 pub struct Deployment {
@@ -44,7 +44,8 @@ pub struct State {
     /// Requests that may go and have not been dispatched yet.
     granted: u32,
     rate: turn::Rate,
-    suspect: Option<Suspect>,
+    /// Dispatches of requests that engines have died under, until engines report that they are no danger any more.
+    poison: Vec<Sent>,
     costs: Vec<f64>,
     open: Vec<f64>,
 }
@@ -64,7 +65,7 @@ impl Deployment {
             queue_above: settings.queue_above,
             granted: 0,
             rate: turn::Rate::default(),
-            suspect: None,
+            poison: Vec::new(),
             costs: Vec::new(),
             open: Vec::new(),
         };

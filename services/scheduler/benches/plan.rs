@@ -43,7 +43,6 @@ fn request(run: u64, prompt_tokens: u32) -> Request {
         root: ClusterKey::derive("bench").root(&CacheScope::default()),
         score_prompt_from: None,
         arrived: Micros(run),
-        alone: false,
     }
 }
 

@@ -19,8 +19,6 @@ pub struct Load {
     pub blocks_total: u32,
     /// Tokens of waiting and running choices that are known and not yet in a step.
     pub pending_prefill_tokens: u64,
-    /// A request that must run alone is here.
-    pub alone: bool,
     /// Exponential mean over recent steps.
     pub step_time: Duration,
     /// Marginal cost of a prompt token in recent steps.

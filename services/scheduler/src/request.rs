@@ -48,8 +48,6 @@ pub struct Request {
     pub score_prompt_from: Option<u32>,
     /// When the request came in; orders requests of one priority. A repair may keep its first arrival.
     pub arrived: Micros,
-    /// Run with no other request beside it.
-    pub alone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -58,8 +58,6 @@ pub struct Scheduler {
     admissions: u64,
     /// Runs that have not started.
     queued: u32,
-    /// Runs that must run alone.
-    alone: u32,
     preemptions: u64,
     deadlines: BTreeSet<(Micros, RunKey)>,
     /// To be carried out by the next plan.
@@ -146,7 +144,6 @@ impl Scheduler {
             step: StepId(0),
             admissions: 0,
             queued: 0,
-            alone: 0,
             preemptions: 0,
             deadlines: BTreeSet::new(),
             cancels: Vec::new(),
@@ -191,7 +188,6 @@ impl Scheduler {
             blocks_cached: self.blocks.idle(),
             blocks_total: total,
             pending_prefill_tokens: self.pending_prefill_tokens(),
-            alone: self.alone > 0,
             step_time: self.speed.step_time(),
             prefill_token_time: self.speed.prefill_token_time(),
             preemptions: self.preemptions,

@@ -24,7 +24,6 @@ pub(crate) struct Run {
     pub limit: u32,
     pub arrived: Micros,
     pub deadline: Option<Micros>,
-    pub alone: bool,
     /// The first prompt token whose log probability is still to be planned for; the prompt's length if none is.
     pub score_next: u32,
     pub started: bool,

@@ -10,10 +10,12 @@ use scheduler::{Landing, Scheduler};
 use super::{Copy, CopyOut, Report};
 use crate::feed::Feeds;
 
-/// How long pages are copied between two steps: tokens of others wait for it. At least one is.
+/// How long pages are copied between two steps, at least: tokens of others wait for it. At least one page is.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Copied between two steps, however fast that is.
-const PAGES_PER_PAUSE: usize = 64;
+/// The same, as a share of a step.
+const SHARE: u32 = 20;
+/// That the device is asked to copy between two steps.
+const MOVES: usize = 64;
 
 /// Pages that wait to be copied into or out of the pool.
 pub(super) struct Copies {
@@ -37,7 +39,7 @@ impl Copies {
         self.waiting.push_back(copy);
     }
 
-    /// Copies some of what waits; no step that could touch these pages is running.
+    /// Copies some of what waits; no step that could touch these pages is running. Steps take `step`.
     ///
     /// # Errors
     /// If the device is lost.
@@ -46,12 +48,12 @@ impl Copies {
         executor: &mut dyn Executor,
         scheduler: &mut Scheduler,
         feeds: &Feeds,
+        step: Duration,
         reports: &mut Vec<Report>,
     ) -> Result<(), ExecutorError> {
         let (mut moves, mut moved) = (Vec::new(), Vec::new());
-        let began = Instant::now();
-        let mut through_host = 0;
-        while through_host + moves.len() < PAGES_PER_PAUSE && began.elapsed() < PAUSE {
+        let (began, pause) = (Instant::now(), PAUSE.max(step / SHARE));
+        while moves.len() < MOVES && began.elapsed() < pause {
             match self.waiting.pop_front() {
                 Some(Copy::Land { run, block, page }) => {
                     let address = page.address();
@@ -68,9 +70,8 @@ impl Copies {
                         scheduler.go_on(run);
                     }
                     reports.push(Report::Landed { run, landing: landed });
-                    match address {
-                        Some(_) => moved.push(page),
-                        None => through_host += 1,
+                    if address.is_some() {
+                        moved.push(page);
                     }
                 }
                 Some(Copy::GoOn(run)) => {
@@ -81,7 +82,6 @@ impl Copies {
                     let Some(page) = scheduler.block(run, block) else { continue };
                     executor.read_page(page.0, &mut self.page)?;
                     feeds.page(run, block, &self.page);
-                    through_host += 1;
                 }
                 Some(Copy::Out(out)) => copy_out(&out, executor, scheduler)?,
                 None => break,

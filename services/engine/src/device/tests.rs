@@ -49,7 +49,6 @@ fn request(run: u64, seed: u64, max_tokens: u32, output: &[u32]) -> Command {
         root: ClusterKey::derive("test").root(&scope),
         score_prompt_from: None,
         arrived: Micros(0),
-        alone: false,
     };
     Command::Admit { request: Box::new(request), dispatch: Some(("router-1".parse().unwrap(), run)) }
 }

@@ -154,9 +154,9 @@ impl Thread {
             return Ok(());
         }
         let mut reports = Vec::new();
-        let feeds = &self.shared.feeds;
+        let (feeds, step) = (&self.shared.feeds, self.shared.observed.lock().load.step_time);
         self.copies
-            .run(&mut **self.executor, &mut self.scheduler, feeds, &mut reports)
+            .run(&mut **self.executor, &mut self.scheduler, feeds, step, &mut reports)
             .map_err(Ended::Lost)?;
         reports.into_iter().try_for_each(|report| self.send(report))
     }

@@ -21,7 +21,7 @@ pub struct RunLog {
     pub inbox: InstanceId,
     pub ingress: InstanceId,
     /// Engines have died under its request.
-    pub(super) alone: bool,
+    pub(super) maybe_poison: bool,
     /// To be told once the run begins.
     pub(super) dispatch: Option<Dispatch>,
     started: Option<(u32, u64)>,
@@ -63,7 +63,7 @@ impl RunLog {
             run,
             inbox: submit.tokenizer.clone(),
             ingress: submit.ingress.clone(),
-            alone: submit.alone,
+            maybe_poison: submit.maybe_poison,
             dispatch: submit.dispatch.clone(),
             started: None,
             cached_here: u32::MAX,
@@ -80,6 +80,11 @@ impl RunLog {
                 TokenIds::default()
             },
         }
+    }
+
+    /// Output tokens that came here.
+    pub(super) fn computed(&self) -> usize {
+        self.choices.values().map(|choice| choice.ids.len()).sum()
     }
 
     /// Of `tokens` that had not to be computed here, those that nobody computed for this run.

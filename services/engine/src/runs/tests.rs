@@ -110,6 +110,20 @@ fn a_cancel_means_its_attempt_and_older_ones_or_one_run() {
 }
 
 #[test]
+fn what_engines_have_died_under_is_held_against_it_until_it_got_further_here() {
+    let mut runs = Runs::default();
+    let given = vec![5; 40];
+    let submit = Submit { maybe_poison: true, ..submit(&[(0, &given), (1, &[])]) };
+    runs.insert(RunLog::new(RequestId::mint(), Attempt::FIRST, RunId(1), &submit));
+    let mut frames = Vec::new();
+    for position in 0..16 {
+        assert!(runs.has_poison());
+        runs.step(vec![token(0, 40 + position, 7), token(1, position, 8)], &mut frames);
+    }
+    assert!(!runs.has_poison());
+}
+
+#[test]
 fn runs_without_frames_show_a_sign_of_life_to_their_inbox() {
     let (mut runs, _) = runs_with(&[(0, &[50])]);
     let later = Instant::now() + Duration::from_secs(1);

@@ -83,7 +83,7 @@ pub fn generate(input: Input, n: u32, sampling: Sampling, text: TextOptions) -> 
         journal: None,
         attach: None,
         avoid: Vec::new(),
-        alone: false,
+        maybe_poison: false,
     }
 }
 

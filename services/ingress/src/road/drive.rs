@@ -86,7 +86,7 @@ async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fau
     };
     let silent = record.unanswered(unanswered, &trouble);
     for engine in desk.dead_of(&silent, trip).await {
-        record.died(&engine);
+        record.died(&engine, trip.passage().output_tokens());
     }
     let (remedy, attempt) = {
         let passage = trip.passage();

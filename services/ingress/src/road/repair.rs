@@ -8,10 +8,12 @@ use super::passage::{Passage, Trouble};
 
 /// Attempts at one request, the first included.
 pub const ATTEMPTS: u32 = 5;
-/// A request that was aboard this many engines when they died fails.
+/// A request that was aboard this many engines when they died fails, if it got no further in between.
 const DEATHS: usize = 3;
-/// From this many deaths on it runs alone.
-const ALONE_AFTER: usize = 2;
+/// From this many such deaths on it may be poison.
+const POISON_AFTER: usize = 2;
+/// A request that got so many tokens further did not kill the engines before: it goes on where it stopped there.
+const HARMLESS: u32 = 16;
 /// Replays in a row that may bring no new output.
 const REPLAYS: u32 = 3;
 /// Pause before an attempt that follows a refusal; doubles with each.
@@ -33,8 +35,10 @@ pub enum Remedy {
 #[derive(Debug)]
 pub struct Record {
     attempts: u32,
-    /// Engines that died with the request aboard.
+    /// Engines that died with the request aboard, since it last got further.
     graves: Vec<InstanceId>,
+    /// Tokens of output when the last of them died.
+    output_at_death: u32,
     /// Engines that did not answer when they were offered it, and were not found dead yet.
     silent: Vec<InstanceId>,
     /// Instances to be avoided.
@@ -51,6 +55,7 @@ impl Record {
         Self {
             attempts: 1,
             graves: Vec::new(),
+            output_at_death: 0,
             silent: Vec::new(),
             avoid: Vec::new(),
             replays: 0,
@@ -64,9 +69,9 @@ impl Record {
         &self.avoid
     }
 
-    /// Engines died with it: no other request should share its fate.
-    pub fn alone(&self) -> bool {
-        self.graves.len() >= ALONE_AFTER
+    /// Engines died with it, perhaps of it.
+    pub fn maybe_poison(&self) -> bool {
+        self.graves.len() >= POISON_AFTER
     }
 
     /// These engines did not answer when they were offered the request: they are to be avoided, and asked whether they
@@ -86,10 +91,14 @@ impl Record {
         if of_engines { self.silent.clone() } else { Vec::new() }
     }
 
-    /// This engine is dead, and was offered the request before it died.
-    pub fn died(&mut self, engine: &InstanceId) {
+    /// This engine is dead, and was offered the request before it died, which has put out so many tokens by now.
+    pub fn died(&mut self, engine: &InstanceId, output: u32) {
         self.silent.retain(|silent| silent != engine);
         self.shun(engine);
+        if output >= self.output_at_death + HARMLESS {
+            self.graves.clear();
+        }
+        self.output_at_death = output;
         if !self.graves.contains(engine) {
             self.graves.push(engine.clone());
         }
@@ -115,7 +124,7 @@ impl Record {
             _ => None,
         };
         if let Some(engine) = grave {
-            self.died(&engine);
+            self.died(&engine, passage.output_tokens());
         }
         if self.graves.len() >= DEATHS {
             let text = format!("{DEATHS} engines died with this request aboard");

@@ -184,7 +184,7 @@ impl Trip {
             journal: self.passage.lock().journal(self.generate.sampling.logprobs.is_some()),
             attach,
             avoid: record.avoid().to_vec(),
-            alone: record.alone(),
+            maybe_poison: record.maybe_poison(),
             ..self.generate.clone()
         }
     }

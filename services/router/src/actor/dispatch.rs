@@ -26,7 +26,7 @@ const FULL_PAUSE: Duration = HEARTBEAT;
 /// they died of it.
 const UNANSWERED_AT_MOST: usize = 2;
 /// The same of a request that engines have died under.
-const UNANSWERED_ALONE: usize = 1;
+const UNANSWERED_POISON: usize = 1;
 
 /// The dispatch that is under way.
 struct Offered {
@@ -42,11 +42,7 @@ impl RouterActor {
             () = self.leaving.cancelled() => Err(Fault::new(FaultCode::Draining, "the router went away")),
             () = job.cancelled.cancelled() => Err(Fault::new(FaultCode::Cancelled, "the request was cancelled")),
         };
-        let Job { envelope, submit, taken, deployment, .. } = job;
-        if submit.alone && outcome.is_err() {
-            deployment.lock().suspect_dropped(envelope.request);
-            deployment.stir();
-        }
+        let Job { envelope, submit, taken, .. } = job;
         self.held.lock().release(envelope.request, envelope.attempt);
         metrics::histogram!("stator_router_held_seconds").record(taken.elapsed().as_secs_f64());
         let outcome_name = match outcome {
@@ -74,10 +70,9 @@ impl RouterActor {
     async fn dispatch(&self, job: &Job, turn: Turn) -> Result<InstanceId, Fault> {
         let deadline = job.envelope.deadline_ms.map(|ms| job.taken + Duration::from_millis(ms));
         let mut grant = Some(self.granted(job, deadline, turn).await?);
-        if job.submit.alone {
+        if job.submit.maybe_poison {
             // It may wait for long, and others need not wait for it.
             grant = None;
-            in_time(deadline, self.alone(job)).await?;
         }
         let began = Instant::now();
         let mut until = began + self.hold();
@@ -87,6 +82,11 @@ impl RouterActor {
                 // Its turn was spent on engines that did not take it.
                 grant = Some(self.granted(job, deadline, job.deployment.enter_again()).await?);
                 until = Instant::now() + self.hold();
+            }
+            if job.submit.maybe_poison {
+                let waits = Instant::now();
+                in_time(deadline, self.wait_for_a_place(job)).await?;
+                until += waits.elapsed();
             }
             in_time(deadline, self.wait_for_engines(job, until)).await??;
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -115,7 +115,7 @@ impl RouterActor {
     /// its own.
     pub(super) fn queues(&self, submit: &Submit) -> bool {
         let has_begun = submit.choices.iter().any(|choice| !choice.output.is_empty());
-        self.settings.queue_above > 0.0 && !has_begun && !submit.alone && submit.routing.pin.is_none()
+        self.settings.queue_above > 0.0 && !has_begun && !submit.maybe_poison && submit.routing.pin.is_none()
     }
 
     fn hold(&self) -> Duration {
@@ -135,10 +135,10 @@ impl RouterActor {
         }
     }
 
-    /// Waits for the pool's one place for a request that engines have died under.
-    async fn alone(&self, job: &Job) {
+    /// Waits for an engine that has no other request aboard that engines have died under.
+    async fn wait_for_a_place(&self, job: &Job) {
         let mut changed = job.deployment.changed();
-        while !job.deployment.lock().take_suspect(job.envelope.request, Instant::now()) {
+        while job.deployment.lock().poison_waits(job.submit.routing.pin.as_ref()) {
             if changed.changed().await.is_err() {
                 return;
             }
@@ -225,9 +225,6 @@ impl RouterActor {
                 // The engine tells ingress itself, unless it dies first.
                 let accepted = Body::Accepted { instance: engine.clone(), role: Role::Decode };
                 self.say(&job.envelope, &job.submit.ingress, submit.run, accepted);
-                if job.submit.alone {
-                    job.deployment.lock().suspect_sent(job.envelope.request, &engine, number, Instant::now());
-                }
             }
             (_, under_way) => self.not_taken(job, under_way),
         }
@@ -276,7 +273,7 @@ impl RouterActor {
 }
 
 fn patience(job: &Job) -> usize {
-    if job.submit.alone { UNANSWERED_ALONE } else { UNANSWERED_AT_MOST }
+    if job.submit.maybe_poison { UNANSWERED_POISON } else { UNANSWERED_AT_MOST }
 }
 
 fn nobody() -> Fault {

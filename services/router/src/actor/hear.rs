@@ -75,7 +75,7 @@ impl RouterActor {
                 let here = live.remove(&(role, deployment.pool.clone())).unwrap_or_default();
                 changed |= state.fleet_mut(role).sync(&here);
             }
-            state.suspects_engine_gone();
+            state.poison_gone();
             let strangers = if changed { state.strangers() } else { None };
             drop(state);
             if let Some((prefill, decode)) = strangers {
@@ -94,7 +94,7 @@ impl RouterActor {
         {
             let mut state = deployment.lock();
             let now = Instant::now();
-            state.suspect_heard(&load, &self.context.me.instance, now);
+            state.poison_heard(&load, &self.context.me.instance, now);
             if let Some(fleet) = state.fleet_of(&engine) {
                 fleet.heard_load(load, &self.context.me.instance, now);
             }

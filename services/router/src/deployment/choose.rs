@@ -66,6 +66,9 @@ impl State {
         let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
         self.decode.dispatched(place, number, work, wish.chains, now);
         let engine = self.decode.members()[place].instance().clone();
+        if wish.submit.maybe_poison {
+            self.poison_sent(&engine, number, now);
+        }
         Some(Choice {
             engine,
             prefill,
@@ -85,7 +88,8 @@ impl State {
 
     /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
-        if wish.submit.routing.pin.is_none() && wish.tried.is_empty() {
+        let maybe_poison = wish.submit.maybe_poison;
+        if wish.submit.routing.pin.is_none() && wish.tried.is_empty() && !maybe_poison {
             let place = self.pricer.pick(&self.costs)?;
             if !self.avoids(wish, place) {
                 return Some(place);
@@ -100,6 +104,13 @@ impl State {
         for place in wish.tried.iter().filter_map(|tried| self.decode.place(tried)) {
             self.open[place] = f64::INFINITY;
         }
+        if maybe_poison {
+            for (place, member) in self.decode.members().iter().enumerate() {
+                if self.has_poison(member) {
+                    self.open[place] = f64::INFINITY;
+                }
+            }
+        }
         let mut doubted = None;
         while let Some(place) = self.pricer.pick(&self.open) {
             if !self.avoids(wish, place) {
@@ -113,7 +124,7 @@ impl State {
 
     fn avoids(&self, wish: &Wish<'_>, place: usize) -> bool {
         let member = &self.decode.members()[place];
-        wish.doubts(member.instance()) || self.has_suspect(member)
+        wish.doubts(member.instance()) || self.has_poison(member)
     }
 
     fn shortlist(&self, wish: &Wish<'_>, demand: &Demand, session: Option<u64>, chosen: usize) -> Shortlist {
@@ -146,6 +157,7 @@ impl State {
     /// The dispatch of this number was not taken.
     pub fn refused(&mut self, engine: &InstanceId, prefill: Option<&InstanceId>, number: u64) {
         self.decode.refused(engine, number);
+        self.poison_refused(number);
         if let Some(prefill) = prefill {
             self.prefill.refused(prefill, number);
         }

@@ -1,12 +1,12 @@
+mod poison;
 mod prefill;
-mod suspect;
 mod turn;
 
 use std::{sync::LazyLock, time::Instant};
 
 use actors::suspects::Suspects;
 use messages::{
-    InstanceId, RequestId,
+    InstanceId,
     kv::KvSnapshot,
     lease::Lease,
     load::Load,

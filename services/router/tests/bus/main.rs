@@ -300,9 +300,9 @@ async fn ingress_hears_who_did_not_answer_and_gets_the_request_back_before_many_
     for _ in 0..4 {
         engines.push(Engine::start_mute(&bus, &pool).await);
     }
-    for (alone, at_most) in [(false, 2), (true, 1)] {
+    for (maybe_poison, at_most) in [(false, 2), (true, 1)] {
         let ingress = format!("ingress-{at_most}").parse().unwrap();
-        let said = said_of(&bus, Submit { ingress, alone, ..submit(&pool, 0..100) }).await;
+        let said = said_of(&bus, Submit { ingress, maybe_poison, ..submit(&pool, 0..100) }).await;
         let silent = said.iter().filter_map(|body| match body {
             Body::Unanswered { engine } => Some(engine),
             _ => None,

@@ -124,9 +124,6 @@ impl Scheduler {
             }
             return Verdict::Held;
         }
-        if !self.may_run_beside_others(key) {
-            return Verdict::NoRoom;
-        }
         loop {
             let Some((start, idle)) = self.start(key, room) else { return Verdict::Held };
             let sequence = &self.sequences[key];
@@ -156,16 +153,6 @@ impl Scheduler {
         let last = *self.running.last()?;
         let lower = self.sequences[last].rank.priority > self.sequences[waiting].rank.priority;
         (lower && self.config.priority_preemption).then_some(last)
-    }
-
-    /// Requests that must run alone keep others out, and wait until others have left.
-    fn may_run_beside_others(&self, key: Key<Sequence>) -> bool {
-        let own = self.sequences[key].run;
-        let alone = self.runs[own].alone;
-        self.running
-            .iter()
-            .map(|&other| self.sequences[other].run)
-            .all(|other| other == own || !(alone || self.runs[other].alone))
     }
 
     /// With what the sequence can start, and how many of the blocks are idle now. `None`: it should wait for a block

@@ -18,9 +18,8 @@ impl Scheduler {
             (request.max_tokens, request.score_prompt_from) = (0, None);
         }
         let limit = self.examine(&request)?;
-        let Request {
-            run: key, goal, prompt, choices, params, priority, deadline, root, arrived, alone, ..
-        } = request;
+        let Request { run: key, goal, prompt, choices, params, priority, deadline, root, arrived, .. } =
+            request;
         let tokens = prompt.len() as u32;
         let mut run = Run {
             key,
@@ -38,7 +37,6 @@ impl Scheduler {
             root,
             arrived,
             deadline,
-            alone,
         };
         if self.blocks.is_caching() {
             run.hashes.reserve_exact(run.prompt.len() / self.limits.page_size as usize);
@@ -88,7 +86,6 @@ impl Scheduler {
         self.by_key.insert(key, run_key);
         self.deadlines.extend(deadline.map(|deadline| (deadline, key)));
         self.queued += 1;
-        self.alone += u32::from(alone);
         let (held_blocks, wanted_blocks) = self.hold_cached(run_key);
         let pending_prefill_tokens = self.pending_prefill_tokens();
         Ok(Admitted { queued: self.queued, pending_prefill_tokens, held_blocks, wanted_blocks })

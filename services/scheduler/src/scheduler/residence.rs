@@ -118,7 +118,6 @@ impl Scheduler {
         self.drop_hold(sequence.run);
         let run = &self.runs[sequence.run];
         self.queued -= u32::from(!run.started);
-        self.alone -= u32::from(run.alone);
         self.by_key.remove(&run.key);
         if let Some(deadline) = run.deadline {
             self.deadlines.remove(&(deadline, run.key));

@@ -42,7 +42,6 @@ fn request(run: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Request {
         root: root(""),
         score_prompt_from: None,
         arrived: Micros(run),
-        alone: false,
     }
 }
 
@@ -177,23 +176,6 @@ fn a_prompt_can_be_scored_and_nothing_put_out() {
         assert_eq!(world.runs[&RunKey(run)].ends[&0], EndReason::Length);
     }
     assert_eq!(usage(&world, 1).cached_tokens, 8, "what precedes the first score may come from the cache");
-    world.assert_clean();
-}
-
-#[test]
-fn a_suspect_runs_alone() {
-    let mut world = world(1);
-    world.admit(request(0, prompt(5, 0), 6)).unwrap();
-    world.turn();
-    world.admit(Request { alone: true, ..request(1, prompt(5, 1), 6) }).unwrap();
-    world.admit(request(2, prompt(5, 2), 6)).unwrap();
-    while !world.scheduler.is_idle() {
-        if world.submit() {
-            assert_eq!(world.batch.sequences.len(), 1);
-        } else {
-            world.collect();
-        }
-    }
     world.assert_clean();
 }
 

@@ -111,7 +111,6 @@ struct Arrival {
     deadline: Option<u64>,
     salt: &'static str,
     score_from: Option<u32>,
-    alone: bool,
     goal: Goal,
 }
 
@@ -132,11 +131,11 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         prop_oneof![4 => Just(None), 1 => (0_u64..3_000_000).prop_map(Some)],
         prop_oneof![3 => Just(""), 1 => Just("a"), 1 => Just("b")],
         prop_oneof![3 => Just(None), 1 => (0_u32..30).prop_map(Some)],
-        (prop::bool::weighted(0.1), goal()),
+        goal(),
     );
     (prompt, output, order).prop_map(|((prefix, suffix), output, order)| {
         let (choices, given, max_tokens, stops, min_tokens, seed) = output;
-        let (priority, deadline, salt, score_from, (alone, goal)) = order;
+        let (priority, deadline, salt, score_from, goal) = order;
         Arrival {
             prefix,
             suffix,
@@ -150,7 +149,6 @@ fn arrival() -> impl Strategy<Value = Arrival> {
             deadline,
             salt,
             score_from,
-            alone,
             goal,
         }
     })
@@ -195,7 +193,6 @@ impl Arrival {
             root: root(self.salt),
             score_prompt_from,
             arrived: now,
-            alone: self.alone,
         }
     }
 }
@@ -313,7 +310,6 @@ fn arrival_of(suffix: Vec<TokenId>) -> Arrival {
         deadline: None,
         salt: "",
         score_from: None,
-        alone: false,
         goal: Goal::Output,
     }
 }

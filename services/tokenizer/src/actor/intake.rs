@@ -181,7 +181,7 @@ impl TokenizerActor {
             tokenizer: self.context.me.instance.clone(),
             ingress: generate.ingress.clone(),
             avoid: generate.avoid.clone(),
-            alone: generate.alone,
+            maybe_poison: generate.maybe_poison,
         }
     }
 

@@ -70,17 +70,27 @@ fn a_dead_tokenizer_without_a_run_means_a_new_attempt() {
 }
 
 #[test]
-fn after_two_dead_engines_it_runs_alone_and_a_third_ends_it() {
+fn after_two_dead_engines_it_may_be_poison_and_a_third_ends_it() {
     let (mut record, now) = (record(), Instant::now());
     for engine in ["decode-1", "decode-2"] {
-        assert!(!record.alone());
+        assert!(!record.maybe_poison());
         let remedy = record.remedy(&dead(Role::Decode, engine), &aboard(engine, 1), now);
         assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
     }
-    assert!(record.alone());
+    assert!(record.maybe_poison());
     assert_eq!(record.avoid(), [named("decode-1"), named("decode-2")]);
     let remedy = record.remedy(&dead(Role::Decode, "decode-3"), &aboard("decode-3", 1), now);
     assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
+}
+
+#[test]
+fn deaths_count_no_more_once_it_got_further() {
+    let (mut record, now) = (record(), Instant::now());
+    for (engine, output, poison) in [("a", 3, false), ("b", 5, true), ("c", 21, false), ("d", 36, true)] {
+        let remedy = record.remedy(&dead(Role::Decode, engine), &aboard(engine, output), now);
+        assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
+        assert_eq!(record.maybe_poison(), poison, "{engine}");
+    }
 }
 
 #[test]
@@ -91,14 +101,14 @@ fn engines_that_died_before_they_answered_count_as_others_do() {
     let asked = record.unanswered(silent.to_vec(), &refused);
     assert_eq!(asked, silent);
     assert_eq!(record.avoid(), silent);
-    record.died(&silent[0]);
+    record.died(&silent[0], 0);
     assert!(matches!(record.remedy(&refused, &passage, now), Remedy::Again { .. }));
-    assert!(!record.alone(), "the other one lives");
+    assert!(!record.maybe_poison(), "the other one lives");
 
     let trouble = dead(Role::Decode, "decode-3");
     assert_eq!(record.unanswered(Vec::new(), &trouble), silent[1..], "it may have died since");
-    record.died(&silent[1]);
-    assert!(record.alone());
+    record.died(&silent[1], 0);
+    assert!(record.maybe_poison());
     let remedy = record.remedy(&trouble, &aboard("decode-3", 1), now);
     assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
 }
