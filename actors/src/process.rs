@@ -1,5 +1,6 @@
 //! The life of a process, from its settings to its exit code.
 
+mod end;
 mod instance;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use crate::{
     life::Life,
     telemetry::{self, LogFormat},
 };
+pub use end::{PANICKED, end};
 use instance::{Host, Instance};
 
 /// How long the last messages may take to leave.
@@ -131,6 +133,7 @@ where
         eprintln!("error: log level: {error}");
         return ExitCode::from(2);
     }
+    end::end_on_panic();
     let threads = settings.io_threads.max(1);
     let system = actix_rt::System::with_tokio_rt(move || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();

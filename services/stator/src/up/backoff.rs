@@ -62,6 +62,9 @@ pub fn explain(status: ExitStatus) -> String {
         (Some(code), _) if code == engine::device::DEVICE_LOST => {
             format!("lost its device (exit code {code})")
         }
+        (Some(code), _) if code == actors::process::PANICKED => {
+            format!("ended because a thread panicked (exit code {code})")
+        }
         (Some(code), _) => format!("failed (exit code {code})"),
         (None, Some(9)) => "was killed (signal 9; by the kernel, if memory ran out)".to_owned(),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
