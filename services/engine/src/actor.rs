@@ -139,7 +139,7 @@ impl EngineActor {
 
     fn beat(&self) {
         let now = Instant::now();
-        let pulse = self.device.clock.pulse();
+        let pulse = self.device.beat();
         if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
             self.fence();
             return;

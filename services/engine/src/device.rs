@@ -3,6 +3,7 @@
 mod cache;
 mod clock;
 mod copies;
+mod hang;
 mod thread;
 
 use std::{
@@ -14,9 +15,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use actors::process;
 use kv::transfer::{DeviceMemory, LandedPage, Place};
 use messages::{
     InstanceId,
+    frame::Pulse,
     kv::{KvEvents, KvSnapshot},
 };
 use models::{Copying, ExecutorSpec};
@@ -26,9 +29,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{executor::Built, feed::Feeds};
 pub use clock::StepClock;
+use hang::HangWatch;
 use thread::Thread;
 
-/// Exit code of a process whose device is lost: the supervisor starts a new one.
+/// Exit code of a process whose device is lost or hangs: the supervisor starts a new one.
 pub const DEVICE_LOST: i32 = 70;
 /// Commands that may wait for the next step boundary.
 const INTAKE: usize = 2048;
@@ -122,6 +126,7 @@ pub struct Device {
     /// Where blocks go that others want.
     pub feeds: Arc<Feeds>,
     spares: Arc<AtomicBool>,
+    hang: Arc<Mutex<HangWatch>>,
 }
 
 /// The intake is full; here is the command.
@@ -180,13 +185,26 @@ impl Device {
                 Thread::new(instance, executor, scheduler, (intake, reports), shared, step_floor);
             if let Err(error) = thread.run() {
                 tracing::error!(%error, "device lost, this process ends");
-                std::process::exit(DEVICE_LOST);
+                process::end(DEVICE_LOST);
             }
         })?;
         let (spec, memory) = spec
             .await
             .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
-        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds, spares }, reported))
+        let hang = Arc::default();
+        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds, spares, hang }, reported))
+    }
+
+    /// The state of the running step. Call every heartbeat: the process ends if the step hangs, for nothing else brings
+    /// the device back, and the actor alone would hold its lease for ever.
+    pub fn beat(&self) -> Pulse {
+        let pulse = self.clock.pulse();
+        if self.hang.lock().hangs(pulse) {
+            let Pulse { step, age_ms, bound_ms } = pulse;
+            tracing::error!(step, age_ms, bound_ms, "the device hangs, this process ends");
+            process::end(DEVICE_LOST);
+        }
+        pulse
     }
 
     /// Queues a command for the next step boundary.

@@ -121,6 +121,7 @@ impl PrefillActor {
     }
 
     fn beat(&self) {
+        let clock = self.device.beat();
         self.tasks.lock().tell();
         if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
             // Whoever waited computes by itself by now.
@@ -128,7 +129,6 @@ impl PrefillActor {
             all.into_iter().for_each(|run| self.drop_task(run));
             return;
         }
-        let clock = self.device.clock.pulse();
         // A device that hangs has nothing good to say.
         if clock.age_ms <= clock.bound_ms || clock.age_ms == 0 {
             self.pulse();

@@ -148,15 +148,21 @@ async fn changes_of_the_cache_lead_to_its_snapshot() {
     assert_eq!(device.observed().seen, [("router-1".parse().unwrap(), 1)]);
 }
 
-/// An executor whose device fails at its first step.
-struct Broken(ExecutorSpec);
+/// An executor whose device fails at its first step, or never ends it.
+struct Broken {
+    spec: ExecutorSpec,
+    hangs: bool,
+}
 
 impl Executor for Broken {
     fn spec(&self) -> &ExecutorSpec {
-        &self.0
+        &self.spec
     }
 
     fn submit(&mut self, _: &models::Batch) -> Result<models::Ticket, ExecutorError> {
+        while self.hangs {
+            std::thread::park();
+        }
         Err(ExecutorError::Device("cuda: CUDA_ERROR_ILLEGAL_ADDRESS".to_owned()))
     }
 
@@ -175,24 +181,53 @@ impl Executor for Broken {
     fn export_to(&mut self, _: Arc<dyn models::PageSink>) {}
 }
 
+/// What the tests below start as processes of their own.
+async fn broken(hangs: bool) -> (Device, mpsc::Receiver<Report>) {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let build = move || Ok(Built::on_host(Broken { spec: spec(), hangs }));
+    let config = SchedulerConfig::new(ClusterKey::derive("test"));
+    let started = Device::start("decode-1".parse().unwrap(), build, config, Duration::ZERO).await;
+    let (device, reports) = started.unwrap();
+    device.command(request(1, 1, 4, &[])).unwrap();
+    (device, reports)
+}
+
+/// Exit code and log of a test that is ignored otherwise.
+fn ends(test: &str) -> (Option<i32>, String) {
+    let this = std::env::current_exe().unwrap();
+    let arguments = ["--exact", test, "--ignored", "--nocapture"];
+    let output = std::process::Command::new(this).args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[tokio::test]
 #[ignore = "run by the test below, as a process of its own"]
 async fn lose_the_device() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let build = || Ok(Built::on_host(Broken(spec())));
-    let config = SchedulerConfig::new(ClusterKey::derive("test"));
-    let started = Device::start("decode-1".parse().unwrap(), build, config, Duration::ZERO).await;
-    let (device, mut reports) = started.unwrap();
-    device.command(request(1, 1, 4, &[])).unwrap();
+    let (_device, mut reports) = broken(false).await;
     while reports.recv().await.is_some() {}
 }
 
 #[test]
 fn a_lost_device_ends_the_process_with_its_own_code_and_says_why() {
-    let this = std::env::current_exe().unwrap();
-    let arguments = ["--exact", "device::tests::lose_the_device", "--ignored", "--nocapture"];
-    let output = std::process::Command::new(this).args(arguments).output().unwrap();
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(DEVICE_LOST), "{log}");
+    let (code, log) = ends("device::tests::lose_the_device");
+    assert_eq!(code, Some(DEVICE_LOST), "{log}");
     assert!(log.contains("device lost") && log.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{log}");
+}
+
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn hang() {
+    let (device, _reports) = broken(true).await;
+    // Far more heartbeats than the bound of a first step and the margin hold, in a shorter time.
+    for _ in 0..10_000 {
+        device.beat();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_device_that_hangs_ends_the_process_with_the_same_code() {
+    let (code, log) = ends("device::tests::hang");
+    assert_eq!(code, Some(DEVICE_LOST), "{log}");
+    assert!(log.contains("the device hangs"), "{log}");
 }
