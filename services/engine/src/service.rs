@@ -108,7 +108,7 @@ impl Plan {
         };
         let amend = move |lease: &mut Lease| {
             lease.computes_all = computes_all;
-            lease.kv_tokens = Some(u64::from(spec.pages) * u64::from(spec.page_size));
+            lease.kv_tokens = Some(u64::from(load.blocks_total) * u64::from(spec.page_size));
             lease.page_size = Some(spec.page_size);
             lease.numerics_class = Some(spec.numerics_class);
             lease.kv_layout = Some(layout.to_string());

@@ -7,7 +7,7 @@ use super::State;
 use crate::{
     chain::Chain,
     decisions::{Basis, Considered, Shortlist, Shown},
-    fleet::hash_of,
+    fleet::{Member, hash_of},
     load::Work,
     policy::{Demand, Policy, Weights, least_prefill},
     remote::Weighed,
@@ -86,12 +86,13 @@ impl State {
         })
     }
 
-    /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can.
+    /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can. One whose KV
+    /// pool is too small serves, with a refusal for good, only where all are.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
         let maybe_poison = wish.submit.maybe_poison;
         if wish.submit.routing.pin.is_none() && wish.tried.is_empty() && !maybe_poison {
             let place = self.pricer.pick(&self.costs)?;
-            if !self.avoids(wish, place) {
+            if !self.avoids(wish, place) && wish.fits(&self.decode.members()[place]) {
                 return Some(place);
             }
         }
@@ -103,6 +104,11 @@ impl State {
         }
         for place in wish.tried.iter().filter_map(|tried| self.decode.place(tried)) {
             self.open[place] = f64::INFINITY;
+        }
+        if wish.submit.routing.pin.is_none() && self.decode.members().iter().any(|member| wish.fits(member)) {
+            for (place, _) in self.decode.members().iter().enumerate().filter(|(_, member)| !wish.fits(member)) {
+                self.open[place] = f64::INFINITY;
+            }
         }
         if maybe_poison {
             for (place, member) in self.decode.members().iter().enumerate() {
@@ -184,6 +190,13 @@ impl Choice {
 }
 
 impl Wish<'_> {
+    /// Whether an engine's KV pool holds prompt and output to its limit; the KV of the last token is never computed.
+    fn fits(&self, engine: &Member) -> bool {
+        let context = engine.lease.card.as_ref().map_or(u32::MAX, |card| card.context_length);
+        let tokens = self.submit.prompt.len() as u64 + u64::from(self.submit.max_tokens);
+        engine.holds(tokens.min(context.into()).saturating_sub(1))
+    }
+
     pub(super) fn doubts(&self, instance: &InstanceId) -> bool {
         self.submit.avoid.contains(instance) || self.suspects.is_suspect(instance)
     }

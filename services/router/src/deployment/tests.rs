@@ -112,6 +112,30 @@ fn doubts_are_preferences_and_tried_ones_are_left_out() {
 }
 
 #[test]
+fn an_engine_whose_pool_is_too_small_is_chosen_only_where_all_are() {
+    let here = deployment(&settings(), &[], &[]);
+    let of = |name: &str, tokens| {
+        Arc::new(Lease { kv_tokens: Some(tokens), ..Lease::clone(&lease(Role::Decode, name)) })
+    };
+    // 70 tokens of prompt and 16 of output, of which the last is never computed.
+    here.lock().decode.sync(&[of("small", 84), of("large", 85)]);
+    for number in 1..=20 {
+        assert_eq!(choose(&here, &submit(Routing::default()), number).unwrap().engine, id("large"));
+    }
+    let (suspects, plain) = (Suspects::default(), submit(Routing::default()));
+    let tried = [id("large")];
+    assert!(
+        here.lock().choose(&wish(&plain, &tried, &suspects), 21, Instant::now()).is_none(),
+        "one that is full now is waited for"
+    );
+    here.lock().decode.sync(&[of("small", 84)]);
+    assert_eq!(choose(&here, &plain, 22).unwrap().engine, id("small"), "it says that nothing fits");
+    let pinned = submit(Routing { pin: Some(id("small")), ..Routing::default() });
+    here.lock().decode.sync(&[of("small", 84), of("large", 85)]);
+    assert_eq!(choose(&here, &pinned, 23).unwrap().engine, id("small"));
+}
+
+#[test]
 fn a_pinned_request_goes_there_whatever_is_cached_elsewhere() {
     let here = deployment(&settings(), &["a", "b"], &[]);
     cache(&here, Role::Decode, "b", &CHAIN);

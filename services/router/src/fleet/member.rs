@@ -58,6 +58,11 @@ impl Member {
         )
     }
 
+    /// Whether its KV pool holds a sequence of so many tokens.
+    pub fn holds(&self, tokens: u64) -> bool {
+        self.lease.kv_tokens.is_none_or(|pool| tokens <= pool)
+    }
+
     /// Whether it never lets prompts be computed elsewhere.
     pub fn computes_all(&self) -> bool {
         self.lease.computes_all
