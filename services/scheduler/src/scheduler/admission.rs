@@ -14,13 +14,36 @@ const HEADROOM_TOKENS: u32 = 32;
 /// What the running sequences leave to those that wait.
 #[derive(Debug, Default)]
 struct Room {
-    /// Prompt tokens that the step can still take up.
-    prefill_tokens: u32,
+    /// Prompt tokens that the step can take up.
+    prefill_budget: u32,
+    /// Prompt tokens that running sequences lack, by priority.
+    backlog: Vec<(i32, u32)>,
+    /// What one that waits may have of the step whatever the backlog.
+    least: u32,
+    /// Prompt tokens that those lack that have just entered.
+    entered: u32,
     /// Blocks that running sequences will soon need.
     reserved_blocks: u32,
     /// Blocks of prompts that are being computed, with the priority of who does it: waiting for one is cheaper than
     /// computing it a second time.
     computing: Vec<(BlockHash, i32)>,
+}
+
+impl Room {
+    /// Prompt tokens that the step has left for one of this priority: what runs at a lower one stands back.
+    fn prefill_tokens(&self, priority: i32) -> u32 {
+        let before = self.backlog.iter().filter(|(of, _)| *of >= priority).map(|(_, tokens)| tokens);
+        let before = before.fold(0, |sum: u32, tokens| sum.saturating_add(*tokens));
+        self.prefill_budget.saturating_sub(before).max(self.least).saturating_sub(self.entered)
+    }
+
+    fn note_backlog(&mut self, priority: i32, tokens: u32) {
+        // Running sequences are in order of rank.
+        match self.backlog.last_mut() {
+            Some((last, sum)) if *last == priority => *sum = sum.saturating_add(tokens),
+            _ => self.backlog.push((priority, tokens)),
+        }
+    }
 }
 
 enum Verdict {
@@ -34,11 +57,9 @@ enum Verdict {
 impl Scheduler {
     /// Lets waiting sequences enter the batch as far as slots, blocks and the step's token budget go.
     pub(super) fn admit_waiting(&mut self, now: Micros, events: &mut Vec<Event>) {
-        if !self.may_any_enter() {
-            return;
-        }
+        let Some(first) = self.may_any_enter() else { return };
         let mut room = self.room();
-        if room.prefill_tokens == 0 {
+        if room.prefill_tokens(self.sequences[first].rank.priority.0) == 0 {
             return;
         }
         let mut candidates = std::mem::take(&mut self.scratch.sequences);
@@ -53,7 +74,7 @@ impl Scheduler {
             });
         }
         for &key in &candidates {
-            if room.prefill_tokens == 0 {
+            if room.prefill_tokens(self.sequences[key].rank.priority.0) == 0 {
                 break;
             }
             match self.try_enter(key, &mut room, now, events) {
@@ -64,28 +85,27 @@ impl Scheduler {
         self.scratch.sequences = candidates;
     }
 
-    /// Is there a slot for the first in rank, or a sequence that it may push out?
-    fn may_any_enter(&self) -> bool {
-        let Some((_, &first)) = self.waiting.first_key_value() else { return false };
-        !self.free_slots.is_empty() || self.lower_priority(first).is_some()
+    /// The first in rank that waits, if there is a slot for it or a sequence that it may push out.
+    fn may_any_enter(&self) -> Option<Key<Sequence>> {
+        let (_, &first) = self.waiting.first_key_value()?;
+        (!self.free_slots.is_empty() || self.lower_priority(first).is_some()).then_some(first)
     }
 
     fn room(&self) -> Room {
         let mut room = Room::default();
         let mut decodes = 0;
-        let mut backlog = 0_u32;
         for &key in &self.running {
             let sequence = &self.sequences[key];
             let missing = self.missing(sequence);
             decodes += u32::from(missing == 1);
-            backlog = backlog.saturating_add(if missing > 1 { missing } else { 0 });
+            if missing > 1 {
+                room.note_backlog(sequence.rank.priority.0, missing);
+            }
             room.reserved_blocks += self.growth(sequence);
             room.computing.extend(self.computing(sequence));
         }
-        room.prefill_tokens = self.prefill_budget(decodes).saturating_sub(backlog);
-        if self.is_sparing(decodes) {
-            room.prefill_tokens = room.prefill_tokens.max(self.limits.page_size);
-        }
+        room.prefill_budget = self.prefill_budget(decodes);
+        room.least = if self.is_sparing(decodes) { self.limits.page_size } else { 0 };
         room
     }
 
@@ -135,7 +155,7 @@ impl Scheduler {
                 let sequence = &self.sequences[key];
                 room.reserved_blocks += self.growth(sequence);
                 room.computing.extend(self.computing(sequence));
-                room.prefill_tokens = room.prefill_tokens.saturating_sub(self.missing(sequence));
+                room.entered = room.entered.saturating_add(self.missing(sequence));
                 self.note_blocks(key, events);
                 return Verdict::Entered;
             }

@@ -93,6 +93,24 @@ fn higher_priority_pushes_out_lower_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_long_prompt_of_lower_priority_keeps_nobody_out() {
+    for depth in [1, 2] {
+        let config = SchedulerConfig { max_prefill_tokens: 8, ..config() };
+        let mut world = World::new(config, fake::spec(64, 4, 8, 64, depth));
+        world.admit(request(0, prompt(56, 0), 4)).unwrap();
+        (0..2).for_each(|_| assert!(world.turn()));
+        world.admit(Request { priority: 1, ..request(1, prompt(9, 1), 1) }).unwrap();
+        while world.runs[&RunKey(1)].usage.is_none() {
+            world.turn();
+        }
+        assert_eq!(output_len(&world, 0), 0, "most of its prompt is still to come");
+        world.finish(TURNS);
+        assert_eq!(world.scheduler.load().preemptions, 0);
+        world.assert_clean();
+    }
+}
+
+#[test]
 fn the_latest_arrival_gives_way_when_blocks_run_out() {
     let mut world = World::new(config(), fake::spec(10, 4, 4, 64, 2));
     for run in 0..3 {
