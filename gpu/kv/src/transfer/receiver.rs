@@ -131,10 +131,11 @@ impl Receiver {
         self.arena.revoke(epoch, true);
     }
 
-    /// The process of `writer` has ended, beyond doubt (a lease that expired is none): as `closed` for all its grants.
+    /// The process of `writer` has ended, beyond doubt (a lease that expired is none): revokes all its grants. Where it was
+    /// connected quarantine ends with the connection, for what its device was told to store may still be on its way.
     pub fn writer_gone(&self, writer: &str) {
         for epoch in self.arena.epochs(writer) {
-            self.arena.revoke(epoch, true);
+            self.arena.revoke(epoch, false);
         }
     }
 

@@ -51,20 +51,29 @@ fn next_grant_arrives_whole(bench: &Bench) {
 }
 
 #[test]
-fn what_ends_a_quarantine() {
-    let ways: [fn(&Bench, Epoch); 2] =
-        [|bench, epoch| bench.receiver.closed(epoch), |bench, _| bench.receiver.writer_gone("prefill-1")];
-    for end_it in ways {
-        let bench = Bench::new(Scheme::Shm, 3);
-        let (grant, writer) = bench.open(3);
-        bench.receiver.revoke(grant.epoch);
-        bench.settles_at(SlotCounts { quarantined: 3, ..SlotCounts::default() });
-        bench.receiver.writer_gone("prefill-2");
-        assert_eq!(bench.receiver.counts().quarantined, 3, "another writer's end freed them");
-        end_it(&bench, grant.epoch);
-        bench.all_free();
+fn a_writer_that_says_that_it_has_closed_ends_its_quarantine() {
+    let bench = Bench::new(Scheme::Shm, 3);
+    let (grant, writer) = bench.open(3);
+    bench.receiver.revoke(grant.epoch);
+    bench.settles_at(SlotCounts { quarantined: 3, ..SlotCounts::default() });
+    bench.receiver.closed(grant.epoch);
+    bench.all_free();
+    drop(writer);
+    next_grant_arrives_whole(&bench);
+}
+
+#[test]
+fn a_writer_that_is_gone_leaves_quarantined_what_it_was_connected_for_until_the_connection_ends() {
+    for scheme in [Scheme::Shm, Scheme::Ipc] {
+        let bench = Bench::new(scheme, 4);
+        let (_, writer) = bench.open(2);
+        let _unopened = bench.receiver.grant(1, "prefill-1").unwrap();
+        let _of_another = bench.receiver.grant(1, "prefill-2").unwrap();
+        bench.receiver.writer_gone("prefill-1");
+        let counts = SlotCounts { free: 1, granted: 1, quarantined: 2, held: 0 };
+        assert_eq!(bench.receiver.counts(), counts);
         drop(writer);
-        next_grant_arrives_whole(&bench);
+        bench.settles_at(SlotCounts { free: 3, granted: 1, ..SlotCounts::default() });
     }
 }
 
