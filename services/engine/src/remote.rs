@@ -144,7 +144,9 @@ impl Remote {
                 reply.send(&self.lend(run, blocks, layout));
             }
             PrefillNews::Failed { run, fault } => {
-                self.shun(run, &fault);
+                if shunned::is_engines_fault(&fault) {
+                    self.shun(run, &fault);
+                }
                 self.hear(run, News::Broken(Why::Failed));
             }
             PrefillNews::Closed { epoch } => self.slots.closed(Epoch(epoch)),

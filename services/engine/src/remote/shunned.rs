@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use messages::InstanceId;
+use messages::{Fault, FaultCode, InstanceId};
 
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
 
@@ -11,6 +11,11 @@ const SHUNNED_FOR: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Shunned {
     until: HashMap<InstanceId, Instant>,
+}
+
+/// Whether a failed task says something of the engine, not of the task: its device or the transfer failed.
+pub(super) fn is_engines_fault(fault: &Fault) -> bool {
+    matches!(fault.code, FaultCode::EngineFault | FaultCode::Internal)
 }
 
 impl Shunned {
@@ -47,6 +52,23 @@ mod tests {
         assert!(shunned.contains(&failed, start) && !shunned.contains(&other, start));
         assert!(!shunned.contains(&failed, start + SHUNNED_FOR));
         assert!(shunned.add(&failed, start + SHUNNED_FOR), "it failed again");
+    }
+
+    #[test]
+    fn only_what_an_engine_could_not_do_speaks_against_it() {
+        use FaultCode::*;
+        for (code, speaks) in [
+            (EngineFault, true),
+            (Internal, true),
+            (NeverFits, false),
+            (ContextLengthExceeded, false),
+            (Overloaded, false),
+            (DeadlineExceeded, false),
+            (Draining, false),
+            (Cancelled, false),
+        ] {
+            assert_eq!(is_engines_fault(&Fault::new(code, "")), speaks, "{code:?}");
+        }
     }
 
     #[test]
