@@ -12,6 +12,7 @@ mod drive;
 mod holders;
 mod journey;
 pub mod outlet;
+mod pace;
 mod passage;
 mod repair;
 mod strand;

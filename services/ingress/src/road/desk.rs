@@ -17,18 +17,14 @@ use messages::{
     lease::{Lease, State},
 };
 use parking_lot::RwLock;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, broadcast::error::RecvError},
-};
+use tokio::{runtime::Handle, sync::broadcast::error::RecvError};
 
 use super::{
     outlet::Backlog,
+    pace::Pace,
     trip::{self, Trip, Upshot},
 };
 
-/// Repairs that are sent at once, so that one death does not become a storm.
-const REPAIRS_AT_ONCE: usize = 32;
 const TELL_BACKLOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that requests on their way share.
@@ -37,7 +33,7 @@ pub struct Desk {
     /// Requests are driven here, on many threads: HTTP workers have one each.
     pub(super) runtime: Handle,
     pub(super) suspects: Suspects,
-    pub(super) repairs: Semaphore,
+    pub(super) repairs: Pace,
     /// How long a request waits for a first instance.
     pub(super) hold: Duration,
     pub(super) backlog: Arc<Backlog>,
@@ -52,7 +48,7 @@ impl Desk {
             context,
             runtime: Handle::current(),
             suspects: Suspects::default(),
-            repairs: Semaphore::new(REPAIRS_AT_ONCE),
+            repairs: Pace::default(),
             hold,
             backlog: Arc::new(backlog),
             trips: RwLock::default(),

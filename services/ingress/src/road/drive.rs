@@ -116,7 +116,7 @@ async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fau
     let way = if attach.is_some() { "replay" } else { "again" };
     metrics::counter!("stator_ingress_repairs_total", "cause" => cause, "way" => way).increment(1);
     tracing::info!(request = %trip.request, label = trip.passenger.label, %attempt, cause, way, "repair");
-    let _paced = desk.repairs.acquire().await;
+    let _paced = desk.repairs.turn(&trip.passenger.pool).await;
     desk.send(trip, record, attach).await?;
     if let Some((tokenizer, run)) = follower {
         desk.release(trip, run, &tokenizer);
