@@ -289,6 +289,11 @@ impl Passage {
             return stray;
         }
         self.note(from, role, alive.run.is_some(), now);
+        if role == Role::Router && self.lock.is_none() && self.holders.router.is_none() {
+            // Its word that it has the request went lost.
+            self.holders.set(role, from, now);
+            self.in_custody = true;
+        }
         if role == Role::Tokenizer && alive.run.is_some() {
             let quiet = std::time::Duration::from_millis(alive.quiet_ms.into());
             if let Some(heard) = now.checked_sub(quiet) {

@@ -144,7 +144,13 @@ impl Trip {
     }
 
     pub fn alive(&self, from: &InstanceId, role: Role, alive: &Alive, now: Instant) -> Upshot {
-        match self.passage.lock().alive(from, role, alive, now) {
+        let mut passage = self.passage.lock();
+        let was_open = passage.is_open();
+        let effect = passage.alive(from, role, alive, now);
+        if !was_open && passage.is_open() {
+            self.outlet.open();
+        }
+        match effect {
             Effect::Stray(run) => Upshot::Stray(run),
             _ => Upshot::Nothing,
         }

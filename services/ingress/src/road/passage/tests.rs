@@ -100,6 +100,26 @@ fn the_client_is_told_200_after_verdict_and_custody_only() {
 }
 
 #[test]
+fn a_routers_heartbeat_tells_what_its_lost_acceptance_would_have() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    let (request, attempt) = (scene.passage.request, scene.passage.attempt());
+    let alive = Alive { request, attempt, run: None, reached: Vec::new(), quiet_ms: 0 };
+    let beat = |scene: &mut Scene, from| {
+        scene.passage.alive(&named(from), Role::Router, &alive, scene.now);
+    };
+    beat(&mut scene, "router");
+    assert!(scene.passage.is_open());
+    assert!(scene.passage.departed(&named("router"), false), "its death is noticed");
+
+    let mut scene = Scene::running();
+    scene.passage.holders.router = None;
+    beat(&mut scene, "router-2");
+    assert!(scene.passage.holders().router.is_none(), "once an engine has it routers are of no concern");
+}
+
+#[test]
 fn the_first_run_heard_of_is_kept_and_any_other_cancelled_once() {
     let mut scene = Scene::running();
     let other = Some(RunId(8));
