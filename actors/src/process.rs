@@ -3,7 +3,10 @@
 mod end;
 mod instance;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    future::Future, mem::ManuallyDrop, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use messages::{
@@ -134,18 +137,23 @@ where
         return ExitCode::from(2);
     }
     end::end_on_panic();
-    let threads = settings.io_threads.max(1);
-    let system = actix_rt::System::with_tokio_rt(move || {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(threads).enable_all().build().expect("the runtime needs threads")
-    });
-    match system.block_on(live(spec, count, settings, start)) {
+    match on_runtime(settings.io_threads, live(spec, count, settings, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the process's one future. The runtime is never dropped: that would wait for threads that block, such as one that
+/// pushes pages to an engine that takes none, when everything is said and the process may end.
+fn on_runtime<T>(threads: usize, future: impl Future<Output = T>) -> T {
+    let system = ManuallyDrop::new(actix_rt::System::with_tokio_rt(move || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads.max(1)).enable_all().build().expect("the runtime needs threads")
+    }));
+    system.block_on(future)
 }
 
 async fn live<F, Fut, R>(
@@ -220,4 +228,25 @@ fn watch_signals(lives: Vec<Life>) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_blocks_does_not_hold_up_the_end() {
+        let began = Instant::now();
+        on_runtime(1, async {
+            let (blocks, blocking) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let _ = blocks.send(());
+                std::thread::sleep(Duration::from_secs(60));
+            });
+            blocking.await.unwrap();
+        });
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
 }
