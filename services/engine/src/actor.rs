@@ -187,8 +187,9 @@ impl EngineActor {
     }
 
     fn cancel(&self, cancel: &Cancel) {
-        let runs = self.runs.lock().meant_by(cancel);
+        // Before the runs are looked at: one that comes in between meets it.
         self.tombstones.bury(cancel);
+        let runs = self.runs.lock().meant_by(cancel);
         runs.into_iter().for_each(|run| self.cancel_run(run, cancel.choice));
     }
 
@@ -199,15 +200,15 @@ impl EngineActor {
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
         }
-        if self.tombstones.meets(envelope.request, envelope.attempt, Some(run)) {
-            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
-        }
         let log = RunLog::new(envelope.request, envelope.attempt, run, &submit);
         let waits_for = self.remote.as_ref().and_then(|remote| Some((remote, remote.helper(&submit)?)));
         let goal = if waits_for.is_some() { Goal::OutputOnceLanded } else { Goal::Output };
         let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
-        // Under the lock, so that no report of this run comes before its log.
+        // Under the lock, so that no report of this run comes before its log, and no cancel between look and insertion.
         let mut runs = self.runs.lock();
+        if self.tombstones.meets(envelope.request, envelope.attempt, Some(run)) {
+            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+        }
         let load = self.device.load();
         // The load is of the last step: what has come since is in the runs only.
         let running = u32::try_from(runs.live()).unwrap_or(u32::MAX);

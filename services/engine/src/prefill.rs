@@ -159,9 +159,6 @@ impl PrefillActor {
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
         }
-        if self.tombstones.meets(envelope.request, envelope.attempt, Some(task.run)) {
-            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
-        }
         self.check_pages(task)?;
         if !task.prompt.len().is_multiple_of(page_size)
             || task.prompt.len() / page_size <= task.held_blocks as usize
@@ -177,7 +174,11 @@ impl PrefillActor {
         }
         let run = RunKey(task.run.0);
         let request = Box::new(self.request(envelope, task));
+        // A cancel is buried before it looks for the task.
         let mut tasks = self.tasks.lock();
+        if self.tombstones.meets(envelope.request, envelope.attempt, Some(task.run)) {
+            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+        }
         if tasks.knows(task.run) {
             return Err(Fault::new(FaultCode::Internal, "the task is here already"));
         }

@@ -180,13 +180,14 @@ impl RouterActor {
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the router is draining"));
         }
-        if self.tombstones.meets(envelope.request, envelope.attempt, None) {
-            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
-        }
         if let Some(pin) = submit.routing.pin.as_ref().filter(|_| envelope.attempt == Attempt::FIRST) {
             self.check_pin(pin, &submit.pool)?;
         }
+        // A cancel is buried before it looks for what is held.
         let mut held = self.held.lock();
+        if self.tombstones.meets(envelope.request, envelope.attempt, None) {
+            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+        }
         let limit = self.settings.max_held_requests;
         if held.len() >= limit {
             let text = format!("the router holds {} requests, the limit is {limit}", held.len());

@@ -43,11 +43,15 @@ impl TokenizerActor {
             return Err(Fault::new(FaultCode::Draining, "the tokenizer is draining"));
         }
         let (request, attempt) = (envelope.request, envelope.attempt);
-        if self.tombstones.meets(request, attempt, None) {
-            return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
-        }
         let (taken, attaches) = (Instant::now(), generate.attach.is_some());
-        let ticket = self.requests.lock().admit(request, attempt, &generate.ingress, attaches, taken);
+        let ticket = {
+            // A cancel is buried before it looks for the request.
+            let mut requests = self.requests.lock();
+            if self.tombstones.meets(request, attempt, None) {
+                return Err(Fault::new(FaultCode::Cancelled, "the request was cancelled"));
+            }
+            requests.admit(request, attempt, &generate.ingress, attaches, taken)
+        };
         let ticket =
             ticket.ok_or_else(|| Fault::new(FaultCode::Cancelled, "this attempt is held here already"))?;
         let order = Order { ticket, envelope, generate, taken };
