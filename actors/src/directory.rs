@@ -59,7 +59,7 @@ impl Directory {
     }
 
     /// Instances of a pool that take work.
-    pub fn instances(&self, role: Role, pool: &Pool) -> Vec<Arc<Lease>> {
+    pub fn instances(&self, role: Role, pool: &Pool) -> Arc<[Arc<Lease>]> {
         self.shared.roll.lock().ready(role, pool)
     }
 
@@ -78,7 +78,7 @@ impl Directory {
     }
 
     /// The newest revision of each model of which an instance lives, by name.
-    pub fn models(&self) -> Vec<Arc<ModelCard>> {
+    pub fn models(&self) -> Arc<[Arc<ModelCard>]> {
         self.shared.roll.lock().models()
     }
 

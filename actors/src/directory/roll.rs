@@ -26,6 +26,10 @@ const MODEL_REMEMBERED_FOR: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(super) struct Roll {
     held: HashMap<String, Held>,
+    /// What requests ask for, kept as `held` changes: that is seldom.
+    by_instance: HashMap<InstanceId, Arc<Lease>>,
+    ready: HashMap<Pool, BTreeMap<Role, Arc<[Arc<Lease>]>>>,
+    models: Arc<[Arc<ModelCard>]>,
     /// Cards of leases that are gone, by model: the newest, and when its lease was last renewed.
     remembered: BTreeMap<String, (Arc<ModelCard>, Instant)>,
     /// Key of this process's own lease.
@@ -60,7 +64,15 @@ impl Toll {
 
 impl Roll {
     pub(super) fn new(now: Instant) -> Self {
-        Self { held: HashMap::new(), remembered: BTreeMap::new(), own: None, distrusted_until: now }
+        Self {
+            held: HashMap::new(),
+            by_instance: HashMap::new(),
+            ready: HashMap::new(),
+            models: Arc::default(),
+            remembered: BTreeMap::new(),
+            own: None,
+            distrusted_until: now,
+        }
     }
 
     pub(super) fn own(&mut self, key: String) {
@@ -79,22 +91,18 @@ impl Roll {
 
     /// Takes a renewal; true if it says anything new.
     pub(super) fn renewed(&mut self, key: &str, lease: Lease, now: Instant) -> bool {
-        match self.held.get_mut(key) {
-            Some(held) => {
-                held.renewed = now;
-                held.expired = false;
-                let news = *held.lease != lease;
-                if news {
-                    held.lease = Arc::new(lease);
-                }
-                news
-            }
-            None => {
-                self.held
-                    .insert(key.to_owned(), Held { lease: Arc::new(lease), renewed: now, expired: false });
-                true
+        if let Some(held) = self.held.get_mut(key) {
+            held.renewed = now;
+            held.expired = false;
+            if *held.lease == lease {
+                return false;
             }
         }
+        let lease = Arc::new(lease);
+        self.held.insert(key.to_owned(), Held { lease: lease.clone(), renewed: now, expired: false });
+        self.by_instance.insert(lease.instance.clone(), lease.clone());
+        self.changed(&lease);
+        true
     }
 
     /// Its owner has dropped a lease: whatever one thinks of oneself, that counts.
@@ -107,7 +115,39 @@ impl Roll {
         if let Some(card) = &lease.card {
             self.remembered.insert(card.name.clone(), (Arc::new(card.clone()), renewed));
         }
+        self.by_instance.remove(&lease.instance);
+        self.changed(&lease);
         Some(lease)
+    }
+
+    /// A lease has come, gone, or says something new.
+    fn changed(&mut self, lease: &Lease) {
+        let is_ready = |other: &&Arc<Lease>| {
+            other.role == lease.role && other.pool == lease.pool && other.state == State::Ready
+        };
+        let mut ready: Vec<_> = self.by_instance.values().filter(is_ready).cloned().collect();
+        ready.sort_by(|a, b| a.instance.cmp(&b.instance));
+        let roles = self.ready.entry(lease.pool.clone()).or_default();
+        roles.insert(lease.role, ready.into());
+        roles.retain(|_, ready| !ready.is_empty());
+        if roles.is_empty() {
+            self.ready.remove(&lease.pool);
+        }
+        if lease.card.is_some() {
+            self.models = self.newest_cards();
+        }
+    }
+
+    fn newest_cards(&self) -> Arc<[Arc<ModelCard>]> {
+        let mut newest: BTreeMap<&str, (u64, &ModelCard)> = BTreeMap::new();
+        for lease in self.by_instance.values() {
+            let Some(card) = &lease.card else { continue };
+            let found = newest.entry(&card.name).or_insert((lease.started_ms, card));
+            if found.0 < lease.started_ms {
+                *found = (lease.started_ms, card);
+            }
+        }
+        newest.into_values().map(|(_, card)| Arc::new(card.clone())).collect()
     }
 
     /// The bucket has dropped a lease: [`Self::overdue`] decides what that means.
@@ -144,16 +184,8 @@ impl Roll {
         keys.iter().filter_map(|key| self.remove(key)).collect()
     }
 
-    pub(super) fn ready(&self, role: Role, pool: &Pool) -> Vec<Arc<Lease>> {
-        let mut found: Vec<_> = self
-            .held
-            .values()
-            .map(|held| &held.lease)
-            .filter(|lease| lease.role == role && lease.pool == *pool && lease.state == State::Ready)
-            .cloned()
-            .collect();
-        found.sort_by(|a, b| a.instance.cmp(&b.instance));
-        found
+    pub(super) fn ready(&self, role: Role, pool: &Pool) -> Arc<[Arc<Lease>]> {
+        self.ready.get(pool).and_then(|roles| roles.get(&role)).cloned().unwrap_or_default()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Lease>> {
@@ -163,31 +195,20 @@ impl Roll {
     }
 
     pub(super) fn get(&self, instance: &InstanceId) -> Option<Arc<Lease>> {
-        self.held.values().find(|held| held.lease.instance == *instance).map(|held| held.lease.clone())
+        self.by_instance.get(instance).cloned()
     }
 
     /// The model of this name, if an instance of it lives or did not long ago.
     pub(super) fn model(&self, name: &str, now: Instant) -> Option<Arc<ModelCard>> {
-        let living = self.models().into_iter().find(|card| card.name == name);
+        let living = self.models.iter().find(|card| card.name == name).cloned();
         living.or_else(|| {
             let (card, renewed) = self.remembered.get(name)?;
             (now.saturating_duration_since(*renewed) < MODEL_REMEMBERED_FOR).then(|| card.clone())
         })
     }
 
-    pub(super) fn models(&self) -> Vec<Arc<ModelCard>> {
-        let mut newest: BTreeMap<String, (u64, Arc<ModelCard>)> = BTreeMap::new();
-        for lease in self.held.values().map(|held| &held.lease) {
-            let Some(card) = &lease.card else { continue };
-            let started = lease.started_ms;
-            match newest.get(&card.name) {
-                Some((known, _)) if *known >= started => {}
-                _ => {
-                    newest.insert(card.name.clone(), (started, Arc::new(card.clone())));
-                }
-            }
-        }
-        newest.into_values().map(|(_, card)| card).collect()
+    pub(super) fn models(&self) -> Arc<[Arc<ModelCard>]> {
+        self.models.clone()
     }
 }
 
@@ -272,6 +293,32 @@ mod tests {
         let much_later = later + DISTRUST_FOR + Duration::from_secs(1);
         roll.renewed("a", lease("a"), much_later);
         assert_eq!(roll.overdue(much_later).len(), 2);
+    }
+
+    #[test]
+    fn who_is_ready_is_told_by_role_and_pool_and_made_anew_only_when_it_changes() {
+        let start = Instant::now();
+        let mut roll = roll_of(&["b", "a"], start);
+        let pool = Pool::of_model("m", "00");
+        let prefill = Lease { role: Role::Prefill, ..lease("p") };
+        let elsewhere = Lease { pool: Pool::of_model("other", "00"), ..lease("c") };
+        for (key, lease) in [("p", prefill), ("c", elsewhere)] {
+            roll.renewed(key, lease, start);
+        }
+        let names = |ready: &[Arc<Lease>]| -> Vec<String> {
+            ready.iter().map(|lease| lease.instance.to_string()).collect()
+        };
+        let before = roll.ready(Role::Decode, &pool);
+        assert_eq!(names(&before), ["a", "b"]);
+        roll.renewed("a", lease("a"), start);
+        assert!(Arc::ptr_eq(&before, &roll.ready(Role::Decode, &pool)), "nothing is new");
+        roll.renewed("a", Lease { state: State::Draining, ..lease("a") }, start);
+        assert_eq!(names(&roll.ready(Role::Decode, &pool)), ["b"]);
+        assert_eq!(roll.get(&"a".parse().unwrap()).unwrap().state, State::Draining);
+        roll.given_back("b");
+        assert!(roll.ready(Role::Decode, &pool).is_empty() && roll.get(&"b".parse().unwrap()).is_none());
+        assert_eq!(names(&roll.ready(Role::Prefill, &pool)), ["p"]);
+        assert_eq!(names(&roll.ready(Role::Decode, &Pool::of_model("other", "00"))), ["c"]);
     }
 
     #[test]

@@ -97,12 +97,13 @@ impl Road for Arc<Desk> {
     }
 
     fn models(&self) -> Vec<Arc<ModelCard>> {
-        self.context.directory.models()
+        self.context.directory.models().to_vec()
     }
 
     fn survey(&self) -> Survey {
         let directory = &self.context.directory;
-        let models = directory.models().into_iter().map(|card| {
+        let models = directory.models();
+        let models = models.iter().map(|card| {
             let pool = card.pool();
             let lacks = |role: Role, pool: &Pool| directory.instances(role, pool).is_empty();
             let needs = [(Role::Tokenizer, &pool), (Role::Router, &Pool::routers()), (Role::Decode, &pool)];
