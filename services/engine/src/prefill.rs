@@ -1,5 +1,6 @@
 //! The engine on the bus in its prefill role: computes blocks of prompts for decode engines and pushes them there.
 
+mod cached;
 mod tasks;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
     device::{Command, Device, Report},
     push::{Push, PushError},
 };
+use cached::Cached;
 use tasks::{Task, Tasks};
 
 /// Pause before slots are asked for again.
@@ -51,6 +53,7 @@ pub struct PrefillActor {
     key: ClusterKey,
     transports: Arc<Transports>,
     tasks: Mutex<Tasks>,
+    cached: Mutex<Cached>,
     tombstones: Tombstones,
 }
 
@@ -63,15 +66,19 @@ impl PrefillActor {
         key: ClusterKey,
         transports: Transports,
     ) -> Arc<Self> {
-        let (tasks, tombstones, transports) = (Mutex::default(), Tombstones::default(), Arc::new(transports));
-        Arc::new(Self { context, device, broadcast, layout, key, transports, tasks, tombstones })
+        let (tasks, cached, tombstones) = (Mutex::default(), Mutex::default(), Tombstones::default());
+        let transports = Arc::new(transports);
+        Arc::new(Self { context, device, broadcast, layout, key, transports, tasks, cached, tombstones })
     }
 
     /// Acts on what the device reports, for as long as it does.
     pub async fn publish(self: Arc<Self>, mut reports: mpsc::Receiver<Report>) {
         while let Some(report) = reports.recv().await {
             match report {
-                Report::Cache(changes) => self.broadcast.changes(&changes),
+                Report::Cache(changes) => {
+                    self.cached.lock().hear(&changes);
+                    self.broadcast.changes(&changes);
+                }
                 Report::Step { events, .. } => events.into_iter().for_each(|event| self.event(event)),
                 Report::Refused { run, why } => self.fail(RunId(run.0), refusal(&why)),
                 Report::Waits { .. } | Report::Landed { .. } => {}
@@ -83,6 +90,7 @@ impl PrefillActor {
         match event {
             Event::Started { run, cached_tokens, .. } => {
                 let cached_blocks = cached_tokens / self.layout.page_size;
+                self.tasks.lock().computed(RunId(run.0), cached_blocks);
                 tokio::spawn(self.clone().serve(RunId(run.0), cached_blocks));
             }
             Event::BlocksComputed { run, blocks } => {
@@ -174,6 +182,7 @@ impl PrefillActor {
         }
         let run = RunKey(task.run.0);
         let request = Box::new(self.request(envelope, task));
+        let computed = self.cached_blocks(&request);
         // A cancel is buried before it looks for the task.
         let mut tasks = self.tasks.lock();
         if self.tombstones.meets(envelope.request, envelope.attempt, Some(task.run)) {
@@ -195,7 +204,7 @@ impl PrefillActor {
             decode: task.decode.clone(),
             held: task.held_blocks,
             blocks: (task.prompt.len() / page_size) as u32,
-            computed: 0,
+            computed,
             feed: Some(feed),
         });
         let ahead = tasks.states(self.layout.page_size).last().map_or(0, |state| state.tokens_ahead);
@@ -230,6 +239,16 @@ impl PrefillActor {
             score_prompt_from: None,
             arrived: Micros(0),
         }
+    }
+
+    /// Leading blocks of the prompt that the cache holds.
+    fn cached_blocks(&self, request: &Request) -> u32 {
+        let blocks = request.prompt.chunks_exact(self.layout.page_size as usize);
+        let chain = blocks.scan(request.root, |parent, block| {
+            *parent = self.key.child(*parent, block, &[]);
+            Some(*parent)
+        });
+        self.cached.lock().leading(chain)
     }
 
     /// Gets slots for a task that is being computed and pushes its blocks into them.

@@ -13,7 +13,7 @@ pub(super) struct Task {
     /// Leading blocks that decode has.
     pub held: u32,
     pub blocks: u32,
-    /// Leading blocks that are computed.
+    /// Leading blocks that are computed or cached.
     pub computed: u32,
     /// Until somebody pushes what comes from it.
     pub feed: Option<Receiver<Piece>>,
@@ -106,5 +106,33 @@ impl Tasks {
             State { run: task.run, decode: task.decode.clone(), tokens_ahead: ahead }
         };
         self.tasks.iter().map(state).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_waits_for_what_is_missing_of_itself_and_of_those_before_it() {
+        let mut tasks = Tasks::default();
+        for (run, blocks, computed) in [(1, 10, 8), (2, 100, 97)] {
+            tasks.insert(Task {
+                run: RunId(run),
+                request: RequestId::mint(),
+                attempt: Attempt::FIRST,
+                decode: "decode-1".parse().unwrap(),
+                held: 0,
+                blocks,
+                computed,
+                feed: None,
+            });
+        }
+        let ahead = |tasks: &Tasks| -> Vec<u32> {
+            tasks.states(16).into_iter().map(|state| state.tokens_ahead).collect()
+        };
+        assert_eq!(ahead(&tasks), [32, 80]);
+        tasks.computed(RunId(1), 10);
+        assert_eq!(ahead(&tasks), [0, 48]);
     }
 }
