@@ -6,8 +6,11 @@ use std::sync::Arc;
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use messages::{
-    Envelope, codec,
-    control::{Control, Drained},
+    Envelope, RequestId, RunId, codec,
+    control::{Attach, Cancel, Control, Drained, Pong},
+    frame::Pulse,
+    lease::State,
+    prefill::PrefillNews,
     subject,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,14 +21,31 @@ use crate::{
     process::Context,
 };
 
-/// What an instance does with what arrives. Both methods must return at once: work goes into a bounded queue by
-/// `try_send`, and a full queue is a refusal.
+/// What an instance does with what arrives. All methods must return at once: work goes into a bounded queue by
+/// `try_send`, and a full queue is a refusal. Pings and drains are answered by the lane.
 pub trait Service: Send + Sync + 'static {
     type Body: DeserializeOwned + Send;
 
     fn receive(&self, envelope: Envelope, body: Self::Body, reply: Responder);
 
-    fn control(&self, control: Control, reply: Responder);
+    fn cancel(&self, cancel: Cancel);
+
+    /// Whether the request or run that a ping names is here.
+    fn knows(&self, request: Option<RequestId>, run: Option<RunId>) -> bool;
+
+    /// How the running step is, where steps run.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+
+    /// Only engines keep logs of runs.
+    fn attach(&self, _attach: Attach, _reply: Responder) {}
+
+    /// Only engines have a prefix cache.
+    fn snapshot(&self, _reply: Responder) {}
+
+    /// Only decode engines have prompts computed elsewhere.
+    fn prefill(&self, _news: PrefillNews, _reply: Responder) {}
 }
 
 /// Where an answer goes; dropped unanswered, the asker runs into its time limit.
@@ -111,10 +131,25 @@ async fn controls<S: Service>(context: Context, mut lane: Subscriber, service: A
         let reply =
             Responder { bus: context.bus.clone(), to: message.reply.as_ref().map(ToString::to_string) };
         match codec::decode(&message.payload) {
-            Ok(Control::Drain { now }) => drain(&context.life, now, reply),
-            Ok(control) => service.control(control, reply),
+            Ok(control) => obey(&context, control, &*service, reply),
             Err(error) => ignored(&message, &error),
         }
+    }
+}
+
+fn obey<S: Service>(context: &Context, control: Control, service: &S, reply: Responder) {
+    match control {
+        Control::Cancel(cancel) => service.cancel(cancel),
+        Control::Attach(attach) => service.attach(attach, reply),
+        Control::Ping { request, run } => reply.send(&Pong {
+            instance: context.me.instance.clone(),
+            state: if context.life.is_draining() { State::Draining } else { State::Ready },
+            pulse: service.pulse(),
+            knows_run: service.knows(request, run),
+        }),
+        Control::KvSnapshot {} => service.snapshot(reply),
+        Control::Prefill(news) => service.prefill(news, reply),
+        Control::Drain { now } => drain(&context.life, now, reply),
     }
 }
 

@@ -12,11 +12,11 @@ use actors::{
     tombstones::Tombstones,
 };
 use messages::{
-    Envelope, Fault, FaultCode, InstanceId, Role, RunId,
+    Envelope, Fault, FaultCode, InstanceId, RequestId, Role, RunId,
     block::{CacheScope, ClusterKey},
-    control::{Attached, Cancel, Control, Pong},
-    frame::{Body, Frame, TextDelta, TokenDelta},
-    lease::{Lease, State},
+    control::{Attach, Attached, Cancel},
+    frame::{Body, Frame, Pulse, TextDelta, TokenDelta},
+    lease::Lease,
     prefill::PrefillNews,
     submit::{Custody, Submit},
 };
@@ -186,13 +186,6 @@ impl EngineActor {
         }
     }
 
-    fn cancel(&self, cancel: &Cancel) {
-        // Before the runs are looked at: one that comes in between meets it.
-        self.tombstones.bury(cancel);
-        let runs = self.runs.lock().meant_by(cancel);
-        runs.into_iter().for_each(|run| self.cancel_run(run, cancel.choice));
-    }
-
     /// Takes a submission in, or says why not.
     fn admit(&self, envelope: &Envelope, submit: Submit) -> Result<(), Fault> {
         let run =
@@ -304,10 +297,6 @@ impl EngineActor {
         }
         self.outbox.flush(0, None);
     }
-
-    fn state(&self) -> State {
-        if self.context.life.is_draining() { State::Draining } else { State::Ready }
-    }
 }
 
 impl Service for EngineActor {
@@ -332,40 +321,43 @@ impl Service for EngineActor {
         }
     }
 
-    fn control(&self, control: Control, reply: Responder) {
-        match control {
-            Control::Cancel(cancel) => self.cancel(&cancel),
-            Control::Attach(attach) => {
-                let mut runs = self.runs.lock();
-                let frames = runs.attach(&attach);
-                reply.send(&Attached { known: frames.is_some() });
-                metrics::counter!("stator_engine_attaches_total").increment(1);
-                for (inbox, frame) in frames.unwrap_or_default() {
-                    self.outbox.push(&inbox, frame);
-                }
-                self.outbox.flush(0, None);
-            }
-            Control::Ping { run, .. } => {
-                let knows_run = run.is_some_and(|run| self.runs.lock().knows(run));
-                let instance = self.context.me.instance.clone();
-                reply.send(&Pong {
-                    instance,
-                    state: self.state(),
-                    pulse: self.device.clock.pulse(),
-                    knows_run,
-                });
-            }
-            Control::KvSnapshot {} => self.broadcast.snapshot(reply),
-            Control::Prefill(news) => {
-                if let PrefillNews::WantSlots { run, cached_blocks, .. } = news {
-                    let tokens = cached_blocks.saturating_mul(self.device.spec.page_size);
-                    self.runs.lock().cached_elsewhere(run, tokens);
-                }
-                if let Some(remote) = &self.remote {
-                    remote.news(news, reply);
-                }
-            }
-            Control::Drain { now } => self.context.life.drain(now),
+    fn cancel(&self, cancel: Cancel) {
+        // Before the runs are looked at: one that comes in between meets it.
+        self.tombstones.bury(&cancel);
+        let runs = self.runs.lock().meant_by(&cancel);
+        runs.into_iter().for_each(|run| self.cancel_run(run, cancel.choice));
+    }
+
+    fn knows(&self, _: Option<RequestId>, run: Option<RunId>) -> bool {
+        run.is_some_and(|run| self.runs.lock().knows(run))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.device.clock.pulse()
+    }
+
+    fn attach(&self, attach: Attach, reply: Responder) {
+        let mut runs = self.runs.lock();
+        let frames = runs.attach(&attach);
+        reply.send(&Attached { known: frames.is_some() });
+        metrics::counter!("stator_engine_attaches_total").increment(1);
+        for (inbox, frame) in frames.unwrap_or_default() {
+            self.outbox.push(&inbox, frame);
+        }
+        self.outbox.flush(0, None);
+    }
+
+    fn snapshot(&self, reply: Responder) {
+        self.broadcast.snapshot(reply);
+    }
+
+    fn prefill(&self, news: PrefillNews, reply: Responder) {
+        if let PrefillNews::WantSlots { run, cached_blocks, .. } = news {
+            let tokens = cached_blocks.saturating_mul(self.device.spec.page_size);
+            self.runs.lock().cached_elsewhere(run, tokens);
+        }
+        if let Some(remote) = &self.remote {
+            remote.news(news, reply);
         }
     }
 }

@@ -19,11 +19,12 @@ use kv::{
     transfer::{Grant, Transports},
 };
 use messages::{
-    Envelope, Fault, FaultCode, Role, RunId,
+    Envelope, Fault, FaultCode, RequestId, Role, RunId,
     block::{CacheScope, ClusterKey},
     codec,
-    control::{Control, Pong},
-    lease::{Lease, State},
+    control::{Cancel, Control},
+    frame::Pulse,
+    lease::Lease,
     pages::Pages,
     prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
     subject,
@@ -96,7 +97,7 @@ impl PrefillActor {
             Event::BlocksComputed { run, blocks } => {
                 self.device.feeds.computed(run, blocks);
                 self.tasks.lock().computed(RunId(run.0), blocks);
-                self.pulse();
+                self.tell_progress();
             }
             Event::Ended { run, reason, .. } => {
                 let fault = match reason {
@@ -139,11 +140,11 @@ impl PrefillActor {
         }
         // A device that hangs has nothing good to say.
         if clock.age_ms <= clock.bound_ms || clock.age_ms == 0 {
-            self.pulse();
+            self.tell_progress();
         }
     }
 
-    fn pulse(&self) {
+    fn tell_progress(&self) {
         let per_token = self.device.load().prefill_token_time;
         let states = self.tasks.lock().states(self.layout.page_size);
         for state in states {
@@ -361,23 +362,22 @@ impl Service for PrefillActor {
         reply.send(&answer);
     }
 
-    fn control(&self, control: Control, reply: Responder) {
-        match control {
-            Control::Cancel(cancel) => {
-                self.tombstones.bury(&cancel);
-                let meant = self.tasks.lock().meant_by(&cancel);
-                meant.into_iter().for_each(|run| self.drop_task(run));
-            }
-            Control::Ping { run, .. } => reply.send(&Pong {
-                instance: self.context.me.instance.clone(),
-                state: if self.context.life.is_draining() { State::Draining } else { State::Ready },
-                pulse: self.device.clock.pulse(),
-                knows_run: run.is_some_and(|run| self.tasks.lock().knows(run)),
-            }),
-            Control::KvSnapshot {} => self.broadcast.snapshot(reply),
-            Control::Drain { now } => self.context.life.drain(now),
-            Control::Attach(_) | Control::Prefill(_) => {}
-        }
+    fn cancel(&self, cancel: Cancel) {
+        self.tombstones.bury(&cancel);
+        let meant = self.tasks.lock().meant_by(&cancel);
+        meant.into_iter().for_each(|run| self.drop_task(run));
+    }
+
+    fn knows(&self, _: Option<RequestId>, run: Option<RunId>) -> bool {
+        run.is_some_and(|run| self.tasks.lock().knows(run))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.device.clock.pulse()
+    }
+
+    fn snapshot(&self, reply: Responder) {
+        self.broadcast.snapshot(reply);
     }
 }
 

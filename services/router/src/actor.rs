@@ -22,10 +22,10 @@ use actors::{
     tombstones::Tombstones,
 };
 use messages::{
-    Attempt, Envelope, Fault, FaultCode, InstanceId, Pool, Role, RunId,
+    Attempt, Envelope, Fault, FaultCode, InstanceId, Pool, RequestId, Role, RunId,
     block::ClusterKey,
-    control::{Cancel, Control, Pong},
-    frame::{Body, Frame, Pulse, TextDelta},
+    control::{Cancel, Control},
+    frame::{Body, Frame, TextDelta},
     lease::{Lease, State},
     subject,
     submit::{Custody, Submit},
@@ -240,11 +240,6 @@ impl RouterActor {
         self.outbox.flush(0, None);
     }
 
-    fn cancel(&self, cancel: &Cancel) {
-        self.tombstones.bury(cancel);
-        self.held.lock().cancel(cancel);
-    }
-
     /// A dispatch may have been on its way when the cancel came: the engine that took it is not known.
     fn cancel_at_engines(&self, envelope: &Envelope, submit: &Submit) {
         let cancel = Cancel { request: envelope.request, attempt: envelope.attempt, run: None, choice: None };
@@ -276,18 +271,12 @@ impl Service for RouterActor {
         self.context.tasks.spawn_on(itself.route(job, turn), &self.runtime);
     }
 
-    fn control(&self, control: Control, reply: Responder) {
-        match control {
-            Control::Cancel(cancel) => self.cancel(&cancel),
-            Control::Ping { request, .. } => {
-                let draining = self.context.life.is_draining();
-                let state = if draining { State::Draining } else { State::Ready };
-                let knows_run = request.is_some_and(|request| self.held.lock().holds(request));
-                let instance = self.context.me.instance.clone();
-                reply.send(&Pong { instance, state, pulse: Pulse::default(), knows_run });
-            }
-            // Routers hold no run and are drained by their lane.
-            Control::Attach(_) | Control::KvSnapshot {} | Control::Prefill(_) | Control::Drain { .. } => {}
-        }
+    fn cancel(&self, cancel: Cancel) {
+        self.tombstones.bury(&cancel);
+        self.held.lock().cancel(&cancel);
+    }
+
+    fn knows(&self, request: Option<RequestId>, _: Option<RunId>) -> bool {
+        request.is_some_and(|request| self.held.lock().holds(request))
     }
 }

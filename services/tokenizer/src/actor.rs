@@ -16,11 +16,11 @@ use actors::{
     tombstones::Tombstones,
 };
 use messages::{
-    Envelope, Fault, FaultCode, InstanceId, Role,
-    control::{Attach, Attached, Control, Pong},
-    frame::{Batch, Pulse, TextDelta, TokenDelta},
+    Envelope, Fault, FaultCode, InstanceId, RequestId, Role, RunId,
+    control::{Attach, Attached, Cancel, Control},
+    frame::{Batch, TextDelta, TokenDelta},
     generate::ToTokenizer,
-    lease::{Lease, State},
+    lease::Lease,
     subject,
     submit::Custody,
     text::Answer,
@@ -189,25 +189,15 @@ impl Service for TokenizerActor {
         }
     }
 
-    fn control(&self, control: Control, reply: Responder) {
-        match control {
-            Control::Cancel(cancel) => {
-                self.tombstones.bury(&cancel);
-                if self.requests.lock().cancel(&cancel) {
-                    metrics::counter!("stator_tokenizer_requests_total", "outcome" => "cancelled")
-                        .increment(1);
-                }
-            }
-            Control::Ping { request, run } => {
-                let draining = self.context.life.is_draining();
-                let state = if draining { State::Draining } else { State::Ready };
-                let knows_run = self.requests.lock().knows(request, run);
-                let instance = self.context.me.instance.clone();
-                reply.send(&Pong { instance, state, pulse: Pulse::default(), knows_run });
-            }
-            // Tokenizers keep no log of runs, and their lane drains them.
-            Control::Attach(_) | Control::KvSnapshot {} | Control::Prefill(_) | Control::Drain { .. } => {}
+    fn cancel(&self, cancel: Cancel) {
+        self.tombstones.bury(&cancel);
+        if self.requests.lock().cancel(&cancel) {
+            metrics::counter!("stator_tokenizer_requests_total", "outcome" => "cancelled").increment(1);
         }
+    }
+
+    fn knows(&self, request: Option<RequestId>, run: Option<RunId>) -> bool {
+        self.requests.lock().knows(request, run)
     }
 }
 
