@@ -106,7 +106,9 @@ impl State {
             self.open[place] = f64::INFINITY;
         }
         if wish.submit.routing.pin.is_none() && self.decode.members().iter().any(|member| wish.fits(member)) {
-            for (place, _) in self.decode.members().iter().enumerate().filter(|(_, member)| !wish.fits(member)) {
+            for (place, _) in
+                self.decode.members().iter().enumerate().filter(|(_, member)| !wish.fits(member))
+            {
                 self.open[place] = f64::INFINITY;
             }
         }
