@@ -1,3 +1,5 @@
+mod following;
+
 use messages::Role;
 
 use super::*;

@@ -155,6 +155,11 @@ impl Engine {
         }
     }
 
+    /// Loses its whole cache and says nothing of it.
+    pub fn forget(&self) {
+        self.cache.lock().unwrap().blocks.clear();
+    }
+
     /// Reports a load: eight places, nothing running, but for what `amend` says.
     pub fn report(&self, amend: impl FnOnce(&mut Load)) {
         let mut number = self.reports.lock().unwrap();

@@ -186,6 +186,33 @@ async fn the_loss_of_a_last_message_shows_in_load_reports() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_holds_less_than_the_index_says_is_asked_for_anew() {
+    let (bus, pool) = stage("drift").await;
+    let engine = Engine::start(&bus, &pool, []).await;
+    let request = submit(&pool, 0..200);
+    engine.store(&chain(&engine, &request), true);
+    until_it_goes_to(&bus, &engine, &request).await;
+    engine.forget();
+    // Each time the prompt is predicted to be cached and is not found.
+    eventually("the index is found to have drifted", SOON, async || {
+        send(&bus, &request).await;
+        let (router, number) = engine.took().await.dispatch.unwrap();
+        engine.report(|load| {
+            load.seen = vec![(router.clone(), number)];
+            load.started = vec![Started { router, number, cached_tokens: 0 }];
+        });
+        (router_figure("stator_router_drift_resyncs_total").await >= 1.0).then_some(())
+    })
+    .await;
+    eventually("the index knows better", SOON, async || {
+        let id = send(&bus, &request).await;
+        engine.took().await;
+        (decisions(id).await[0]["predicted_cached_tokens"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_wait_while_the_engine_is_full_and_go_when_it_has_room() {
     let (bus, pool) = stage("queues").await;
     let engine = Engine::start(&bus, &pool, []).await;
