@@ -286,3 +286,15 @@ async fn a_prefill_engine_whose_blocks_do_not_get_through_is_named_no_more() {
     assert_eq!(outcomes(&mut cluster, "failed").await, 1.0, "it is asked nothing");
     clean(&mut cluster).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_choices_of_a_prompt_need_it_computed_once() {
+    let mut request = chat(&long("the moon"));
+    (request["temperature"], request["seed"], request["n"]) = (json!(1.0), json!(7), json!(3));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let mut cluster = Cluster::start(plan("auto")).await;
+    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 1.0, "{}", cluster.logs());
+    becomes(&mut cluster, "prefill", "stator_engine_push_seconds_count", |pushes| pushes == 1.0).await;
+    clean(&mut cluster).await;
+}

@@ -242,3 +242,29 @@ async fn a_slow_reader_gets_everything_and_slows_nobody() {
     assert!(text.contains("\"finish_reason\":\"length\""), "{}", &text[text.len().saturating_sub(400)..]);
     cluster.settled(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_that_dies_leaves_nothing_of_its_streams_anywhere() {
+    let engine = ["--step-floor-ms", "20", "--max-running-requests", "2"];
+    let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &engine)).await;
+    // Some run, some wait for the engine, there or in the router.
+    let mut sockets = Vec::new();
+    for i in 0..8 {
+        sockets.push(open(cluster.port, &chat(i, 2000, true)).await);
+    }
+    let router = Http::at(&cluster.admin_addresses("router")[0]);
+    let held = async || figure(&router.get("/metrics").await.ok()?.body, "stator_router_held");
+    eventually("some wait in the router", Duration::from_secs(10), async || {
+        held().await.filter(|held| *held >= 3.0)
+    })
+    .await;
+    cluster.engine_with_a_run(Duration::from_secs(10)).await;
+    cluster.child(Service::Ingress, 0).kill();
+    // 2000 tokens at 20 ms would take 40 s; its lease ends within three.
+    cluster.settled(Duration::from_secs(15)).await;
+    nothing_is_held(&mut cluster).await;
+    eventually("the router holds nothing", Duration::from_secs(5), async || {
+        held().await.filter(|held| *held == 0.0)
+    })
+    .await;
+}
