@@ -182,3 +182,28 @@ async fn what_the_router_has_no_room_for_is_refused_once() {
     let refusals = router_figure(&mut cluster, 0, "stator_router_refusals_total").await;
     assert_eq!(refusals, Some(f64::from(refused)), "each was refused once");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_too_small_for_a_request_does_not_get_it_to_refuse() {
+    let mut cluster =
+        Cluster::start(Plan::of(toy()).with(Service::Router, &["--policy", "round-robin"])).await;
+    let nats = cluster.nats[0].url();
+    cluster.add_over(Service::Decode, &nats, &["--max-total-tokens".to_owned(), "128".to_owned()]);
+    cluster.ready().await;
+    followed(&mut cluster, 2).await;
+    for question in 0..4 {
+        ask(&cluster.http(), &[], &chat(0, question)).await;
+    }
+    let mut short = chat(0, 0);
+    short["messages"] = json!([{"role": "user", "content": "in short?"}]);
+    for _ in 0..4 {
+        ask(&cluster.http(), &[], &short).await;
+    }
+    cluster.child(Service::Decode, 0).kill();
+    eventually("nobody is left that is large enough", Duration::from_secs(20), async || {
+        let body = serde_json::to_vec(&chat(0, 0)).unwrap().into();
+        let reply = cluster.http().send("POST", "/v1/chat/completions", &[], body).await.unwrap();
+        (reply.status == 400).then_some(())
+    })
+    .await;
+}
