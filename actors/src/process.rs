@@ -13,7 +13,7 @@ use messages::{
     InstanceId, Namespace, Pool, Role,
     lease::{Lease, ModelCard},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin,
@@ -27,7 +27,7 @@ use crate::{
 pub use end::{PANICKED, end};
 use instance::{Host, Instance};
 
-/// How long the last messages may take to leave.
+/// How long the last messages may take to leave; of a process that was told to stop at once, everything.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 crate::settings! {
@@ -190,16 +190,34 @@ where
 
     let grace = Duration::from_secs(settings.drain_grace);
     let host = Host { bus: bus.clone(), directory, pages, metrics, admin, replicas, grace };
+    let stops: Vec<CancellationToken> = instances.iter().map(Instance::stopping).collect();
     let lives = instances.into_iter().map(|instance| {
         let running = start(instance.context(&host));
         instance.live(&host, running)
     });
-    let outcome = try_join_all(lives).await;
-    // Whoever waits for the end is told before it comes.
-    let _ = tokio::time::timeout(FLUSH_WITHIN, listener.stop(true)).await;
-    bus.flush(FLUSH_WITHIN).await;
-    tracing::info!("stopped");
-    outcome.map(drop)
+    let ended = async {
+        let outcome = try_join_all(lives).await;
+        // Whoever waits for the end is told before it comes.
+        let _ = tokio::time::timeout(FLUSH_WITHIN, listener.stop(true)).await;
+        bus.flush(FLUSH_WITHIN).await;
+        tracing::info!("stopped");
+        outcome.map(drop)
+    };
+    tokio::select! {
+        outcome = ended => outcome,
+        () = overdue(&stops) => {
+            tracing::warn!("stopped before all was said");
+            Ok(())
+        }
+    }
+}
+
+/// Returns once every instance was told to stop at once and has had its time.
+async fn overdue(stops: &[CancellationToken]) {
+    for stop in stops {
+        stop.cancelled().await;
+    }
+    tokio::time::sleep(FLUSH_WITHIN).await;
 }
 
 fn bus_options(settings: &ProcessSettings, me: &Me) -> anyhow::Result<BusOptions> {

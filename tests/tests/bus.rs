@@ -13,7 +13,7 @@ use messages::{
     InstanceId, Pool, Role,
     lease::{Lease, State},
 };
-use stator_tests::{NatsServer, eventually, free_port};
+use stator_tests::{Cluster, NatsServer, Service, Signal, cluster::Plan, eventually, free_port, model::toy};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -130,4 +130,22 @@ async fn what_is_wrong_with_the_bus_is_said_at_start() {
     let error = lease::open(&bus, None).await.err().unwrap();
     assert!(matches!(&error, BusError::JetStream(_)), "{error}");
     assert!(error.to_string().contains("-js"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_every_service_soon_though_nats_is_gone() {
+    let mut cluster = Cluster::start(Plan::of(toy()).prefills(1)).await;
+    cluster.nats[0].kill();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for service in Service::ALL {
+            cluster.child(service, 0).signal(Signal::TERM);
+        }
+    }
+    let told = Instant::now();
+    for place in Service::ALL.map(|service| cluster.running(service)[0]) {
+        let status = cluster.child_at(place).ended_within(Duration::from_secs(20)).await.unwrap();
+        let (took, log) = (told.elapsed(), cluster.child_at(place).output());
+        assert!(status.success() && took < Duration::from_secs(4), "{status} after {took:?}\n{log}");
+    }
 }

@@ -63,6 +63,11 @@ impl Instance {
         }
     }
 
+    /// Cancelled when it is to stop at once.
+    pub fn stopping(&self) -> CancellationToken {
+        self.ends.stopping.clone()
+    }
+
     /// Keeps the lease while `start` makes the service and that runs, until it has been drained.
     ///
     /// # Errors
