@@ -206,7 +206,8 @@ async fn a_cache_that_holds_less_than_the_index_says_is_asked_for_anew() {
     .await;
     eventually("the index knows better", SOON, async || {
         let id = send(&bus, &request).await;
-        engine.took().await;
+        let dispatch = engine.took().await.dispatch.unwrap();
+        engine.report(|load| load.seen = vec![dispatch]);
         (decisions(id).await[0]["predicted_cached_tokens"] == 0).then_some(())
     })
     .await;
