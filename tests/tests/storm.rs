@@ -243,11 +243,10 @@ async fn a_slow_reader_gets_everything_and_slows_nobody() {
     cluster.settled(Duration::from_secs(5)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_ingress_that_dies_leaves_nothing_of_its_streams_anywhere() {
+/// Kills the ingress of streams, some of which run and some wait, and others with it; nothing of them stays anywhere.
+async fn leaves_nothing(others: &[Service]) {
     let engine = ["--step-floor-ms", "20", "--max-running-requests", "2"];
     let mut cluster = Cluster::start(Plan::of(toy()).with(Service::Decode, &engine)).await;
-    // Some run, some wait for the engine, there or in the router.
     let mut sockets = Vec::new();
     for i in 0..8 {
         sockets.push(open(cluster.port, &chat(i, 2000, true)).await);
@@ -260,6 +259,7 @@ async fn an_ingress_that_dies_leaves_nothing_of_its_streams_anywhere() {
     .await;
     cluster.engine_with_a_run(Duration::from_secs(10)).await;
     cluster.child(Service::Ingress, 0).kill();
+    others.iter().for_each(|other| cluster.child(*other, 0).kill());
     // 2000 tokens at 20 ms would take 40 s; its lease ends within three.
     cluster.settled(Duration::from_secs(15)).await;
     nothing_is_held(&mut cluster).await;
@@ -267,4 +267,14 @@ async fn an_ingress_that_dies_leaves_nothing_of_its_streams_anywhere() {
         held().await.filter(|held| *held == 0.0)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_that_dies_leaves_nothing_of_its_streams_anywhere() {
+    leaves_nothing(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_does_one_whose_tokenizer_dies_with_it_and_cancels_nothing() {
+    leaves_nothing(&[Service::Tokenizer]).await;
 }
