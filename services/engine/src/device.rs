@@ -171,7 +171,7 @@ impl Device {
             spares: spares.clone(),
         };
         std::thread::Builder::new().name("device".to_owned()).spawn(move || {
-            let Built { mut executor, memory } = match build() {
+            let Built { mut executor, memory, .. } = match build() {
                 Ok(built) => built,
                 Err(error) => return drop(built.send(Err(error))),
             };

@@ -38,15 +38,28 @@ impl Target {
         })
     }
 
+    /// Bytes a second that a GPU reads at best, measured now; `None` of other devices.
+    pub(crate) fn read_rate(self, settings: &EngineSettings) -> anyhow::Result<Option<f64>> {
+        match self {
+            Self::Cuda(ordinal) => cuda::read_rate(settings, ordinal).map(Some),
+            Self::Cpu | Self::Sim => Ok(None),
+        }
+    }
+
     /// Makes the executor; on the device thread, which it never leaves.
     pub(crate) fn build(self, settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<Built> {
         let limits = self.step_limits(settings);
         Ok(match self {
-            Self::Cpu => Built::on_host(cpu::build(settings, limits, card)?),
+            Self::Cpu => {
+                let executor = cpu::build(settings, limits, card)?;
+                let weight_bytes = executor.weight_bytes_per_step();
+                Built { weight_bytes, ..Built::on_host(executor) }
+            }
             Self::Cuda(ordinal) => {
                 let executor = cuda::build(settings, limits, card, ordinal)?;
                 let memory = Arc::new(executor.device().shared_memory());
-                Built { executor: Box::new(executor), memory: Some(memory) }
+                let weight_bytes = executor.weight_bytes_per_step();
+                Built { executor: Box::new(executor), memory: Some(memory), weight_bytes }
             }
             Self::Sim => Built::on_host(sim::build(settings, limits, card)),
         })
@@ -57,11 +70,13 @@ impl Target {
 pub struct Built {
     pub executor: Box<dyn Executor>,
     pub memory: Option<Arc<dyn DeviceMemory>>,
+    /// Weights that a step reads.
+    pub weight_bytes: u64,
 }
 
 impl Built {
     pub fn on_host(executor: impl Executor + 'static) -> Self {
-        Self { executor: Box::new(executor), memory: None }
+        Self { executor: Box::new(executor), memory: None, weight_bytes: 0 }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod device;
 mod executor;
 pub mod feed;
 pub mod handover;
+pub mod offline;
 pub mod prefill;
 mod push;
 pub mod remote;

@@ -149,7 +149,7 @@ impl Plan {
     }
 }
 
-fn card(settings: &EngineSettings) -> anyhow::Result<ModelCard> {
+pub(crate) fn card(settings: &EngineSettings) -> anyhow::Result<ModelCard> {
     let path = settings
         .model_path
         .as_deref()

@@ -1,4 +1,4 @@
-//! `stator bench`: load on a running server over HTTP, measured where the client stands; and the executor alone.
+//! `stator bench`: load on a running server over HTTP, measured where the client stands; and an engine alone.
 
 mod arrival;
 mod cpu;
@@ -25,8 +25,8 @@ pub struct BenchArgs {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Measure the executor without the fabric: prompt tokens a second, and output tokens a second by batch size
-    Engine(engine::EngineBenchArgs),
+    /// Measure scheduler and executor without the fabric: prompt tokens a second, and output tokens a second by batch size
+    Engine(Box<engine::EngineBenchArgs>),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -102,7 +102,7 @@ impl FromStr for Span {
 
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
-        Some(What::Engine(args)) => engine::run(&args),
+        Some(What::Engine(args)) => engine::run(*args),
         None => {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(load::run(args.load))
         }

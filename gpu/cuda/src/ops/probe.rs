@@ -1,7 +1,7 @@
 use half::bf16;
 
 use crate::{
-    CudaError, Device, View,
+    CudaError, Device, Timer, View,
     launch::{Shape, arguments},
 };
 
@@ -13,7 +13,29 @@ pub struct FillBf16<'a> {
     pub scale: f32,
 }
 
+/// What is read to find the read rate: far more than the caches hold.
+const READ_BYTES: usize = 4 << 30;
+/// Times that it is read; the median counts.
+const READS: usize = 9;
+
 impl Device {
+    /// Bytes a second that a kernel which does nothing else reads from the memory. Allocates 4 GiB meanwhile.
+    pub fn read_rate(&self) -> Result<f64, CudaError> {
+        let data = self.allocate::<u8>(READ_BYTES)?;
+        let sink = self.allocate::<u32>(1)?;
+        self.fill_bf16(FillBf16 { out: data.view().cast(), seed: 1, scale: 1.0 })?;
+        let timer = Timer::new(self)?;
+        let mut seconds = Vec::with_capacity(READS);
+        for _ in 0..READS {
+            timer.start(self)?;
+            self.read_all(data.view(), sink.view())?;
+            timer.stop(self)?;
+            seconds.push(timer.seconds()?);
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(data.len() as f64 / seconds[READS / 2])
+    }
+
     /// Reads all of `data` once: its time gives the read rate of the memory.
     pub fn read_all(&self, data: View<'_, u8>, sink: View<'_, u32>) -> Result<(), CudaError> {
         super::check_len("sink", sink, 1)?;

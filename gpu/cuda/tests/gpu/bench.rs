@@ -44,8 +44,8 @@ struct Bench<'a> {
 
 pub fn run(context: &Context) -> Result<(), CudaError> {
     let device = &context.device;
-    let read_rate = read_rate(device)?;
-    println!("read rate {:.3} TB/s (4 GiB, median of {REPLAYS})", read_rate * 1e-12);
+    let read_rate = device.read_rate()?;
+    println!("read rate {:.3} TB/s (4 GiB)", read_rate * 1e-12);
     let bench = Bench { device, read_rate };
     println!("\n{:<12}{:<32}{:>7}{:>11}{:>9}{:>9}", "model", "operation", "rows", "us", "% read", "TFLOP/s");
     for shape in &SHAPES {
@@ -55,21 +55,6 @@ pub fn run(context: &Context) -> Result<(), CudaError> {
         bench.row_kernels(shape)?;
     }
     bench.sampling()
-}
-
-pub fn read_rate(device: &Device) -> Result<f64, CudaError> {
-    let data = device.allocate::<u8>(4 << 30)?;
-    let sink = device.allocate::<u32>(1)?;
-    device.fill_bf16(FillBf16 { out: data.view().cast(), seed: 1, scale: 1.0 })?;
-    let timer = Timer::new(device)?;
-    let mut seconds = Vec::new();
-    for _ in 0..REPLAYS + 1 {
-        timer.start(device)?;
-        device.read_all(data.view(), sink.view())?;
-        timer.stop(device)?;
-        seconds.push(timer.seconds()?);
-    }
-    Ok(data.len() as f64 / median(&mut seconds[1..]))
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -11,7 +11,7 @@ use models::{DecoderSpec, synthetic};
 
 use self::steps::{STEPS, Steps};
 pub use self::{library::run as library, reference::compare};
-use crate::{bench, harness::Context, setup::config};
+use crate::{harness::Context, setup::config};
 
 /// A model with random weights, and the steps that are timed: decodes as context and batch, prefills as tokens, mixed
 /// steps as sequences that decode and prompt tokens beside them.
@@ -88,7 +88,7 @@ fn models() -> [Timed; 4] {
 
 /// Decode, prefill and mixed steps of the models whose names contain `filter`, in both modes.
 pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
-    let read_rate = bench::read_rate(&context.device)?;
+    let read_rate = context.device.read_rate()?;
     drop(context);
     println!("read rate {:.3} TB/s", read_rate * 1e-12);
     println!(

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use cuda::{
-    CompileMode, CudaConfig, CudaError, CudaExecutor, DeviceConfig, KvBudget, KvFormat, Library,
+    CompileMode, CudaConfig, CudaError, CudaExecutor, Device, DeviceConfig, KvBudget, KvFormat, Library,
     WeightFormat, ops::GemmMode,
 };
 use messages::lease::ModelCard;
@@ -37,11 +37,7 @@ pub(super) fn build(
         None => KvBudget::MemoryFraction(settings.mem_fraction_static),
     };
     let config = CudaConfig {
-        device: DeviceConfig {
-            ordinal,
-            cache_dir: settings.kernel_cache.clone().map_or_else(default_cache, Ok)?,
-            compile: CompileMode::Workers(std::env::current_exe().context("path of this program")?),
-        },
+        device: device(settings, ordinal)?,
         page_size: settings.page_size,
         kv,
         kv_format: kv_format(settings)?,
@@ -57,6 +53,18 @@ pub(super) fn build(
     let total = model.spec.layers as usize;
     let mut progress = |done| tracing::info!(target: "progress", done, total, "loading weights");
     CudaExecutor::new(&model, &config, &mut progress).context("cuda executor")
+}
+
+pub(super) fn read_rate(settings: &EngineSettings, ordinal: usize) -> anyhow::Result<f64> {
+    Ok(Device::open(&device(settings, ordinal)?)?.read_rate()?)
+}
+
+fn device(settings: &EngineSettings, ordinal: usize) -> anyhow::Result<DeviceConfig> {
+    Ok(DeviceConfig {
+        ordinal,
+        cache_dir: settings.kernel_cache.clone().map_or_else(default_cache, Ok)?,
+        compile: CompileMode::Workers(std::env::current_exe().context("path of this program")?),
+    })
 }
 
 fn kv_format(settings: &EngineSettings) -> anyhow::Result<KvFormat> {

@@ -1,101 +1,129 @@
-//! Feeds an executor with prompts and decode steps, and times them.
+//! Feeds scheduler and executor with requests, and times what comes out.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
 
-use models::{Batch, Executor, OpenSlot, Outputs, SamplingParams, SequenceStep, SlotId, StepId, TokenId};
+use anyhow::ensure;
+use engine::offline::Offline;
+use models::TokenId;
+use scheduler::{Event, RunKey};
 
-/// Sequences in slots 0.., each with its own run of pages.
-pub struct Driver<'a> {
-    executor: &'a mut dyn Executor,
-    pages_each: u32,
-    chunk: u32,
-    step: StepId,
-    open: u32,
+/// Output tokens of a sequence beyond those that are measured: not all begin and end in one step.
+const MARGIN: u32 = 8;
+
+/// Measures one after the other, each with prompts of its own.
+pub struct Driver {
+    engine: Offline,
+    prompts: u32,
 }
 
-impl<'a> Driver<'a> {
-    pub fn new(executor: &'a mut dyn Executor, pages_each: u32, chunk: u32) -> Self {
-        Self { executor, pages_each, chunk, step: StepId(0), open: 0 }
+/// What a measurement of decoding saw.
+pub struct Decoded {
+    /// Output tokens a second.
+    pub rate: f64,
+    /// Tokens of KV that a step read, on average.
+    pub kv_tokens: f64,
+}
+
+impl Driver {
+    pub fn new(engine: Offline) -> Self {
+        Self { engine, prompts: 0 }
     }
 
     /// Prompt tokens a second over one prompt of `length`, its first output token included.
     pub fn prefill(&mut self, length: u32) -> anyhow::Result<f64> {
+        let prompt = self.prompt(length);
         let began = Instant::now();
-        self.prompts(1, length)?;
+        self.engine.admit(prompt, 1)?;
+        self.finish()?;
         Ok(f64::from(length) / began.elapsed().as_secs_f64())
     }
 
-    /// Output tokens a second of `batch` sequences, each after `context` tokens.
-    pub fn decode(&mut self, batch: u32, context: u32, tokens: u32) -> anyhow::Result<f64> {
-        let mut last = self.prompts(batch, context)?;
-        let began = Instant::now();
-        for position in context..context + tokens {
-            let mut step = Batch::default();
-            for (slot, token) in (0..batch).zip(&last) {
-                self.add(&mut step, slot, position, &[*token], true);
-            }
-            last = sampled(&self.run(step)?);
+    /// `batch` sequences at once, after `context` tokens each, a tenth more or less, for `tokens` output tokens.
+    pub fn decode(&mut self, batch: u32, context: u32, tokens: u32) -> anyhow::Result<Decoded> {
+        let contexts = spread(context, batch);
+        let held: u32 = contexts.iter().sum();
+        let prompts: Vec<Vec<TokenId>> = contexts.into_iter().map(|length| self.prompt(length)).collect();
+        // Once through, so that all find their prompts in the cache and decode from the same step on.
+        for prompt in &prompts {
+            self.engine.admit(prompt.clone(), 1)?;
         }
-        Ok(f64::from(batch * tokens) / began.elapsed().as_secs_f64())
-    }
-
-    /// Opens `count` sequences anew and computes their prompts; returns the first output token of each.
-    fn prompts(&mut self, count: u32, length: u32) -> anyhow::Result<Vec<TokenId>> {
-        let mut first = Batch { closes: (0..self.open).map(SlotId).collect(), ..Batch::default() };
-        self.open = count;
-        first.opens = (0..count).map(open).collect();
-        let (mut pending, mut tokens) = (Some(first), Vec::new());
-        for slot in 0..count {
-            let prompt = self.prompt(slot, length);
-            for (number, piece) in prompt.chunks(self.chunk as usize).enumerate() {
-                let start = number as u32 * self.chunk;
-                let mut batch = pending.take().unwrap_or_default();
-                self.add(&mut batch, slot, start, piece, start + piece.len() as u32 == length);
-                tokens.extend(sampled(&self.run(batch)?));
+        self.finish()?;
+        for prompt in prompts {
+            self.engine.admit(prompt, tokens + MARGIN)?;
+        }
+        let (mut begun, mut events) = (HashSet::<RunKey>::new(), Vec::new());
+        while begun.len() < batch as usize {
+            ensure!(self.engine.step(&mut events)?, "not all of {batch} sequences began");
+            for event in events.drain(..) {
+                match event {
+                    Event::Token { run, .. } => drop(begun.insert(run)),
+                    Event::Ended { .. } => {
+                        let spec = self.engine.spec();
+                        let room = u64::from(spec.pages) * u64::from(spec.page_size);
+                        anyhow::bail!(
+                            "{batch} sequences of {context} tokens do not run at once: {} may, with KV for {room} tokens \
+                             (--max-running-requests, --max-total-tokens)",
+                            spec.slots
+                        );
+                    }
+                    _ => {}
+                }
             }
         }
-        Ok(tokens)
+        let (began, mut put_out) = (Instant::now(), 0);
+        let elapsed = loop {
+            ensure!(self.engine.step(&mut events)?, "sequences ended early");
+            if events.drain(..).filter(|event| matches!(event, Event::Token { .. })).count() < batch as usize
+            {
+                self.finish()?;
+                anyhow::bail!("a sequence ended early");
+            }
+            put_out += batch;
+            if put_out == batch * tokens {
+                break began.elapsed();
+            }
+        };
+        self.finish()?;
+        let kv_tokens = f64::from(held) + f64::from(batch * tokens) / 2.0;
+        Ok(Decoded { rate: f64::from(put_out) / elapsed.as_secs_f64(), kv_tokens })
     }
 
-    /// Any tokens do: the work does not depend on them.
-    fn prompt(&self, slot: u32, length: u32) -> Vec<TokenId> {
-        (0..length).map(|at| (slot * 7919 + at * 104_729 + 11) % self.executor.spec().vocab_size).collect()
+    pub fn engine(&self) -> &Offline {
+        &self.engine
     }
 
-    fn add(&self, batch: &mut Batch, slot: u32, start: u32, tokens: &[TokenId], sample: bool) {
-        let (first_token, first_page) = (batch.tokens.len() as u32, batch.pages.len() as u32);
-        batch.tokens.extend_from_slice(tokens);
-        let end = start + tokens.len() as u32;
-        let pages = end.div_ceil(self.executor.spec().page_size);
-        batch.pages.extend((0..pages).map(|page| slot * self.pages_each + page));
-        batch.sequences.push(SequenceStep {
-            slot: SlotId(slot),
-            tokens: first_token..batch.tokens.len() as u32,
-            start,
-            pages: first_page..batch.pages.len() as u32,
-            sample,
-            score: None,
-        });
+    fn finish(&mut self) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        while self.engine.step(&mut events)? {
+            events.clear();
+        }
+        Ok(())
     }
 
-    fn run(&mut self, mut batch: Batch) -> anyhow::Result<Outputs> {
-        self.step = StepId(self.step.0 + 1);
-        batch.step = self.step;
-        let ticket = self.executor.submit(&batch)?;
-        Ok(self.executor.collect(ticket)?)
+    /// Any tokens do: the work does not depend on them. No two prompts begin alike.
+    fn prompt(&mut self, length: u32) -> Vec<TokenId> {
+        self.prompts += 1;
+        let (seed, vocab) = (u64::from(self.prompts), u64::from(self.engine.spec().vocab_size));
+        (0..u64::from(length)).map(|at| ((seed * 7919 + at * 104_729 + 11) % vocab) as TokenId).collect()
     }
 }
 
-fn open(slot: u32) -> OpenSlot {
-    OpenSlot {
-        slot: SlotId(slot),
-        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        choice: 0,
-        prompt: Vec::new(),
-        output: Vec::new(),
+/// Lengths from nine to eleven tenths of the nominal one, evenly spread.
+fn spread(nominal: u32, count: u32) -> Vec<u32> {
+    let (least, most) = (nominal - nominal / 10, nominal + nominal / 10);
+    match count {
+        0 | 1 => vec![nominal; count as usize],
+        _ => (0..count).map(|at| least + (most - least) * at / (count - 1)).collect(),
     }
 }
 
-fn sampled(outputs: &Outputs) -> Vec<TokenId> {
-    outputs.sampled.iter().map(|sampled| sampled.token).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_a_tenth_more_or_less_than_the_nominal_one() {
+        assert_eq!(spread(1000, 5), [900, 950, 1000, 1050, 1100]);
+        assert_eq!(spread(1000, 1), [1000]);
+    }
 }

@@ -10,6 +10,8 @@ pub const GIGA: f64 = 1e9;
 pub struct Work {
     /// Weights that a step reads.
     pub weight_bytes: f64,
+    /// Keys and values of one token.
+    pub kv_token_bytes: f64,
     /// Weights that every input token is multiplied with: the layers' matrices.
     layers: f64,
     /// The same for a token that is sampled: the output head.
@@ -17,7 +19,7 @@ pub struct Work {
 }
 
 impl Work {
-    pub fn of(model: &Model, weight_bytes: u64) -> Self {
+    pub fn of(model: &Model, weight_bytes: u64, kv_token_bytes: f64) -> Self {
         let spec = &model.spec;
         let [hidden, heads, kv_heads, head_dim, inner, layers, vocab] = [
             spec.hidden_size,
@@ -30,7 +32,8 @@ impl Work {
         ]
         .map(f64::from);
         let layer = hidden * (2.0 * heads * head_dim + 2.0 * kv_heads * head_dim + 3.0 * inner);
-        Self { weight_bytes: weight_bytes as f64, layers: layers * layer, head: hidden * vocab }
+        let weight_bytes = weight_bytes as f64;
+        Self { weight_bytes, kv_token_bytes, layers: layers * layer, head: hidden * vocab }
     }
 }
 
@@ -49,9 +52,11 @@ pub struct Figure {
     name: String,
     /// Median.
     tokens_per_s: f64,
+    /// Of the prompt, or of a step; at the median.
+    milliseconds: f64,
     /// All measurements, sorted.
     measured: Vec<f64>,
-    /// Weights read per second, as a share of what the machine can read; decoding only.
+    /// Weights, keys and values read per second, as a share of what the machine can read; decoding only.
     share_of_read_rate: Option<f64>,
     /// Multiplications and additions in the matrices, 10^9 a second.
     gops: f64,
@@ -63,22 +68,26 @@ impl Figure {
     /// A prompt of `length` tokens, at `measured` tokens a second (sorted, not empty).
     pub fn of_prompt(length: u32, measured: Vec<f64>, work: &Work, limits: &Limits) -> Self {
         let a_token = work.layers + work.head / f64::from(length);
-        Self::new(format!("pp{length}"), measured, a_token, limits)
+        Self::new(format!("pp{length}"), length, measured, a_token, limits)
     }
 
-    /// Decoding `batch` sequences at once, at `measured` tokens a second (sorted, not empty).
-    pub fn of_output(batch: u32, measured: Vec<f64>, work: &Work, limits: &Limits) -> Self {
-        let figure = Self::new(format!("tg batch {batch}"), measured, work.layers + work.head, limits);
+    /// Decoding `batch` sequences at once that hold `kv_tokens` together, at `measured` tokens a second (sorted, not empty).
+    pub fn of_output(batch: u32, kv_tokens: f64, measured: Vec<f64>, work: &Work, limits: &Limits) -> Self {
+        let name = format!("tg batch {batch}");
+        let figure = Self::new(name, batch, measured, work.layers + work.head, limits);
+        let bytes = work.weight_bytes + kv_tokens * work.kv_token_bytes;
         let steps = figure.tokens_per_s / f64::from(batch);
-        Self { share_of_read_rate: Some(steps * work.weight_bytes / limits.read), ..figure }
+        Self { share_of_read_rate: Some(steps * bytes / limits.read), ..figure }
     }
 
-    fn new(name: String, measured: Vec<f64>, weights_a_token: f64, limits: &Limits) -> Self {
+    /// `tokens` are measured at once.
+    fn new(name: String, tokens: u32, measured: Vec<f64>, weights_a_token: f64, limits: &Limits) -> Self {
         let tokens_per_s = measured[measured.len() / 2];
         let operations = 2.0 * weights_a_token * tokens_per_s;
         Self {
             name,
             tokens_per_s,
+            milliseconds: f64::from(tokens) / tokens_per_s * 1e3,
             measured,
             share_of_read_rate: None,
             gops: operations / GIGA,
@@ -90,18 +99,19 @@ impl Figure {
 /// Prints the figures as a table.
 pub fn print(figures: &[Figure]) {
     println!(
-        "{:14}{:>12}{:>12}{:>12}{:>14}{:>10}{:>14}",
-        "", "token/s", "slowest", "fastest", "of read rate", "GOP/s", "of int8 peak"
+        "{:14}{:>12}{:>12}{:>12}{:>10}{:>14}{:>10}{:>14}",
+        "", "token/s", "slowest", "fastest", "ms", "of read rate", "GOP/s", "of int8 peak"
     );
     let percent =
         |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |s| format!("{:.0} %", s * 100.0));
     for figure in figures {
         println!(
-            "{:14}{:>12.1}{:>12.1}{:>12.1}{:>14}{:>10.0}{:>14}",
+            "{:14}{:>12.1}{:>12.1}{:>12.1}{:>10.3}{:>14}{:>10.0}{:>14}",
             figure.name,
             figure.tokens_per_s,
             figure.measured.first().copied().unwrap_or_default(),
             figure.measured.last().copied().unwrap_or_default(),
+            figure.milliseconds,
             percent(figure.share_of_read_rate),
             figure.gops,
             percent(figure.share_of_int8_peak),
@@ -113,13 +123,14 @@ pub fn print(figures: &[Figure]) {
 mod tests {
     use super::*;
 
-    const WORK: Work = Work { weight_bytes: 100.0, layers: 30.0, head: 20.0 };
+    const WORK: Work = Work { weight_bytes: 100.0, kv_token_bytes: 2.0, layers: 30.0, head: 20.0 };
     const LIMITS: Limits = Limits { read: 1000.0, int8: Some(8000.0) };
 
     #[test]
     fn a_batch_reads_the_weights_once_and_multiplies_them_for_each_of_its_tokens() {
-        let figure = Figure::of_output(4, vec![10.0, 20.0, 30.0], &WORK, &LIMITS);
-        assert_eq!(figure.share_of_read_rate, Some(0.5), "five steps a second of 100 bytes");
+        let figure = Figure::of_output(4, 10.0, vec![10.0, 20.0, 30.0], &WORK, &LIMITS);
+        assert_eq!(figure.share_of_read_rate, Some(0.6), "five steps a second of 100 + 20 bytes");
+        assert_eq!(figure.milliseconds, 200.0);
         assert_eq!(figure.share_of_int8_peak, Some(0.25), "20 tokens a second of 100 operations");
     }
 
