@@ -123,6 +123,14 @@ pub struct Sampling {
     pub logprobs: Option<u8>,
 }
 
+/// What a client may ask for.
+impl Sampling {
+    pub const MAX_BIASES: usize = 1024;
+    /// Beside the model's end tokens.
+    pub const MAX_STOP_IDS: usize = 256;
+    pub const MAX_TOP_LOGPROBS: u8 = 20;
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use models::{
     Batch, BatchChecker, Executor, ExecutorError, ExecutorSpec, KvLayout, Model, Outputs, PageSink, Sampled,
-    Scored, StepId, Ticket,
+    SamplingBounds, Scored, StepId, Ticket,
 };
 
 mod buffers;
@@ -99,6 +99,7 @@ impl CpuExecutor {
             depth: 1,
             vocab_size: spec.vocab_size,
             context_length,
+            sampling: SamplingBounds::NONE,
             kv: KvLayout {
                 name: shape.arrangement().to_string(),
                 layers: shape.layers as u32,

@@ -4,13 +4,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use models::{
     Batch, BatchChecker, Copying, DecoderSpec, Executor, ExecutorError, ExecutorSpec, KvLayout, Model,
-    Outputs, PageMove, PageSink, Ticket,
+    Outputs, PageMove, PageSink, SamplingBounds, Ticket,
 };
 
 mod block;
 mod buffers;
 mod captures;
-mod check;
 mod config;
 mod decoder;
 mod dimensions;
@@ -38,7 +37,6 @@ use crate::{
 use block::{Counts, Layout, Lists};
 use buffers::Buffers;
 use captures::Captures;
-use check::check_bounds;
 use decoder::Decoder;
 use dimensions::Dimensions;
 use flight::Flight;
@@ -72,6 +70,8 @@ pub struct CudaExecutor {
 }
 
 impl CudaExecutor {
+    pub const SAMPLING: SamplingBounds = slots::BOUNDS;
+
     /// Opens the GPU, copies the weights there and lays out its memory. `progress` hears the number of layers done.
     ///
     /// # Errors
@@ -145,6 +145,7 @@ impl CudaExecutor {
             depth: DEPTH as u32,
             vocab_size: model.vocab_size,
             context_length,
+            sampling: Self::SAMPLING,
             kv: KvLayout {
                 name: config.layout_name(model, &dimensions),
                 layers: dimensions.layers as u32,
@@ -304,7 +305,6 @@ impl Executor for CudaExecutor {
         }
         self.checker
             .check(batch, &self.spec, |slot| self.slots.state(slot))
-            .and_then(|()| check_bounds(batch))
             .map_err(ExecutorError::Batch)?;
         let flight = self.start(batch)?;
         self.open.push_back(flight);

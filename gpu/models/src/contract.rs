@@ -127,24 +127,7 @@ impl BatchChecker {
         let free = state(open.slot) == SlotState::Free || mark.closed == self.batch;
         ensure(free && mark.opened != self.batch, || format!("opens slot {slot}, which is open"))?;
         mark.opened = self.batch;
-        let params = &open.params;
-        let numbers = [
-            params.temperature,
-            params.top_p,
-            params.min_p,
-            params.presence_penalty,
-            params.frequency_penalty,
-            params.repetition_penalty,
-        ];
-        ensure(numbers.iter().all(|number| number.is_finite()), || {
-            format!("slot {slot} has a sampling parameter that is not a number")
-        })?;
-        ensure(params.repetition_penalty > 0.0, || {
-            format!("slot {slot} has a repetition penalty of 0 or less")
-        })?;
-        ensure(params.logit_bias.iter().all(|(_, bias)| !bias.is_nan()), || {
-            format!("slot {slot} has a logit bias that is not a number")
-        })?;
+        open.params.check(&spec.sampling).map_err(|wrong| format!("slot {slot}: {wrong}"))?;
         let mut ids = open.prompt.iter().chain(&open.output);
         ensure(ids.all(|&token| token < spec.vocab_size), || {
             format!("slot {slot} has a token beyond the vocabulary of {}", spec.vocab_size)

@@ -1,6 +1,6 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use crate::{SamplingParams, TokenId};
+use crate::{SamplingBounds, SamplingParams, TokenId};
 
 /// Runs steps of one decoder on one device: `submit` starts a batch, `collect` waits for its outputs. At most
 /// [`ExecutorSpec::depth`] tickets are open at once and they are collected in order.
@@ -116,6 +116,8 @@ pub struct ExecutorSpec {
     pub vocab_size: u32,
     /// Longest sequence, prompt and output, in tokens.
     pub context_length: u32,
+    /// What it takes of one sequence's sampling parameters.
+    pub sampling: SamplingBounds,
     /// What a page holds.
     pub kv: KvLayout,
     /// Engines of one class compute the same logits bit for bit: weight and KV dtype plus kernel set.

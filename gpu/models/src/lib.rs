@@ -25,7 +25,7 @@ pub use formats::{DType, DecoderSpec, RopeScaling, RopeSpec};
 pub use matrix::{BlockScales, Matrix};
 pub use model::{Model, ModelError};
 pub use rope::{RopeTable, rope_frequencies};
-pub use sampling::{Logprobs, SamplingParams};
+pub use sampling::{Logprobs, SamplingBounds, SamplingError, SamplingParams};
 pub use weights::{LayerWeight, WeightId, Weights};
 
 /// A token id of the model's vocabulary.

@@ -61,8 +61,130 @@ impl Default for SamplingParams {
     }
 }
 
+/// How much of a request's lists an executor takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplingBounds {
+    pub logit_bias: usize,
+    /// Of [`SamplingParams::masked_stops`].
+    pub masked_stops: usize,
+    pub top_logprobs: usize,
+}
+
+impl SamplingBounds {
+    pub const NONE: Self =
+        Self { logit_bias: usize::MAX, masked_stops: usize::MAX, top_logprobs: usize::MAX };
+}
+
+/// Why a request cannot be sampled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {wrong}")]
+pub struct SamplingError {
+    pub field: &'static str,
+    wrong: String,
+}
+
 impl SamplingParams {
     pub fn is_greedy(&self) -> bool {
         self.temperature < 1e-6 || self.top_k == 1
+    }
+
+    /// Stop ids that cannot be drawn at first.
+    pub fn masked_stops(&self) -> &[TokenId] {
+        if self.min_tokens > 0 { &self.stop_ids } else { &[] }
+    }
+
+    /// # Errors
+    /// The first parameter that is no number, means nothing or exceeds a bound.
+    pub fn check(&self, bounds: &SamplingBounds) -> Result<(), SamplingError> {
+        let wrong = |field, wrong: String| Err(SamplingError { field, wrong });
+        let numbers = [
+            ("temperature", self.temperature),
+            ("top_p", self.top_p),
+            ("min_p", self.min_p),
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+            ("repetition_penalty", self.repetition_penalty),
+        ];
+        if let Some((field, number)) = numbers.into_iter().find(|(_, number)| !number.is_finite()) {
+            return wrong(field, format!("{number} is no finite number"));
+        }
+        if self.repetition_penalty <= 0.0 {
+            return wrong("repetition_penalty", format!("{} is not above 0", self.repetition_penalty));
+        }
+        if let Some((token, _)) = self.logit_bias.iter().find(|(_, bias)| bias.is_nan()) {
+            return wrong("logit_bias", format!("that of token {token} is not a number"));
+        }
+        let top = match self.logprobs {
+            Logprobs::Off => 0,
+            Logprobs::Top(count) => count.into(),
+        };
+        for (field, count, most) in [
+            ("logit_bias", self.logit_bias.len(), bounds.logit_bias),
+            ("stop_token_ids", self.masked_stops().len(), bounds.masked_stops),
+            ("top_logprobs", top, bounds.top_logprobs),
+        ] {
+            if count > most {
+                return wrong(field, format!("{count} are more than the {most} that the engine takes"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: SamplingBounds = SamplingBounds { logit_bias: 2, masked_stops: 3, top_logprobs: 4 };
+
+    fn wrong(params: SamplingParams) -> String {
+        params.check(&BOUNDS).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_exceeds_a_bound_is_told_with_both_numbers() {
+        let most = SamplingParams {
+            logit_bias: vec![(1, 1.0); 2],
+            min_tokens: 1,
+            stop_ids: vec![5; 3],
+            logprobs: Logprobs::Top(4),
+            ..SamplingParams::default()
+        };
+        assert_eq!(most.check(&BOUNDS), Ok(()));
+        assert_eq!(
+            wrong(SamplingParams { logit_bias: vec![(1, 1.0); 5], ..most.clone() }),
+            "logit_bias: 5 are more than the 2 that the engine takes"
+        );
+        assert_eq!(
+            wrong(SamplingParams { stop_ids: vec![5; 9], ..most.clone() }),
+            "stop_token_ids: 9 are more than the 3 that the engine takes"
+        );
+        assert_eq!(
+            wrong(SamplingParams { logprobs: Logprobs::Top(7), ..most }),
+            "top_logprobs: 7 are more than the 4 that the engine takes"
+        );
+    }
+
+    #[test]
+    fn stop_ids_count_only_where_they_are_masked() {
+        let params = SamplingParams { stop_ids: vec![5; 9], ..SamplingParams::default() };
+        assert_eq!(params.check(&BOUNDS), Ok(()));
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_refused() {
+        let params = SamplingParams::default();
+        assert_eq!(
+            wrong(SamplingParams { top_p: f32::NAN, ..params.clone() }),
+            "top_p: NaN is no finite number"
+        );
+        assert_eq!(
+            wrong(SamplingParams { repetition_penalty: -1.0, ..params.clone() }),
+            "repetition_penalty: -1 is not above 0"
+        );
+        assert_eq!(
+            wrong(SamplingParams { logit_bias: vec![(7, f32::NAN)], ..params }),
+            "logit_bias: that of token 7 is not a number"
+        );
     }
 }

@@ -197,6 +197,8 @@ impl EngineActor {
         let waits_for = self.remote.as_ref().and_then(|remote| Some((remote, remote.helper(&submit)?)));
         let goal = if waits_for.is_some() { Goal::OutputOnceLanded } else { Goal::Output };
         let request = Box::new(Request { goal, ..self.request(envelope, run, &submit) });
+        // The scheduler refuses it too, but only once custody has passed.
+        request.params.check(&self.device.spec.sampling).map_err(|wrong| refusal(&wrong.into()))?;
         // Under the lock, so that no report of this run comes before its log, and no cancel between look and insertion.
         let mut runs = self.runs.lock();
         if self.tombstones.meets(envelope.request, envelope.attempt, Some(run)) {
@@ -372,6 +374,7 @@ pub(crate) fn refusal(why: &Refusal) -> Fault {
         Refusal::EmptyPrompt | Refusal::UnknownToken { .. } => Fault::invalid("prompt", text),
         Refusal::NoChoices | Refusal::DuplicateChoice(_) => Fault::invalid("n", text),
         Refusal::NoBlocks { .. } => Fault::invalid("prompt", text),
+        Refusal::Sampling(wrong) => Fault::invalid(wrong.field, text),
         Refusal::DuplicateRun(_) => Fault::new(FaultCode::Internal, text),
     }
 }

@@ -84,3 +84,18 @@ fn open_model(settings: &EngineSettings) -> anyhow::Result<Model> {
     let path = settings.model_path.as_deref().context("--model-path is needed")?;
     Model::open(path).with_context(|| format!("model {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use ::cuda::CudaExecutor;
+    use messages::submit::Sampling;
+
+    #[test]
+    fn a_gpu_takes_what_clients_may_ask_for() {
+        const END_TOKENS: usize = 256;
+        let bounds = CudaExecutor::SAMPLING;
+        assert!(bounds.logit_bias >= Sampling::MAX_BIASES);
+        assert!(bounds.masked_stops >= Sampling::MAX_STOP_IDS + END_TOKENS);
+        assert!(bounds.top_logprobs >= usize::from(Sampling::MAX_TOP_LOGPROBS));
+    }
+}

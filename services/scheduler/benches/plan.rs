@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use messages::block::{CacheScope, ClusterKey};
-use models::{Batch, ExecutorSpec, KvLayout, Outputs, Sampled, SamplingParams};
+use models::{Batch, ExecutorSpec, KvLayout, Outputs, Sampled, SamplingBounds, SamplingParams};
 use scheduler::{Choice, Event, Goal, Micros, Planned, Request, RunKey, Scheduler, SchedulerConfig};
 
 fn main() {
@@ -21,6 +21,7 @@ fn scheduler(depth: u32) -> Scheduler {
         depth,
         vocab_size: 50_000,
         context_length: 1 << 20,
+        sampling: SamplingBounds::NONE,
         kv: KvLayout { name: "none".to_owned(), layers: 1, layer_bytes: 16 },
         numerics_class: "none".to_owned(),
     };

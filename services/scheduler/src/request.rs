@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use messages::block::BlockHash;
-use models::{SamplingParams, TokenId};
+use models::{SamplingError, SamplingParams, TokenId};
 
 use crate::Micros;
 
@@ -95,4 +95,6 @@ pub enum Refusal {
     DuplicateRun(RunKey),
     #[error("token {token} is not in the vocabulary of {vocab_size}")]
     UnknownToken { token: TokenId, vocab_size: u32 },
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use models::{ExecutorSpec, SlotId, StepId, TokenId};
+use models::{ExecutorSpec, SamplingBounds, SlotId, StepId, TokenId};
 
 use crate::{
     EndReason, KvEvent, Load, Micros, RunKey, SchedulerConfig,
@@ -80,6 +80,7 @@ struct Limits {
     depth: usize,
     context: u32,
     vocab_size: u32,
+    sampling: SamplingBounds,
 }
 
 impl Limits {
@@ -130,6 +131,7 @@ impl Scheduler {
             depth: executor.depth as usize,
             context: executor.context_length,
             vocab_size: executor.vocab_size,
+            sampling: executor.sampling,
         };
         Self {
             blocks: Blocks::new(pages.min(executor.pages), config.radix_cache, config.kv_events),

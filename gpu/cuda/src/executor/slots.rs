@@ -1,14 +1,17 @@
-use models::{OpenSlot, SlotId, SlotState};
+use models::{OpenSlot, SamplingBounds, SlotId, SlotState};
 
 use crate::{
     Buffer, CudaError, Device,
-    ops::{BiasEntry, SampleParams},
+    ops::{BiasEntry, MAX_TOP, SampleParams},
 };
 
 /// Entries of a slot's logit bias.
 pub(super) const MAX_BIAS: usize = 1024;
 /// Stop ids of a slot that `min_tokens` can mask.
-pub(super) const MAX_STOPS: usize = 64;
+pub(super) const MAX_STOPS: usize = 512;
+
+pub(super) const BOUNDS: SamplingBounds =
+    SamplingBounds { logit_bias: MAX_BIAS, masked_stops: MAX_STOPS, top_logprobs: MAX_TOP };
 
 /// An open sequence as the host sees it.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +80,7 @@ impl Slots {
         let (slot, vocab) = (open.slot.0 as usize, self.vocab);
         let bias = merged_bias(open, vocab);
         let stops: Vec<u32> =
-            open.params.stop_ids.iter().copied().filter(|&id| (id as usize) < vocab).collect();
+            open.params.masked_stops().iter().copied().filter(|&id| (id as usize) < vocab).collect();
         let params = SampleParams::new(&open.params, open.choice, bias.len() as u32, stops.len() as u32);
         device.write_async(self.params.slice(slot..=slot), &[params])?;
         device.write_async(self.bias.slice(slot * MAX_BIAS..), &bias)?;

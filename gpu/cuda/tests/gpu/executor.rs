@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
         Case { name: "executor: a last layer of few rows gives the bits of all", run: last_layer },
         Case { name: "executor: refused batches change nothing", run: refusals },
+        Case { name: "executor: as many stop ids as fit are masked", run: masked_stops },
         Case { name: "executor: pages travel between engines", run: pages },
     ]
 }
@@ -179,7 +180,8 @@ fn refusals(_: &Context, _: &mut Random) -> Outcome {
         pages: vec![3],
         ..Batch::default()
     };
-    let broken: [fn(&mut Batch); 7] = [
+    let broken: [fn(&mut Batch); 8] = [
+        |batch| batch.opens[0].params.logit_bias = vec![(1, 1.0); CudaExecutor::SAMPLING.logit_bias + 1],
         |batch| batch.opens.clear(),
         |batch| batch.tokens[1] = 99_999,
         |batch| batch.tokens[1] = PLACEHOLDER,
@@ -197,6 +199,36 @@ fn refusals(_: &Context, _: &mut Random) -> Outcome {
     let outputs = lone::run(&mut executor, &good)?;
     ensure(outputs.sampled.len() == 1, || "the good batch runs after the broken ones".into())?;
     Ok(format!("{} refused", broken.len()))
+}
+
+/// Stop ids cannot be drawn before `min_tokens`, and are as good as any token after it.
+fn masked_stops(_: &Context, random: &mut Random) -> Outcome {
+    const MIN_TOKENS: usize = 3;
+    let folder = std::env::temp_dir().join(format!("stator-gpu-stops-{}", std::process::id()));
+    let spec = random_spec(64, 6, 2, None);
+    synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
+    let model = Model::open(&folder).map_err(failure)?;
+    let mut executor = CudaExecutor::new(&model, &config(1, 64, KvBudget::Pages(8)), &mut |_| ())?;
+    std::fs::remove_dir_all(&folder).map_err(failure)?;
+    let mut texts = |min_tokens: usize, stop_ids: &[u32]| -> Result<Vec<u32>, Failure> {
+        let params = SamplingParams {
+            temperature: 0.0,
+            min_tokens: min_tokens as u32,
+            stop_ids: stop_ids.to_vec(),
+            ..SamplingParams::default()
+        };
+        let request = Request { prompt: vec![1, 2, 3], params, tokens: 2 * MIN_TOKENS };
+        let texts = Run::new(&mut executor).all(&[request], random, 1)?;
+        Ok(texts[0].iter().map(|&(token, _)| token).collect())
+    };
+    let free = texts(0, &[])?;
+    let most = CudaExecutor::SAMPLING.masked_stops;
+    let others = (0..spec.vocab_size).filter(|id| !free.contains(id));
+    let stops: Vec<u32> = others.take(most - free.len()).chain(free.iter().copied()).collect();
+    ensure(texts(0, &stops)? == free, || "stop ids that nothing masks change the text".into())?;
+    let masked = texts(MIN_TOKENS, &stops)?;
+    ensure(masked[..MIN_TOKENS].iter().all(|token| !stops.contains(token)), || format!("{masked:?}"))?;
+    Ok(format!("{} stop ids", stops.len()))
 }
 
 /// A prompt computed on one engine and continued on another, its pages carried over under other numbers.

@@ -4,7 +4,7 @@ use messages::{
     block::{CacheScope, ClusterKey},
     kv::KvChange,
 };
-use models::{Executor, ExecutorError, KvLayout, SamplingParams};
+use models::{Executor, ExecutorError, KvLayout, SamplingBounds, SamplingParams};
 use scheduler::{Choice, EndReason, Goal, Micros};
 
 use super::*;
@@ -20,6 +20,7 @@ fn spec() -> ExecutorSpec {
         depth: 1,
         vocab_size: 5000,
         context_length: 1024,
+        sampling: SamplingBounds::NONE,
         kv: KvLayout { name: "sim".to_owned(), layers: 1, layer_bytes: 64 },
         numerics_class: "sim".to_owned(),
     }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use messages::lease::ModelCard;
-use models::{ExecutorSpec, KvLayout};
+use models::{ExecutorSpec, KvLayout, SamplingBounds};
 
 use crate::{
     settings::{EngineSettings, StepLimits},
@@ -19,6 +19,7 @@ pub(super) fn build(settings: &EngineSettings, limits: StepLimits, card: &ModelC
         depth: 1,
         vocab_size: card.vocab_size,
         context_length: card.context_length,
+        sampling: SamplingBounds::NONE,
         kv: KvLayout { name: "sim".to_owned(), layers: 1, layer_bytes: SIM_PAGE_BYTES },
         numerics_class: "sim".to_owned(),
     };

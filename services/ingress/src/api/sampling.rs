@@ -8,9 +8,7 @@ use super::{ask::MAX_CHOICES, error::ApiError, fields::Fields, seeds::Seeds};
 /// Stop strings of one request.
 pub const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
-const MAX_STOP_IDS: usize = 256;
-const MAX_BIASES: usize = 1024;
-pub const MAX_TOP_LOGPROBS: i64 = 20;
+pub const MAX_TOP_LOGPROBS: i64 = Sampling::MAX_TOP_LOGPROBS as i64;
 
 /// The fields common to both OpenAI routes.
 #[derive(Debug)]
@@ -144,15 +142,15 @@ pub fn small(fields: &mut Fields, name: &str) -> Result<Option<u32>, ApiError> {
 }
 
 fn logit_bias(fields: &mut Fields, card: &ModelCard) -> Result<Vec<(u32, f32)>, ApiError> {
+    const MOST: usize = Sampling::MAX_BIASES;
     let name = fields.name("logit_bias");
     let map = match fields.value("logit_bias") {
         None => return Ok(Vec::new()),
         Some(Value::Object(map)) => map,
         Some(other) => return Err(fields.wrong("logit_bias", "an object", &other)),
     };
-    if map.len() > MAX_BIASES {
-        let message =
-            format!("Invalid '{name}': expected at most {MAX_BIASES} tokens, but got {}.", map.len());
+    if map.len() > MOST {
+        let message = format!("Invalid '{name}': expected at most {MOST} tokens, but got {}.", map.len());
         return Err(ApiError::invalid(name, "object_above_max_properties", message));
     }
     let bad = |message: String| Err(ApiError::invalid(name.clone(), "invalid_value", message));
@@ -171,13 +169,13 @@ fn logit_bias(fields: &mut Fields, card: &ModelCard) -> Result<Vec<(u32, f32)>, 
 }
 
 fn stop_ids(fields: &mut Fields, card: &ModelCard) -> Result<Vec<u32>, ApiError> {
+    const MOST: usize = Sampling::MAX_STOP_IDS;
     let ignore_eos = fields.flag("ignore_eos")?.unwrap_or(false);
     let mut ids = if ignore_eos { Vec::new() } else { card.eos_ids.clone() };
     let own = fields.token_ids("stop_token_ids", card.vocab_size)?.unwrap_or_default();
-    if own.len() > MAX_STOP_IDS {
+    if own.len() > MOST {
         let name = fields.name("stop_token_ids");
-        let message =
-            format!("Invalid '{name}': expected at most {MAX_STOP_IDS} ids, but got {}.", own.len());
+        let message = format!("Invalid '{name}': expected at most {MOST} ids, but got {}.", own.len());
         return Err(ApiError::invalid(name, "array_above_max_length", message));
     }
     for id in own {

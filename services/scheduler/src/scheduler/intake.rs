@@ -111,6 +111,7 @@ impl Scheduler {
         if let Some(&token) = request.prompt.iter().chain(outputs).find(|&&token| token >= vocab_size) {
             return Err(Refusal::UnknownToken { token, vocab_size });
         }
+        request.params.check(&self.limits.sampling)?;
         if matches!(request.goal, Goal::Blocks { .. }) {
             let (tokens, page_size) = (request.prompt.len() as u32, self.limits.page_size);
             if !self.blocks.is_caching() || !tokens.is_multiple_of(page_size) {

@@ -4,7 +4,7 @@ mod landed;
 
 use std::time::Duration;
 
-use models::{SamplingParams, TokenId};
+use models::{ExecutorSpec, SamplingBounds, SamplingParams, TokenId};
 use scheduler::{
     Choice, EndReason, Goal, LPM_PATIENCE, Micros, Refusal, Request, RunKey, SchedulePolicy, SchedulerConfig,
     Usage,
@@ -211,6 +211,22 @@ fn a_refused_step_fails_its_runs_and_no_others() {
         assert_eq!(world.runs[&RunKey(2)].ends[&0], EndReason::Length);
         world.assert_clean();
     }
+}
+
+#[test]
+fn sampling_beyond_the_executors_bounds_is_refused_and_fails_nobody_else() {
+    let sampling = SamplingBounds { logit_bias: 2, ..SamplingBounds::NONE };
+    let mut world = World::new(config(), ExecutorSpec { sampling, ..fake::spec(64, 4, 8, 64, 2) });
+    let biased = |run, count| {
+        let params = SamplingParams { logit_bias: vec![(1, 1.0); count], ..SamplingParams::default() };
+        Request { params, ..request(run, prompt(6, run as u32), 5) }
+    };
+    world.admit(biased(0, 2)).unwrap();
+    let refusal = world.admit(biased(1, 3)).unwrap_err();
+    assert_eq!(refusal.to_string(), "logit_bias: 3 are more than the 2 that the engine takes");
+    world.finish(TURNS);
+    assert_eq!(world.runs[&RunKey(0)].ends[&0], EndReason::Length);
+    world.assert_clean();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use models::{
     Batch, Executor, ExecutorError, ExecutorSpec, KvLayout, Logprobs, Outputs, PLACEHOLDER, PageSink,
-    Sampled, SamplingParams, Scored, SequenceStep, SlotId, StepId, Ticket, TokenId, TokenLogprob,
+    Sampled, SamplingBounds, SamplingParams, Scored, SequenceStep, SlotId, StepId, Ticket, TokenId, TokenLogprob,
 };
 use scheduler::EndReason;
 
@@ -45,6 +45,7 @@ pub fn spec(pages: u32, page_size: u32, slots: u32, max_batch_tokens: u32, depth
         depth,
         vocab_size: VOCAB,
         context_length: 64,
+        sampling: SamplingBounds::NONE,
         kv: KvLayout { name: "fake".to_owned(), layers: 1, layer_bytes: 8 * page_size },
         numerics_class: "fake".to_owned(),
     }

@@ -66,9 +66,9 @@ fn a_batch_that_breaks_the_contract_is_refused() {
         ("opens slot 1, which is open", Box::new(|b| b.opens.push(open(1, greedy())))),
         ("opens slot 99 of 16", Box::new(|b| b.opens.push(open(99, greedy())))),
         ("opens slot 3, which is open", Box::new(|b| b.opens.extend([open(3, greedy()), open(3, greedy())]))),
-        ("not a number", Box::new(|b| b.opens.push(open(3, nan())))),
+        ("no finite number", Box::new(|b| b.opens.push(open(3, nan())))),
         (
-            "repetition penalty of 0",
+            "repetition_penalty: 0 is not above 0",
             Box::new(|b| b.opens.push(open(3, SamplingParams { repetition_penalty: 0.0, ..greedy() }))),
         ),
         (
