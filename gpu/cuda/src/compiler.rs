@@ -22,12 +22,20 @@ pub enum CompileMode {
     InProcess,
 }
 
-/// Cubins of all kernel files for `arch`, from the cache or compiled now.
+/// All kernels for one architecture.
+pub(crate) struct Cubins {
+    /// One for each file.
+    pub images: Vec<(KernelFile, Vec<u8>)>,
+    /// Names sources, options and compiler: equal digests compute equal bits on equal devices.
+    pub digest: String,
+}
+
+/// From the cache, or compiled now.
 pub(crate) fn compile_all(
     arch: &str,
     cache_dir: &std::path::Path,
     mode: &CompileMode,
-) -> Result<Vec<(KernelFile, Vec<u8>)>, CudaError> {
+) -> Result<Cubins, CudaError> {
     Library::Nvrtc.require()?;
     let cache = Cache::open(cache_dir, arch, nvrtc_version()?)?;
     let missing: Vec<KernelFile> = KernelFile::ALL.into_iter().filter(|&file| !cache.holds(file)).collect();
@@ -56,5 +64,6 @@ pub(crate) fn compile_all(
         }
         tracing::info!(elapsed = ?begin.elapsed(), arch, files = total, "compiled kernels");
     }
-    KernelFile::ALL.into_iter().map(|file| Ok((file, cache.read(file)?))).collect()
+    let images = KernelFile::ALL.into_iter().map(|file| Ok((file, cache.read(file)?)));
+    Ok(Cubins { images: images.collect::<Result<_, CudaError>>()?, digest: cache.digest() })
 }

@@ -35,6 +35,7 @@ pub struct DeviceInfo {
 pub struct Device {
     info: DeviceInfo,
     kernels: Kernels,
+    digest: String,
     blas: Option<Blas>,
     launched: Cell<u64>,
     /// All work is on the first but the second half of what [`Device::beside`] starts.
@@ -65,13 +66,14 @@ impl Device {
         let info = describe(&context)?;
         let opened = Instant::now();
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
-        let kernels =
-            Kernels::load(&context, compiler::compile_all(&arch, &config.cache_dir, &config.compile)?)?;
+        let cubins = compiler::compile_all(&arch, &config.cache_dir, &config.compile)?;
+        let kernels = Kernels::load(&context, cubins.images)?;
         let loaded = Instant::now();
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context, &info.name)?) } else { None };
         let device = Self {
             info,
             kernels,
+            digest: cubins.digest,
             blas,
             launched: Cell::new(0),
             streams,
@@ -258,6 +260,11 @@ impl Device {
 
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Names the kernels and how they were compiled.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// cuBLASLt, if it was found.

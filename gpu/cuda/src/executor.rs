@@ -34,6 +34,7 @@ use crate::{
     Buffer, CudaError, Device, memory,
     ops::{FUSED_ROWS, FillBf16, fused_rows},
 };
+use config::Arithmetic;
 use block::{Counts, Layout, Lists};
 use buffers::Buffers;
 use captures::Captures;
@@ -151,8 +152,12 @@ impl CudaExecutor {
                 layers: dimensions.layers as u32,
                 layer_bytes: layer_bytes as u32,
             },
-            numerics_class: config
-                .numerics_class(device.info(), if float32.is_some() { "f32" } else { weights.name() }),
+            numerics_class: config.numerics_class(Arithmetic {
+                gpu: device.info(),
+                kernels: device.digest(),
+                library: device.library_version(),
+                weights: if float32.is_some() { "f32" } else { weights.name() },
+            }),
         };
         let carried = Pages::new(&device, &spec)?;
         let halves = !config.is_f32() && config.kv_format == KvFormat::Bf16;

@@ -213,15 +213,6 @@ impl fmt::Display for KernelFile {
     }
 }
 
-/// Names the sources of all kernels: equal digests compute equal bits on equal devices.
-pub(crate) fn digest() -> String {
-    let mut hasher = blake3::Hasher::new();
-    for file in KernelFile::ALL {
-        hasher.update(file.source().as_bytes());
-    }
-    hasher.finalize().to_hex()[..8].to_owned()
-}
-
 /// Most shared memory that a block may have on compute capability 9.0.
 const SHARED_BYTES: i32 = 227 * 1024;
 

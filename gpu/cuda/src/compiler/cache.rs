@@ -19,7 +19,8 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), arch: arch.to_owned(), version })
     }
 
-    pub fn path(&self, file: KernelFile) -> PathBuf {
+    /// What the machine code of a file depends on.
+    fn key(&self, file: KernelFile) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         for part in [file.source().as_str(), &super::nvrtc::options(&self.arch).join("\0"), &self.arch] {
             hasher.update(&(part.len() as u64).to_le_bytes());
@@ -27,7 +28,20 @@ impl Cache {
         }
         hasher.update(&self.version.0.to_le_bytes());
         hasher.update(&self.version.1.to_le_bytes());
-        let hash = hasher.finalize().to_hex();
+        hasher.finalize()
+    }
+
+    /// As in [`super::Cubins`].
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for file in KernelFile::ALL {
+            hasher.update(self.key(file).as_bytes());
+        }
+        hasher.finalize().to_hex()[..8].to_owned()
+    }
+
+    pub fn path(&self, file: KernelFile) -> PathBuf {
+        let hash = self.key(file).to_hex();
         self.folder.join(format!("{}-{}.cubin", file.name().trim_end_matches(".cu"), &hash[..24]))
     }
 
@@ -53,13 +67,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_depends_on_architecture_and_compiler() {
+    fn names_depend_on_architecture_and_compiler() {
         let folder = tempfile::tempdir().unwrap();
-        let path = |arch, version| Cache::open(folder.path(), arch, version).unwrap().path(KernelFile::Gemm);
-        let base = path("sm_90a", (13, 0));
-        assert_eq!(base, path("sm_90a", (13, 0)));
-        assert_ne!(base, path("sm_100a", (13, 0)));
-        assert_ne!(base, path("sm_90a", (13, 1)));
+        let names = |arch, version| {
+            let cache = Cache::open(folder.path(), arch, version).unwrap();
+            (cache.path(KernelFile::Gemm), cache.digest())
+        };
+        let base = names("sm_90a", (13, 0));
+        assert_eq!(base, names("sm_90a", (13, 0)));
+        for other in [names("sm_100a", (13, 0)), names("sm_90a", (13, 1))] {
+            assert!(base.0 != other.0 && base.1 != other.1);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use kv::{Arrangement, KvDtype, Order};
 use models::DecoderSpec;
 
 use super::Dimensions;
-use crate::{DeviceConfig, DeviceInfo, kernels, ops::GemmMode};
+use crate::{DeviceConfig, DeviceInfo, ops::GemmMode};
 
 /// How a [`crate::CudaExecutor`] is set up.
 #[derive(Debug, Clone)]
@@ -32,6 +32,18 @@ pub struct CudaConfig {
 impl CudaConfig {
     /// What [`CudaConfig::halves_from`] is unless there is a reason.
     pub const HALVES_FROM: usize = 320;
+}
+
+/// What decides which bits an engine computes, its configuration aside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arithmetic<'a> {
+    pub gpu: &'a DeviceInfo,
+    /// [`crate::Device::digest`]
+    pub kernels: &'a str,
+    /// Version of cuBLASLt.
+    pub library: Option<usize>,
+    /// Element types of the layers' matrices.
+    pub weights: &'a str,
 }
 
 /// What the matrices of layers become on the device. Embedding and output head are bf16, unless said otherwise.
@@ -71,15 +83,20 @@ impl CudaConfig {
         if self.is_f32() { KvDtype::F32.bytes() } else { self.kv_format.bytes() }
     }
 
-    /// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do.
-    pub(super) fn numerics_class(&self, gpu: &DeviceInfo, weights: &str) -> String {
+    /// Engines of one class compute the same bits. With batch-variant kernels none but the same batches do, and the order
+    /// of additions is the card's and the library's.
+    pub(super) fn numerics_class(&self, arithmetic: Arithmetic<'_>) -> String {
+        let Arithmetic { gpu, kernels, library, weights } = arithmetic;
         let (major, minor) = gpu.capability;
-        let (kv, kernels) = (self.kv_name(), kernels::digest());
-        let mode = match self.gemm {
-            GemmMode::BatchInvariant => "",
-            GemmMode::BatchVariant => "-batch-variant",
-        };
-        format!("cuda-sm{major}{minor}-{weights}-kv{kv}-{kernels}{mode}")
+        let class = format!("cuda-sm{major}{minor}-{weights}-kv{}-{kernels}", self.kv_name());
+        match self.gemm {
+            GemmMode::BatchInvariant => class,
+            GemmMode::BatchVariant => {
+                let card = gpu.name.to_lowercase().replace(' ', "-");
+                let library = library.map_or_else(|| "none".to_owned(), |version| version.to_string());
+                format!("{class}-batch-variant-{card}-cublaslt-{library}")
+            }
+        }
     }
 
     /// What pages of a decoder are called.
@@ -129,4 +146,50 @@ pub enum KvBudget {
     Bytes(u64),
     /// What this process' weights and buffers leave of this share of the device's memory, or as much as is free.
     MemoryFraction(f64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CompileMode;
+
+    fn config(gemm: GemmMode) -> CudaConfig {
+        CudaConfig {
+            device: DeviceConfig { ordinal: 0, cache_dir: "".into(), compile: CompileMode::InProcess },
+            page_size: 16,
+            kv: KvBudget::Pages(1),
+            kv_format: KvFormat::Bf16,
+            slots: 1,
+            max_batch_tokens: 1,
+            context_length: None,
+            gemm,
+            weights: WeightFormat::AsStored,
+            persistent: false,
+            halves_from: None,
+            graphs: false,
+        }
+    }
+
+    fn class(gemm: GemmMode, name: &str, library: Option<usize>) -> String {
+        let gpu = DeviceInfo {
+            name: name.to_owned(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            memory_bytes: 0,
+        };
+        config(gemm).numerics_class(Arithmetic { gpu: &gpu, kernels: "0123abcd", library, weights: "bf16" })
+    }
+
+    #[test]
+    fn only_batch_variant_kernels_depend_on_card_and_library() {
+        let (invariant, variant) = (GemmMode::BatchInvariant, GemmMode::BatchVariant);
+        assert_eq!(class(invariant, "A B", Some(130_100)), "cuda-sm90-bf16-kvbf16-0123abcd");
+        assert_eq!(class(invariant, "A B", None), class(invariant, "C", Some(130_100)));
+        assert_eq!(
+            class(variant, "A B", Some(130_100)),
+            "cuda-sm90-bf16-kvbf16-0123abcd-batch-variant-a-b-cublaslt-130100"
+        );
+        assert_ne!(class(variant, "A", Some(130_100)), class(variant, "B", Some(130_100)));
+        assert_ne!(class(variant, "A", Some(130_100)), class(variant, "A", None));
+    }
 }

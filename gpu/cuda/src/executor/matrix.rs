@@ -71,6 +71,10 @@ impl LayerMatrix {
         Ok(Some(Self::Fp8(matrix)))
     }
 
+    pub fn is_fp8(&self) -> bool {
+        matches!(self, Self::Fp8(_))
+    }
+
     /// `room` is for products that unpack the matrix.
     pub fn view<'a>(&'a self, room: Option<View<'a, bf16>>) -> Weights<'a> {
         match self {

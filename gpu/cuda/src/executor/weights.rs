@@ -156,14 +156,18 @@ impl Weights {
         self.layers.iter().flat_map(Layer::matrices).map(LayerMatrix::room).max().unwrap_or(0)
     }
 
-    /// Of the element type of the layers' matrices.
+    /// Of the element types of the layers' matrices.
     pub fn name(&self) -> &'static str {
-        if self.holds_fp8() { "fp8" } else { "bf16" }
+        let all_fp8 = self.layers.iter().flat_map(Layer::matrices).all(LayerMatrix::is_fp8);
+        match (self.holds_fp8(), all_fp8) {
+            (false, _) => "bf16",
+            (true, false) => "bf16+fp8",
+            (true, true) => "fp8",
+        }
     }
 
     pub fn holds_fp8(&self) -> bool {
-        let mut matrices = self.layers.iter().flat_map(Layer::matrices);
-        matrices.any(|matrix| matches!(matrix, LayerMatrix::Fp8(_)))
+        self.layers.iter().flat_map(Layer::matrices).any(LayerMatrix::is_fp8)
     }
 }
 

@@ -118,11 +118,17 @@ fn checkpoints(_: &Context, random: &mut Random) -> Outcome {
         for folder in [&fp8.0, &plain.0] {
             let mut executor = engine(folder, WeightFormat::AsStored)?;
             let class = executor.spec().numerics_class.clone();
-            let expected = if folder == &fp8.0 { "-fp8-" } else { "-bf16-" };
+            let expected = match (folder == &fp8.0, head_dim) {
+                (false, _) => "-bf16-",
+                (true, 48) => "-bf16+fp8-",
+                (true, _) => "-fp8-",
+            };
             ensure(class.contains(expected), || format!("{class} does not say {expected}"))?;
             found.push(texts(&mut executor, &spec, &mut Random::new(seed))?);
         }
         same_bits(&format!("heads of {head_dim}"), &found[0], &found[1])?;
+        let class = engine(&fp8.0, WeightFormat::Fp8)?.spec().numerics_class.clone();
+        ensure(class.contains("-fp8-"), || format!("{class} of a checkpoint that is quantised"))?;
         positions += found[0].len();
     }
     Ok(format!("{positions} positions bit-equal"))
