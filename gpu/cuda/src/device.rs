@@ -51,8 +51,8 @@ impl Device {
     /// Opens GPU `config.ordinal` and compiles or loads the kernels.
     ///
     /// # Errors
-    /// If the driver, the compiler (needed also to name cached kernels) or the GPU is not there, the GPU is older
-    /// than compute capability 9.0, or a kernel does not compile.
+    /// If the driver, the compiler (needed also to name cached kernels) or the GPU is not there, the compute
+    /// capability of the GPU is not 9.x, or a kernel does not compile.
     pub fn open(config: &DeviceConfig) -> Result<Self, CudaError> {
         let began = Instant::now();
         Library::CublasLt.load_ahead();
@@ -276,7 +276,7 @@ impl Device {
 /// Whether GPU `ordinal` can run the kernels; initialises the driver, and opens nothing.
 ///
 /// # Errors
-/// If driver or compiler are missing, there is no such GPU, or it is older than compute capability 9.0.
+/// If driver or compiler are missing, there is no such GPU, or its compute capability is not 9.x.
 pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
     Library::Nvrtc.load_ahead();
     Library::Driver.require()?;
@@ -291,11 +291,15 @@ pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
     let attribute = |attribute| unsafe { result::device::get_attribute(gpu, attribute) };
     let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
     let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
-    if (major, minor) < (9, 0) {
-        let name = result::device::get_name(gpu)?;
-        return Err(CudaError::TooOld { name, capability: (major, minor) });
-    }
-    Ok(())
+    require_capability((major, minor), || Ok(result::device::get_name(gpu)?))
+}
+
+/// The kernels use what only sm_90a has.
+fn require_capability(
+    capability: (u32, u32),
+    name: impl FnOnce() -> Result<String, CudaError>,
+) -> Result<(), CudaError> {
+    if capability.0 == 9 { Ok(()) } else { Err(CudaError::Capability { name: name()?, capability }) }
 }
 
 fn describe(context: &Arc<CudaContext>) -> Result<DeviceInfo, CudaError> {
@@ -307,4 +311,21 @@ fn describe(context: &Arc<CudaContext>) -> Result<DeviceInfo, CudaError> {
         multiprocessors: multiprocessors as u32,
         memory_bytes: context.total_mem()? as u64,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_before_and_after_hopper_are_refused_by_name() {
+        let require = |capability| require_capability(capability, || Ok("Some GPU".to_owned()));
+        assert!(require((9, 0)).is_ok());
+        for (capability, named) in [((8, 9), "8.9"), ((10, 0), "10.0"), ((12, 0), "12.0")] {
+            let error = require(capability).unwrap_err().to_string();
+            let expected =
+                format!("Some GPU has compute capability {named}, and the kernels are for 9.x (Hopper) alone");
+            assert_eq!(error, expected);
+        }
+    }
 }

@@ -12,8 +12,8 @@ pub enum CudaError {
     Missing(Library),
     #[error("no GPU number {ordinal}, there are {count}")]
     NoSuchDevice { ordinal: usize, count: usize },
-    #[error("{name} has compute capability {}.{}, kernels need 9.0", capability.0, capability.1)]
-    TooOld { name: String, capability: (u32, u32) },
+    #[error("{name} has compute capability {}.{}, and the kernels are for 9.x (Hopper) alone", capability.0, capability.1)]
+    Capability { name: String, capability: (u32, u32) },
     /// Most of these are sticky: the context is lost and the process must end.
     #[error("cuda: {}", describe(.0))]
     Driver(#[from] DriverError),
