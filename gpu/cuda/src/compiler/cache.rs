@@ -1,11 +1,13 @@
 use std::{
-    fs,
+    fs::{self, File},
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
 use crate::{CudaError, KernelFile};
 
-/// A folder of cubins, each named by its file and the hash of source, options, compiler version and architecture.
+/// A folder of cubins, each with its checksum behind it, named by its file and the hash of source, options, compiler version
+/// and architecture.
 #[derive(Debug)]
 pub(super) struct Cache {
     folder: PathBuf,
@@ -17,6 +19,10 @@ impl Cache {
     pub fn open(folder: &Path, arch: &str, version: (u32, u32)) -> Result<Self, CudaError> {
         fs::create_dir_all(folder).map_err(CudaError::io(folder))?;
         Ok(Self { folder: folder.to_owned(), arch: arch.to_owned(), version })
+    }
+
+    pub fn arch(&self) -> &str {
+        &self.arch
     }
 
     /// What the machine code of a file depends on.
@@ -45,20 +51,32 @@ impl Cache {
         self.folder.join(format!("{}-{}.cubin", file.name().trim_end_matches(".cu"), &hash[..24]))
     }
 
-    pub fn holds(&self, file: KernelFile) -> bool {
-        self.path(file).is_file()
-    }
-
-    pub fn read(&self, file: KernelFile) -> Result<Vec<u8>, CudaError> {
+    /// `None`: it is not there, or damaged.
+    pub fn read(&self, file: KernelFile) -> Result<Option<Vec<u8>>, CudaError> {
         let path = self.path(file);
-        fs::read(&path).map_err(CudaError::io(path))
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            outcome => outcome.map_err(CudaError::io(&path))?,
+        };
+        match bytes.split_last_chunk::<{ blake3::OUT_LEN }>() {
+            Some((image, checksum)) if blake3::hash(image) == *checksum => Ok(Some(image.to_vec())),
+            _ => {
+                tracing::warn!(path = %path.display(), "a compiled kernel file is damaged");
+                Ok(None)
+            }
+        }
     }
 }
 
 /// Writes a file so that readers see all of it or nothing, also beside other processes that write it.
 pub(super) fn store(path: &Path, image: &[u8]) -> Result<(), CudaError> {
     let partial = path.with_extension(format!("{}.part", std::process::id()));
-    fs::write(&partial, image).map_err(CudaError::io(&partial))?;
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(image)?;
+        file.write_all(blake3::hash(image).as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(CudaError::io(&partial))?;
     fs::rename(&partial, path).map_err(CudaError::io(path))
 }
 
@@ -81,13 +99,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_held_and_read_back() {
+    fn what_is_stored_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path(), "sm_90a", (13, 0)).unwrap();
-        assert!(!cache.holds(KernelFile::Qkv));
+        assert_eq!(cache.read(KernelFile::Qkv).unwrap(), None);
         store(&cache.path(KernelFile::Qkv), b"image").unwrap();
-        assert!(cache.holds(KernelFile::Qkv));
-        assert_eq!(cache.read(KernelFile::Qkv).unwrap(), b"image");
+        assert_eq!(cache.read(KernelFile::Qkv).unwrap().unwrap(), b"image");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_damaged_counts_as_absent_and_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), "sm_90a", (13, 0)).unwrap();
+        let path = cache.path(KernelFile::Qkv);
+        store(&path, b"image").unwrap();
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[2] ^= 1;
+        for damaged in [&[][..], b"image", &whole[..whole.len() - 1], &flipped] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(cache.read(KernelFile::Qkv).unwrap(), None);
+        }
+        store(&path, b"image").unwrap();
+        assert_eq!(cache.read(KernelFile::Qkv).unwrap().unwrap(), b"image");
     }
 }

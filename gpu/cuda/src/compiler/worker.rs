@@ -2,9 +2,8 @@
 
 use std::{
     ffi::OsString,
-    io::Read,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use super::{cache, nvrtc};
@@ -29,15 +28,12 @@ pub(super) fn spawn(
         .map_err(CudaError::io(executable))
 }
 
-pub(super) fn wait(file: KernelFile, mut child: Child) -> Result<(), CudaError> {
-    let mut log = String::new();
-    if let Some(stderr) = child.stderr.as_mut() {
-        stderr.read_to_string(&mut log).map_err(CudaError::io(file.name()))?;
-    }
-    let status = child.wait().map_err(CudaError::io(file.name()))?;
+pub(super) fn wait(file: KernelFile, child: Child) -> Result<(), CudaError> {
+    let Output { status, stderr, .. } = child.wait_with_output().map_err(CudaError::io(file.name()))?;
     if status.success() {
         return Ok(());
     }
+    let log = String::from_utf8_lossy(&stderr);
     Err(CudaError::Compile { file, log: format!("worker ended with {status}: {}", log.trim_end()) })
 }
 
