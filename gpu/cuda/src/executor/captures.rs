@@ -10,8 +10,15 @@ use super::{
 };
 use crate::{CudaError, Device, Graph, View};
 
-/// Batch sizes whose decode step is captured; a batch is filled up to the next one.
-const BUCKETS: [usize; 18] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224, 256];
+/// Batch sizes whose decode step is captured, and most rows of one; a batch is filled up to the next one.
+const BUCKETS: [usize; 17] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224];
+const LAST_BUCKET: usize = 256;
+
+/// Those for steps of up to `most` rows: where there are no more than are captured, each of them fits.
+fn buckets(most: usize) -> impl Iterator<Item = usize> {
+    let last = most.min(LAST_BUCKET);
+    BUCKETS.into_iter().filter(move |&rows| rows < last).chain([last])
+}
 
 /// Captured steps, by their way through the layers and their rows.
 #[derive(Debug, Default)]
@@ -31,7 +38,7 @@ impl Captures {
         most: usize,
     ) -> Result<Self, CudaError> {
         let mut captures = Self::default();
-        for rows in BUCKETS.into_iter().take_while(|&rows| rows <= most) {
+        for rows in buckets(most) {
             for way in forward.ways(rows) {
                 captures.add(device, forward, slots, block, way, rows)?;
             }
@@ -78,5 +85,20 @@ impl Captures {
     /// Launches of a decode step at batch 1.
     pub fn launches(&self) -> u64 {
         self.launches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_bucket_is_what_slots_allow() {
+        let last = |most| buckets(most).skip(1).collect::<Vec<_>>();
+        assert_eq!(last(1), []);
+        assert_eq!(last(3), [2, 3]);
+        assert_eq!(last(100)[10..], [64, 96, 100]);
+        assert_eq!(last(256), last(1000));
+        assert_eq!(last(256)[15..], [224, 256]);
     }
 }
