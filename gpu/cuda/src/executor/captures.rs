@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn the_last_bucket_is_what_slots_allow() {
         let last = |most| buckets(most).skip(1).collect::<Vec<_>>();
-        assert_eq!(last(1), []);
+        assert!(last(1).is_empty());
         assert_eq!(last(3), [2, 3]);
         assert_eq!(last(100)[10..], [64, 96, 100]);
         assert_eq!(last(256), last(1000));
