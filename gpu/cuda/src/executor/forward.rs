@@ -129,7 +129,7 @@ impl Forward {
                 counts: slots.counts.view(),
                 prompts: slots.prompts.view(),
                 rows,
-                vocab: dimensions.vocab,
+                vocab: dimensions.logits(),
                 max_bias: MAX_BIAS,
                 max_stops: MAX_STOPS,
             })?;
@@ -148,7 +148,7 @@ impl Forward {
                 targets: lists.score_targets.slice(first..),
                 tops: lists.score_tops.slice(first..),
                 rows,
-                vocab: dimensions.vocab,
+                vocab: dimensions.logits(),
             })?;
         }
         Ok(())
@@ -163,11 +163,28 @@ impl Forward {
         first: usize,
         count: usize,
     ) -> Result<(), CudaError> {
-        if let Some(float32) = &self.float32 {
-            return float32.logits(device, &self.decoder, rows, count);
+        match &self.float32 {
+            Some(float32) => float32.logits(device, &self.decoder, rows, count)?,
+            None => self.launch_logits(device, counts, rows, first, count)?,
         }
+        let Decoder { dimensions, buffers, .. } = &self.decoder;
+        let (vocab, width) = (dimensions.vocab, dimensions.logits());
+        if vocab < width {
+            device.fill_columns(buffers.logits.slice(..count * width), width, vocab, f32::NEG_INFINITY)?;
+        }
+        Ok(())
+    }
+
+    fn launch_logits(
+        &self,
+        device: &Device,
+        counts: Counts,
+        rows: View<'_, u32>,
+        first: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
         let Decoder { dimensions, weights, buffers, .. } = &self.decoder;
-        let Dimensions { hidden, vocab, eps, .. } = *dimensions;
+        let Dimensions { hidden, eps, .. } = *dimensions;
         let (stream, rows) = match counts.last {
             Some(_) => (buffers.last_hidden.slice(first * hidden..), None),
             None => (buffers.hidden.view(), Some(rows)),
@@ -188,7 +205,7 @@ impl Forward {
             w: weights.head().view().into(),
             scale: RowScale::One,
             m: count,
-            n: vocab,
+            n: dimensions.logits(),
             k: hidden,
             mode: self.mode,
             half: false,

@@ -1,5 +1,6 @@
 use models::{OpenSlot, SamplingBounds, SlotId, SlotState};
 
+use super::dimensions::Dimensions;
 use crate::{
     Buffer, CudaError, Device,
     ops::{BiasEntry, MAX_TOP, SampleParams},
@@ -29,30 +30,34 @@ pub(super) struct Slot {
 pub(super) struct Slots {
     open: Vec<Option<Slot>>,
     vocab: usize,
+    /// Logits of a row.
+    width: usize,
     /// [slots]
     pub params: Buffer<SampleParams>,
     /// [slots, MAX_BIAS]
     pub bias: Buffer<BiasEntry>,
     /// [slots, MAX_STOPS]
     pub stops: Buffer<u32>,
-    /// [slots, vocab]
+    /// [slots, width]
     pub counts: Buffer<u16>,
-    /// [slots, vocab / 32 rounded up]
+    /// [slots, width / 32 rounded up]
     pub prompts: Buffer<u32>,
     /// [slots]
     pub last_tokens: Buffer<u32>,
 }
 
 impl Slots {
-    pub fn new(device: &Device, slots: usize, vocab: usize) -> Result<Self, CudaError> {
+    pub fn new(device: &Device, slots: usize, dimensions: &Dimensions) -> Result<Self, CudaError> {
+        let (vocab, width) = (dimensions.vocab, dimensions.logits());
         Ok(Self {
             open: vec![None; slots],
             vocab,
+            width,
             params: device.allocate(slots)?,
             bias: device.allocate(slots * MAX_BIAS)?,
             stops: device.allocate(slots * MAX_STOPS)?,
-            counts: device.allocate(slots * vocab)?,
-            prompts: device.allocate(slots * vocab.div_ceil(32))?,
+            counts: device.allocate(slots * width)?,
+            prompts: device.allocate(slots * width.div_ceil(32))?,
             last_tokens: device.allocate(slots)?,
         })
     }
@@ -77,22 +82,23 @@ impl Slots {
 
     /// Begins a sequence; its state reaches the device in stream order.
     pub fn open(&mut self, device: &Device, open: &OpenSlot) -> Result<(), CudaError> {
-        let (slot, vocab) = (open.slot.0 as usize, self.vocab);
+        let (slot, vocab, width) = (open.slot.0 as usize, self.vocab, self.width);
         let bias = merged_bias(open, vocab);
         let stops: Vec<u32> =
             open.params.masked_stops().iter().copied().filter(|&id| (id as usize) < vocab).collect();
-        let params = SampleParams::new(&open.params, open.choice, bias.len() as u32, stops.len() as u32);
+        let mut params = SampleParams::new(&open.params, open.choice, bias.len() as u32, stops.len() as u32);
+        params.top_logprobs = params.top_logprobs.min(vocab as i32);
         device.write_async(self.params.slice(slot..=slot), &[params])?;
         device.write_async(self.bias.slice(slot * MAX_BIAS..), &bias)?;
         device.write_async(self.stops.slice(slot * MAX_STOPS..), &stops)?;
         if params.track_counts != 0 {
-            let mut counts = vec![0u16; vocab];
+            let mut counts = vec![0u16; width];
             for &token in &open.output {
                 let count = &mut counts[token as usize];
                 *count = count.saturating_add(1);
             }
-            device.write_async(self.counts.slice(slot * vocab..), &counts)?;
-            let mut prompt = vec![0u32; vocab.div_ceil(32)];
+            device.write_async(self.counts.slice(slot * width..), &counts)?;
+            let mut prompt = vec![0u32; width.div_ceil(32)];
             if open.params.repetition_penalty != 1.0 {
                 for &token in &open.prompt {
                     prompt[token as usize / 32] |= 1 << (token % 32);
