@@ -7,6 +7,7 @@ use models::{
     Outputs, PageMove, PageSink, SamplingBounds, Ticket,
 };
 
+mod arena;
 mod block;
 mod buffers;
 mod captures;
@@ -45,7 +46,6 @@ use float32::Float32;
 use forward::Forward;
 use pages::Pages;
 use persistent::{MOST_WEIGHT_BYTES, Persistent};
-use plan::Plan;
 use slots::Slots;
 use stopwatch::Stopwatch;
 use weights::Weights;
@@ -129,8 +129,8 @@ impl CudaExecutor {
         let tables = slots * wanted.div_ceil(config.page_size) as usize;
         let words = Layout::new(Counts::most(tokens, slots)).words() + tables;
         let block = device.allocate(words)?;
-        let flights =
-            [Flight::new(&device, words, slots, tokens)?, Flight::new(&device, words, slots, tokens)?];
+        let flight = || Flight::new(&device, words, &slot_tables, tokens);
+        let flights = [flight()?, flight()?];
         let pages = pages::count(&device, config, page_bytes as u64)?;
         let buffer_bytes = memory::allocated() - weight_bytes;
         let kv = device.allocate(pages as usize * page_bytes)?;
@@ -261,23 +261,24 @@ impl CudaExecutor {
         for &slot in &batch.closes {
             self.slots.close(slot);
         }
+        let index = (0..DEPTH).find(|index| !self.open.contains(index)).unwrap_or(0);
+        let Flight { block, arena, drawn, scored, step, plan } = &mut self.flights[index];
+        arena.begin();
         for open in &batch.opens {
-            self.slots.open(&self.device, open)?;
+            self.slots.open(&self.device, arena, open)?;
         }
         let Dimensions { heads, kv_heads, window, .. } = self.forward.decoder.dimensions;
         let share = self.device.decode_share(heads, kv_heads, window);
-        let plan = Plan::new(batch, &self.slots, self.forward.decoder.buffers.max_tiles, share);
-        let way = self.forward.way(&plan);
-        let captured = self.captures.fitting(&plan, way);
+        plan.decide(batch, &self.slots, self.forward.decoder.buffers.max_tiles, share);
+        let way = self.forward.way(plan);
+        let captured = self.captures.fitting(plan, way);
         let counts = captured.map_or(plan.counts, |(rows, _)| Counts::of_decode(rows));
         let layout = Layout::new(counts);
 
-        let index = (0..DEPTH).find(|index| !self.open.contains(index)).unwrap_or(0);
-        let flight = &mut self.flights[index];
         let words = plan.words(batch, &layout);
-        plan.write(flight.block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, share);
+        plan.write(block.as_mut_slice(), &layout, batch, &mut self.slots, self.spec.page_size, share);
         self.stopwatch.begin(&self.device)?;
-        self.device.write_async(self.block.view(), &flight.block.as_slice()[..words])?;
+        self.device.write_async(self.block.view(), &block.as_slice()[..words])?;
         match captured {
             Some((_, graph)) => graph.launch()?,
             None => {
@@ -286,17 +287,15 @@ impl CudaExecutor {
             }
         }
         let buffers = &self.forward.decoder.buffers;
-        let (rows, scores) = (plan.counts.rows, plan.counts.scores);
+        let Counts { rows, scores, .. } = plan.counts;
         if rows > 0 {
-            self.device.read_async(&mut flight.drawn.as_mut_slice()[..rows], buffers.drawn.view())?;
+            self.device.read_async(&mut drawn.as_mut_slice()[..rows], buffers.drawn.view())?;
         }
         if scores > 0 {
-            self.device.read_async(&mut flight.scored.as_mut_slice()[..scores], buffers.scored.view())?;
+            self.device.read_async(&mut scored.as_mut_slice()[..scores], buffers.scored.view())?;
         }
         self.stopwatch.end(&self.device)?;
-        flight.step = Some(batch.step);
-        flight.sampled = plan.sampled;
-        flight.scored_by = plan.scored;
+        *step = Some(batch.step);
         Ok(index)
     }
 }

@@ -1,40 +1,44 @@
 use models::{Outputs, Sampled, Scored, SlotId, StepId, TokenLogprob};
 
-use super::{plan::Reporter, stopwatch::Took};
+use super::{arena::Arena, plan::Plan, slots::Slots, stopwatch::Took};
 use crate::{CudaError, Device, PinnedBuffer, ops::Drawn};
 
 /// Host side of one step under way: what it was told, and where its results arrive.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub block: PinnedBuffer<u32>,
+    pub arena: Arena,
     pub drawn: PinnedBuffer<Drawn>,
     pub scored: PinnedBuffer<Drawn>,
     /// The step, if one is under way.
     pub step: Option<StepId>,
-    pub sampled: Vec<Reporter>,
-    pub scored_by: Vec<(Reporter, usize)>,
+    pub plan: Plan,
 }
 
+/// Sequences that may be opened in a step, if all of their state is copied, before the host waits for the device.
+const OPENED: usize = 4;
+
 impl Flight {
-    pub fn new(device: &Device, words: usize, slots: usize, tokens: usize) -> Result<Self, CudaError> {
+    /// For steps of `tokens`, told of in `words`.
+    pub fn new(device: &Device, words: usize, slots: &Slots, tokens: usize) -> Result<Self, CudaError> {
         Ok(Self {
             block: device.allocate_pinned(words)?,
-            drawn: device.allocate_pinned(slots)?,
+            arena: Arena::new(device, OPENED * slots.open_words())?,
+            drawn: device.allocate_pinned(slots.len())?,
             scored: device.allocate_pinned(tokens)?,
             step: None,
-            sampled: Vec::new(),
-            scored_by: Vec::new(),
+            plan: Plan::default(),
         })
     }
 
     /// Reads what a step produced that has ended.
     pub fn finish(&mut self, Took { elapsed, gap }: Took) -> Outputs {
         self.step = None;
-        let drawn = self.sampled.iter().zip(self.drawn.as_slice());
+        let drawn = self.plan.sampled.iter().zip(self.drawn.as_slice());
         let sampled = drawn.map(|(&(slot, top), drawn)| sampled(slot, top, drawn)).collect();
         let mut rest = self.scored.as_slice();
-        let mut scored = Vec::with_capacity(self.scored_by.len());
-        for &((slot, top), count) in &self.scored_by {
+        let mut scored = Vec::with_capacity(self.plan.scored.len());
+        for &((slot, top), count) in &self.plan.scored {
             let (mine, others) = rest.split_at(count);
             rest = others;
             let tokens =

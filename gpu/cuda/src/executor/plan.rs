@@ -29,46 +29,72 @@ pub(super) struct Plan {
     pub sampled: Vec<Reporter>,
     /// In batch order, with the number of tokens scored.
     pub scored: Vec<(Reporter, usize)>,
+    /// Sequences of several tokens, while they are told from the others.
+    prefills: Vec<usize>,
+    works: Vec<Work>,
+}
+
+/// A block of the prefill kernel; those with the most keys are the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Work {
+    position: usize,
+    /// Among the sequences of several tokens.
+    sequence: usize,
+    /// First token of the sequence.
+    first: usize,
+    /// Holds a token that is sampled or scored.
+    asked: bool,
+}
+
+impl Work {
+    fn pair(&self) -> [u32; 2] {
+        [self.sequence as u32, self.first as u32]
+    }
 }
 
 impl Plan {
-    /// `max_tiles`: what the decode kernel has room for; sequences beyond it go to the prefill kernel, which computes
-    /// the same bits.
-    pub fn new(batch: &Batch, slots: &Slots, max_tiles: usize, share: DecodeShare) -> Self {
-        let mut plan = Self { first_rows: vec![0; batch.sequences.len()], ..Self::default() };
-        let mut prefills = Vec::new();
+    /// Decides a step, in place of the one before. `max_tiles`: what the decode kernel has room for; sequences beyond it go to
+    /// the prefill kernel, which computes the same bits.
+    pub fn decide(&mut self, batch: &Batch, slots: &Slots, max_tiles: usize, share: DecodeShare) {
+        let Self { counts, order, first_rows, tiles, sampled, scored, prefills, works: _ } = self;
+        (*counts, *tiles) = (Counts::default(), 0);
+        for list in [&mut *order, &mut *prefills, &mut *first_rows] {
+            list.clear();
+        }
+        first_rows.resize(batch.sequences.len(), 0);
+        sampled.clear();
+        scored.clear();
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            let tiles = share.tiles(sequence.start as usize + 1);
-            if sequence.tokens.len() == 1 && plan.tiles + tiles <= max_tiles {
-                plan.tiles += tiles;
-                plan.order.push(index);
+            let own = share.tiles(sequence.start as usize + 1);
+            if sequence.tokens.len() == 1 && *tiles + own <= max_tiles {
+                *tiles += own;
+                order.push(index);
             } else {
                 prefills.push(index);
                 let works = sequence.tokens.len().div_ceil(PREFILL_ROWS);
-                plan.counts.works += works;
-                plan.counts.last_works += works - first_asked_work(sequence);
+                counts.works += works;
+                counts.last_works += works - first_asked_work(sequence);
             }
             let reporter = (sequence.slot, slots.get(sequence.slot).and_then(|slot| slot.top));
             if sequence.sample {
-                plan.sampled.push(reporter);
+                sampled.push(reporter);
             }
             if let Some(score) = sequence.score {
-                plan.scored.push((reporter, scored_tokens(sequence.tokens.len(), score)));
+                scored.push((reporter, scored_tokens(sequence.tokens.len(), score)));
             }
         }
-        plan.counts.decodes = plan.order.len();
-        plan.counts.prefills = prefills.len();
-        plan.order.extend(prefills);
-        for &index in &plan.order {
-            plan.first_rows[index] = plan.counts.tokens;
-            plan.counts.tokens += batch.sequences[index].tokens.len();
+        counts.decodes = order.len();
+        counts.prefills = prefills.len();
+        order.append(prefills);
+        for &index in &*order {
+            first_rows[index] = counts.tokens;
+            counts.tokens += batch.sequences[index].tokens.len();
         }
-        plan.counts.rows = plan.sampled.len();
-        plan.counts.scores = plan.scored.iter().map(|(_, count)| count).sum();
-        plan.counts.copies = batch.copies.len();
-        let last = plan.counts.rows + plan.counts.scores;
-        plan.counts.last = Some(last).filter(|&last| last < plan.counts.tokens && last <= LOGIT_ROWS);
-        plan
+        counts.rows = sampled.len();
+        counts.scores = scored.iter().map(|(_, count)| count).sum();
+        counts.copies = batch.copies.len();
+        let last = counts.rows + counts.scores;
+        counts.last = Some(last).filter(|&last| last < counts.tokens && last <= LOGIT_ROWS);
     }
 
     /// Whether the step only decodes and samples every row, so that a graph can replay it.
@@ -85,7 +111,7 @@ impl Plan {
     /// Writes the block. `slots` notes what is sampled. Where the layout has more room than the step has rows, the rest
     /// is filled with rows that do nothing.
     pub fn write(
-        &self,
+        &mut self,
         block: &mut [u32],
         layout: &Layout,
         batch: &Batch,
@@ -95,7 +121,8 @@ impl Plan {
     ) {
         self.write_padding(block, layout);
         block[layout.tables..][..batch.pages.len()].copy_from_slice(&batch.pages);
-        let (mut row, mut tiles, mut runs, mut works) = (0, 0, 0, Vec::with_capacity(self.counts.works));
+        self.works.clear();
+        let (mut row, mut tiles, mut runs) = (0, 0, 0);
         for (number, &index) in self.order.iter().enumerate() {
             let sequence = &batch.sequences[index];
             let tokens = &batch.tokens[sequence.tokens.start as usize..sequence.tokens.end as usize];
@@ -126,18 +153,19 @@ impl Plan {
                 block[layout.query_counts.start + number] = tokens.len() as u32;
                 let asked = first_asked_work(sequence) * PREFILL_ROWS;
                 let firsts = (0..tokens.len()).step_by(PREFILL_ROWS);
-                works.extend(
-                    firsts.map(|first| (sequence.start as usize + first, number, first, first >= asked)),
-                );
+                self.works.extend(firsts.map(|first| Work {
+                    position: sequence.start as usize + first,
+                    sequence: number,
+                    first,
+                    asked: first >= asked,
+                }));
             }
             row += tokens.len();
         }
         // blocks with the most keys first, so that none of them starts last
-        works.sort_unstable_by(|a, b| b.cmp(a));
-        let named = works.iter().map(|&(_, number, first, _)| [number as u32, first as u32]);
-        write_pairs(&mut block[layout.works.clone()], named);
-        let asked =
-            works.iter().filter(|work| work.3).map(|&(_, number, first, _)| [number as u32, first as u32]);
+        self.works.sort_unstable_by(|a, b| b.cmp(a));
+        write_pairs(&mut block[layout.works.clone()], self.works.iter().map(Work::pair));
+        let asked = self.works.iter().filter(|work| work.asked).map(Work::pair);
         write_pairs(&mut block[layout.last_works.clone()], asked);
         block[layout.tile_starts.start + self.counts.decodes + 1..layout.tile_starts.end].fill(tiles);
         block[layout.run_starts.start + self.counts.decodes + 1..layout.run_starts.end].fill(runs);

@@ -1,6 +1,6 @@
 use models::{OpenSlot, SamplingBounds, SlotId, SlotState};
 
-use super::dimensions::Dimensions;
+use super::{dimensions::Dimensions, arena::Arena};
 use crate::{
     Buffer, CudaError, Device,
     ops::{BiasEntry, MAX_TOP, SampleParams},
@@ -44,6 +44,9 @@ pub(super) struct Slots {
     pub prompts: Buffer<u32>,
     /// [slots]
     pub last_tokens: Buffer<u32>,
+    /// Lists of the sequence that is being opened.
+    merged: Vec<BiasEntry>,
+    masked: Vec<u32>,
 }
 
 impl Slots {
@@ -59,7 +62,13 @@ impl Slots {
             counts: device.allocate(slots * width)?,
             prompts: device.allocate(slots * width.div_ceil(32))?,
             last_tokens: device.allocate(slots)?,
+            merged: Vec::new(),
+            masked: Vec::new(),
         })
+    }
+
+    pub fn len(&self) -> usize {
+        self.open.len()
     }
 
     pub fn get(&self, slot: SlotId) -> Option<&Slot> {
@@ -80,31 +89,28 @@ impl Slots {
         }
     }
 
+    /// Words that opening one sequence may copy to the device.
+    pub fn open_words(&self) -> usize {
+        let bytes = size_of::<SampleParams>() + MAX_BIAS * size_of::<BiasEntry>() + MAX_STOPS * size_of::<u32>();
+        bytes.div_ceil(4) + self.width.div_ceil(2) + self.width.div_ceil(32)
+    }
+
     /// Begins a sequence; its state reaches the device in stream order.
-    pub fn open(&mut self, device: &Device, open: &OpenSlot) -> Result<(), CudaError> {
-        let (slot, vocab, width) = (open.slot.0 as usize, self.vocab, self.width);
-        let bias = merged_bias(open, vocab);
-        let stops: Vec<u32> =
-            open.params.masked_stops().iter().copied().filter(|&id| (id as usize) < vocab).collect();
+    pub fn open(&mut self, device: &Device, arena: &mut Arena, open: &OpenSlot) -> Result<(), CudaError> {
+        let (slot, vocab) = (open.slot.0 as usize, self.vocab);
+        self.merge_bias(open);
+        self.masked.clear();
+        self.masked.extend(open.params.masked_stops().iter().filter(|&&id| (id as usize) < vocab));
+        let (bias, stops) = (&self.merged, &self.masked);
         let mut params = SampleParams::new(&open.params, open.choice, bias.len() as u32, stops.len() as u32);
         params.top_logprobs = params.top_logprobs.min(vocab as i32);
-        device.write_async(self.params.slice(slot..=slot), &[params])?;
-        device.write_async(self.bias.slice(slot * MAX_BIAS..), &bias)?;
-        device.write_async(self.stops.slice(slot * MAX_STOPS..), &stops)?;
+        arena.copy(device, self.params.slice(slot..=slot), 1, |to| to[0] = params)?;
+        let place = self.bias.slice(slot * MAX_BIAS..);
+        arena.copy(device, place, bias.len(), |to| to.copy_from_slice(bias))?;
+        let place = self.stops.slice(slot * MAX_STOPS..);
+        arena.copy(device, place, stops.len(), |to| to.copy_from_slice(stops))?;
         if params.track_counts != 0 {
-            let mut counts = vec![0u16; width];
-            for &token in &open.output {
-                let count = &mut counts[token as usize];
-                *count = count.saturating_add(1);
-            }
-            device.write_async(self.counts.slice(slot * width..), &counts)?;
-            let mut prompt = vec![0u32; width.div_ceil(32)];
-            if open.params.repetition_penalty != 1.0 {
-                for &token in &open.prompt {
-                    prompt[token as usize / 32] |= 1 << (token % 32);
-                }
-            }
-            device.write_async(self.prompts.slice(slot * prompt.len()..), &prompt)?;
+            self.write_history(device, arena, open)?;
         }
         self.open[slot] = Some(Slot {
             position: open.output.len() as u32,
@@ -114,6 +120,54 @@ impl Slots {
         Ok(())
     }
 
+    /// What penalties are about: counts of the output so far, and which tokens the prompt has.
+    fn write_history(
+        &self,
+        device: &Device,
+        arena: &mut Arena,
+        open: &OpenSlot,
+    ) -> Result<(), CudaError> {
+        let (slot, width) = (open.slot.0 as usize, self.width);
+        let counts = self.counts.slice(slot * width..(slot + 1) * width);
+        if open.output.is_empty() {
+            device.fill_bytes(counts, 0)?;
+        } else {
+            arena.copy(device, counts, width, |to| {
+                for &token in &open.output {
+                    let count = &mut to[token as usize];
+                    *count = count.saturating_add(1);
+                }
+            })?;
+        }
+        let words = width.div_ceil(32);
+        let prompts = self.prompts.slice(slot * words..(slot + 1) * words);
+        if open.params.repetition_penalty == 1.0 {
+            return device.fill_bytes(prompts, 0);
+        }
+        arena.copy(device, prompts, words, |to| {
+            for &token in &open.prompt {
+                to[token as usize / 32] |= 1 << (token % 32);
+            }
+        })
+    }
+
+    /// One entry a token, in order of ids, those beyond the vocabulary left out.
+    fn merge_bias(&mut self, open: &OpenSlot) {
+        let (entries, vocab) = (&mut self.merged, self.vocab);
+        entries.clear();
+        let given = open.params.logit_bias.iter().filter(|&&(token, _)| (token as usize) < vocab);
+        entries.extend(given.map(|&(token, value)| BiasEntry { token, value }));
+        // stable: equal tokens are added up in the order in which they were given
+        entries.sort_by_key(|entry| entry.token);
+        entries.dedup_by(|later, first| {
+            let same = later.token == first.token;
+            if same {
+                first.value += later.value;
+            }
+            same
+        });
+    }
+
     /// Notes that a step samples for a slot; the output position it samples.
     pub fn sample(&mut self, slot: SlotId) -> u32 {
         let Some(slot) = self.open.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return 0 };
@@ -121,19 +175,4 @@ impl Slots {
         slot.position += 1;
         slot.position - 1
     }
-}
-
-/// One entry a token, in order of ids, those beyond the vocabulary left out.
-fn merged_bias(open: &OpenSlot, vocab: usize) -> Vec<BiasEntry> {
-    let mut entries: Vec<BiasEntry> = Vec::new();
-    let mut given: Vec<(u32, f32)> =
-        open.params.logit_bias.iter().copied().filter(|&(token, _)| (token as usize) < vocab).collect();
-    given.sort_by_key(|&(token, _)| token);
-    for (token, value) in given {
-        match entries.last_mut() {
-            Some(last) if last.token == token => last.value += value,
-            _ => entries.push(BiasEntry { token, value }),
-        }
-    }
-    entries
 }
