@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use cuda::CudaExecutor;
 use models::{
     Batch, Executor, Logprobs, OpenSlot, PLACEHOLDER, SamplingParams, SequenceStep, SlotId, StepId, Ticket,
 };
@@ -17,6 +16,8 @@ use crate::{
 pub struct Request {
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
+    /// Its number among the choices of its prompt.
+    pub choice: u32,
     pub tokens: usize,
 }
 
@@ -34,7 +35,7 @@ pub fn random_request(random: &mut Random) -> Request {
         logprobs: [Logprobs::Off, Logprobs::Top(2)][random.below(2)],
         ..SamplingParams::default()
     };
-    Request { prompt, params, tokens: random.between(1, 40) }
+    Request { prompt, params, choice: 0, tokens: random.between(1, 40) }
 }
 
 /// A request that has a slot.
@@ -46,9 +47,9 @@ struct Live {
     pages: Vec<u32>,
 }
 
-/// Drives an executor two steps deep without ever waiting for a token before planning the next.
+/// Drives an executor as deep as it goes without ever waiting for a token before planning the next.
 pub struct Run<'a> {
-    executor: &'a mut CudaExecutor,
+    executor: &'a mut dyn Executor,
     /// Steps so far.
     pub step: u64,
     free_pages: Vec<u32>,
@@ -56,7 +57,7 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(executor: &'a mut CudaExecutor) -> Self {
+    pub fn new(executor: &'a mut dyn Executor) -> Self {
         let free_pages = (0..executor.spec().pages).collect();
         Self { executor, step: 0, free_pages, tickets: VecDeque::new() }
     }
@@ -111,7 +112,7 @@ impl<'a> Run<'a> {
             self.step += 1;
             let ticket = self.executor.submit(&batch).map_err(failure)?;
             self.tickets.push_back((ticket, sampled));
-            if self.tickets.len() == 2 {
+            if self.tickets.len() == self.executor.spec().depth as usize {
                 self.collect(&mut texts)?;
             }
         }
@@ -155,7 +156,7 @@ impl<'a> Run<'a> {
             batch.opens.push(OpenSlot {
                 slot,
                 params: request.params.clone(),
-                choice: 0,
+                choice: request.choice,
                 prompt: request.prompt.clone(),
                 output: Vec::new(),
             });

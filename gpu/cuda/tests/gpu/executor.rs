@@ -4,9 +4,11 @@ use std::path::Path;
 
 use cpu::{CpuConfig, CpuExecutor, KvDtype, Precision};
 use cuda::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
+use formats::Safetensors;
+use half::{bf16, f16};
 use models::{
-    Batch, DType, DecoderSpec, Executor, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score, SequenceStep, SlotId,
-    StepId, fixtures, synthetic,
+    Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score,
+    SequenceStep, SlotId, StepId, fixtures, synthetic,
 };
 
 use crate::{
@@ -25,6 +27,8 @@ pub fn cases() -> Vec<Case> {
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
         Case { name: "executor: a last layer of few rows gives the bits of all", run: last_layer },
         Case { name: "executor: vocabularies of any size", run: vocabularies },
+        Case { name: "executor: weights in f16 are rounded to bf16", run: f16_weights },
+        Case { name: "executor: histories of many sequences that open at once", run: histories },
         Case { name: "executor: refused batches change nothing", run: refusals },
         Case { name: "executor: as many stop ids as fit are masked", run: masked_stops },
         Case { name: "executor: pages travel between engines", run: pages },
@@ -61,17 +65,18 @@ fn references(_: &Context, _: &mut Random) -> Outcome {
 }
 
 /// f32 throughout, against the f32 logits of transformers: in one step, and token after token.
-fn references_in_f32(_: &Context, _: &mut Random) -> Outcome {
+fn references_in_f32(context: &Context, _: &mut Random) -> Outcome {
     const BOUND: f32 = 5e-5;
     let mut worst = 0.0f32;
-    for (name, checkpoint) in fixtures::checkpoints() {
+    let most = if context.light { 1 } else { usize::MAX };
+    for (name, checkpoint) in fixtures::checkpoints().take(most) {
         let model = Model::open(&checkpoint.path).map_err(failure)?;
         let config = CudaConfig { weights: WeightFormat::Float32, ..config(4, 256, KvBudget::Pages(64)) };
         let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
         for case in &checkpoint.cases {
             let tokens = case.tokens();
             let vocab = model.spec.vocab_size as usize;
-            for chunk in [tokens.len(), 7, 1] {
+            for chunk in [tokens.len(), 7, 1].into_iter().take(if context.light { 2 } else { 3 }) {
                 for first in (0..tokens.len()).step_by(chunk) {
                     let part = first..tokens.len().min(first + chunk);
                     let score = Score { from: 0, next: Some(0) };
@@ -195,7 +200,7 @@ fn vocabularies(_: &Context, random: &mut Random) -> Outcome {
                         seed: random.word(),
                         ..SamplingParams::default()
                     };
-                    Request { prompt: vec![1], params, tokens: 150 }
+                    Request { prompt: vec![1], params, choice: 0, tokens: 150 }
                 })
                 .collect();
             for text in Run::new(&mut executor).all(&requests, random, SLOTS as usize)? {
@@ -207,6 +212,116 @@ fn vocabularies(_: &Context, random: &mut Random) -> Outcome {
     }
     std::fs::remove_dir_all(&folder).map_err(failure)?;
     Ok(format!("{draws} draws within the vocabulary"))
+}
+
+/// A checkpoint in f16 gives the bits of one whose matrices were rounded before; vectors are f32 on the device.
+fn f16_weights(_: &Context, random: &mut Random) -> Outcome {
+    let folder = |name| std::env::temp_dir().join(format!("stator-gpu-f16-{name}-{}", std::process::id()));
+    let (stored, rounded) = (folder("stored"), folder("rounded"));
+    let mut positions = 0;
+    // the second has heads that the kernels widen
+    for (head_dim, heads, kv_heads) in [(64, 6, 2), (48, 4, 2)] {
+        let spec = random_spec(head_dim, heads, kv_heads, None);
+        synthetic::write_random_checkpoint(&stored, &spec, DType::F16, random.word()).map_err(failure)?;
+        write_rounded(&stored, &rounded)?;
+        let tokens: Vec<u32> = (0..300).map(|_| random.below(1000) as u32).collect();
+        let found = [&stored, &rounded].map(|folder| -> Result<Vec<f32>, Failure> {
+            let model = Model::open(folder).map_err(failure)?;
+            let mut executor = CudaExecutor::new(&model, &config(1, 512, KvBudget::Pages(32)), &mut |_| ())?;
+            Ok(score(&mut executor, &tokens)?.into_iter().map(|(logprob, _)| logprob).collect())
+        });
+        let [stored, rounded] = found;
+        let (stored, rounded) = (stored?, rounded?);
+        same_bits(&format!("heads of {head_dim}"), &stored, &rounded)?;
+        positions += stored.len();
+    }
+    for folder in [stored, rounded] {
+        std::fs::remove_dir_all(&folder).map_err(failure)?;
+    }
+    Ok(format!("{positions} positions bit-equal"))
+}
+
+/// Writes a checkpoint in f16 with its matrices in bf16.
+fn write_rounded(from: &Path, to: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(to).map_err(failure)?;
+    std::fs::copy(from.join("config.json"), to.join("config.json")).map_err(failure)?;
+    let files = Safetensors::open(from).map_err(failure)?;
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for name in files.names() {
+        let tensor = files.tensor(name).map_err(failure)?;
+        ensure(tensor.dtype == DType::F16, || format!("{name} is not stored in f16"))?;
+        let start = data.len();
+        let dtype = if tensor.shape.len() == 2 {
+            let halves = tensor.data.chunks_exact(2).map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]));
+            data.extend(halves.flat_map(|half| bf16::from_f32(half.to_f32()).to_le_bytes()));
+            "BF16"
+        } else {
+            data.extend_from_slice(tensor.data);
+            "F16"
+        };
+        let place = [start, data.len()];
+        let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": place });
+        header.insert(name.to_owned(), entry);
+    }
+    let header = serde_json::Value::from(header).to_string().into_bytes();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    std::fs::write(to.join("model.safetensors"), file).map_err(failure)
+}
+
+/// Sequences that go on from an output, with penalties: more of them in one step than its page-locked memory has room for.
+fn histories(_: &Context, random: &mut Random) -> Outcome {
+    const SLOTS: u32 = 40;
+    let folder = std::env::temp_dir().join(format!("stator-gpu-histories-{}", std::process::id()));
+    let spec = random_spec(64, 6, 2, None);
+    synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
+    let model = Model::open(&folder).map_err(failure)?;
+    std::fs::remove_dir_all(&folder).map_err(failure)?;
+    let mut executor = CudaExecutor::new(&model, &config(SLOTS, 64, KvBudget::Pages(SLOTS)), &mut |_| ())?;
+    let opens: Vec<OpenSlot> = (0..SLOTS)
+        .map(|slot| OpenSlot {
+            slot: SlotId(slot),
+            params: SamplingParams {
+                temperature: 0.0,
+                frequency_penalty: 2.0,
+                repetition_penalty: 1.5,
+                logit_bias: (0..1000).map(|token| (token, random.float(3.0))).collect(),
+                logprobs: Logprobs::Top(0),
+                ..SamplingParams::default()
+            },
+            choice: 0,
+            prompt: (0..20).map(|_| random.below(1000) as u32).collect(),
+            output: (0..200).map(|_| random.below(1000) as u32).collect(),
+        })
+        .collect();
+    let mut step = 0;
+    let mut draw = |opens: &[OpenSlot]| -> Result<Vec<(u32, Option<f32>)>, Failure> {
+        step += 1;
+        let sequence = |(at, open): (u32, &OpenSlot)| SequenceStep {
+            slot: open.slot,
+            tokens: at..at + 1,
+            start: 0,
+            pages: at..at + 1,
+            sample: true,
+            score: None,
+        };
+        let batch = Batch {
+            step: StepId(step),
+            closes: if step > 1 { opens.iter().map(|open| open.slot).collect() } else { Vec::new() },
+            opens: opens.to_vec(),
+            sequences: (0..).zip(opens).map(sequence).collect(),
+            tokens: opens.iter().map(|open| open.prompt[0]).collect(),
+            pages: opens.iter().map(|open| open.slot.0).collect(),
+            ..Batch::default()
+        };
+        let outputs = lone::run(&mut executor, &batch)?;
+        Ok(outputs.sampled.iter().map(|sampled| (sampled.token, sampled.logprob)).collect())
+    };
+    let together = draw(&opens)?;
+    for (open, together) in opens.iter().zip(&together) {
+        let alone = draw(std::slice::from_ref(open))?;
+        ensure(alone[0] == *together, || format!("slot {}: {together:?}, alone {alone:?}", open.slot.0))?;
+    }
+    Ok(format!("{SLOTS} sequences draw what they draw alone"))
 }
 
 fn refusals(_: &Context, _: &mut Random) -> Outcome {
@@ -272,7 +387,7 @@ fn masked_stops(_: &Context, random: &mut Random) -> Outcome {
             stop_ids: stop_ids.to_vec(),
             ..SamplingParams::default()
         };
-        let request = Request { prompt: vec![1, 2, 3], params, tokens: 2 * MIN_TOKENS };
+        let request = Request { prompt: vec![1, 2, 3], params, choice: 0, tokens: 2 * MIN_TOKENS };
         let texts = Run::new(&mut executor).all(&[request], random, 1)?;
         Ok(texts[0].iter().map(|&(token, _)| token).collect())
     };

@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "gemm agrees with f64 at odd sizes", run: agrees },
         Case { name: "gemm outputs: add, gate, f32", run: outputs },
         Case { name: "gemm rows do not depend on the batch", run: invariant },
+        Case { name: "gemm rows of every kernel of many rows", run: many },
         Case { name: "gemm sums do not depend on the batch", run: sums },
         Case { name: "norms halved between products", run: norms },
         Case { name: "heads by their product or after it", run: heads },
@@ -102,6 +103,51 @@ fn outputs(context: &Context, random: &mut Random) -> Outcome {
     Ok(format!("f32 error {worst:.1e}"))
 }
 
+/// The bytes of a product, of each kind of output whose rows are told apart by the last bit of a sum.
+fn outcomes(
+    device: &Device,
+    x: View<'_, bf16>,
+    w: View<'_, bf16>,
+    [m, n, k]: [usize; 3],
+) -> Result<[Vec<u8>; 2], Failure> {
+    let (floats, gated) = (poisoned::<f32>(device, m * n)?, poisoned::<bf16>(device, m * n / 2)?);
+    for output in [GemmOutput::F32(floats.view()), GemmOutput::Gate(gated.view())] {
+        let (w, scale, mode) = (w.into(), RowScale::One, GemmMode::BatchInvariant);
+        device.gemm(Gemm { output, x, w, scale, m, n, k, mode, half: false })?;
+    }
+    Ok([device.read(floats.view().cast())?, device.read(gated.view().cast())?])
+}
+
+/// 300 rows of x by widths of w for which 64, 96, 128 and 192 columns a tile are quickest, the last two also with pairs of
+/// blocks that share rows of x: their bits are those of few rows.
+fn many(context: &Context, random: &mut Random) -> Outcome {
+    const ROWS: usize = 300;
+    const FEW: usize = 16;
+    let device = &context.device;
+    let mut worst: f64 = 0.0;
+    let k = if context.light { 136 } else { 328 };
+    for n in [704, 2208, 3200, 4240, 5648, 6400] {
+        let (x, w) = (random.halves(ROWS * k, 1.0), random.halves(n * k, 0.2));
+        let (dx, dw) = (device.upload(&x)?, device.upload(&w)?);
+        let product = host::product(&x, &w, ROWS, n, k);
+        let all = outcomes(device, dx.view(), dw.view(), [ROWS, n, k])?;
+        let floats = bytemuck::cast_slice::<u8, [u8; 4]>(&all[0]);
+        let error =
+            relative_error(floats.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))), &product);
+        bound(&format!("f32 of n {n}"), error, F32_BOUND)?;
+        worst = worst.max(error);
+        sum_and_gate(device, random, dx.view(), dw.view(), [ROWS, n, k], GemmMode::BatchInvariant, &product)?;
+        for first in [0, 120, ROWS - FEW] {
+            let few = outcomes(device, dx.slice(first * k..), dw.view(), [FEW, n, k])?;
+            for (few, all) in few.iter().zip(&all) {
+                let row = all.len() / ROWS;
+                same_bits(&format!("rows {first}+{FEW} of n {n}"), few, &all[first * row..][..FEW * row])?;
+            }
+        }
+    }
+    Ok(format!("f32 error {worst:.1e}, bit-equal to few rows"))
+}
+
 fn invariant(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let shapes: &[(usize, usize, usize)] = if context.light {
@@ -123,11 +169,18 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
         let x = device.upload(&random.halves(rows * k, 1.0))?;
         let w = device.upload(&random.halves(n * k, 1.0))?;
         let all = run(device, x.view(), w.view(), [rows, n, k], GemmMode::BatchInvariant)?;
+        let all_sums = outcomes(device, x.view(), w.view(), [rows, n, k])?;
         let more = [160, 200, 257, 300, 352, 384].into_iter().filter(|&m| m <= rows);
         for m in [1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129].into_iter().chain(more) {
             let first = random.below(rows - m + 1);
             let part = run(device, x.slice(first * k..), w.view(), [m, n, k], GemmMode::BatchInvariant)?;
             same_bits(&format!("rows {first}+{m} of n {n} k {k}"), &part, &all[first * n..][..m * n])?;
+            let sums = outcomes(device, x.slice(first * k..), w.view(), [m, n, k])?;
+            for (part, all) in sums.iter().zip(&all_sums) {
+                let row = all.len() / rows;
+                let what = format!("rows {first}+{m} of n {n} k {k}, in f32 and gated");
+                same_bits(&what, part, &all[first * row..][..m * row])?;
+            }
             compared += 1;
         }
     }

@@ -26,6 +26,7 @@ mod order;
 mod persistent;
 mod random;
 mod sampling;
+mod scheduled;
 mod setup;
 mod smollm2;
 mod transfer;
@@ -47,8 +48,14 @@ fn cases() -> Vec<Case> {
     match std::env::var_os("GPU_TEST_OPERATIONS") {
         Some(_) => operations,
         None => {
-            let models =
-                [executor::cases(), persistent::cases(), halves::cases(), fp8_models::cases()].concat();
+            let models = [
+                executor::cases(),
+                scheduled::cases(),
+                persistent::cases(),
+                halves::cases(),
+                fp8_models::cases(),
+            ]
+            .concat();
             [operations, models, fault::cases(), transfer::cases(), exchange::cases()].concat()
         }
     }
