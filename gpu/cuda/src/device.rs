@@ -59,8 +59,8 @@ impl Device {
         require_gpu(config.ordinal)?;
         let initialised = Instant::now();
         let context = CudaContext::new(config.ordinal)?;
-        // SAFETY: no memory was allocated yet. One stream does all work, so no event has to order it, and
-        // capturing it into graphs needs them off.
+        // SAFETY: no memory was allocated yet. What the streams do is ordered by `beside`, which joins them before and after,
+        // and by events of this crate, not by those that are turned off, which captures into graphs do not allow.
         unsafe { context.disable_event_tracking() };
         let streams = [context.new_stream()?, context.new_stream()?];
         let info = describe(&context)?;
@@ -132,7 +132,7 @@ impl Device {
         Ok(data)
     }
 
-    /// Starts a copy to the device. `data` must not change until the stream has passed it, if it is pinned; other
+    /// Starts a copy to the device, in order with launches. `data` must not change until it has been made, if it is pinned; other
     /// memory is staged before this returns.
     pub(crate) fn write_async<T: Element>(&self, target: View<'_, T>, data: &[T]) -> Result<(), CudaError> {
         assert!(data.len() <= target.len(), "copy of {} elements into {}", data.len(), target.len());
@@ -182,7 +182,7 @@ impl Device {
         Ok(())
     }
 
-    /// Starts a copy to the host; `data` is complete once the stream has passed it.
+    /// Starts a copy to the host, in order with launches; `data` is complete once it has been made.
     pub(crate) fn read_async<T: Element>(
         &self,
         data: &mut [T],
@@ -224,7 +224,7 @@ impl Device {
         Ok(())
     }
 
-    /// Waits for all work started so far.
+    /// Waits for all work started so far; not to be called while halves are started.
     ///
     /// # Errors
     /// Also those of that work: a device error shows at the first wait after it.
@@ -256,7 +256,7 @@ impl Device {
     }
 
     /// Starts two halves that run beside each other, after all that was started before; what is started next begins once
-    /// both have ended. `start` is called once for each.
+    /// both have ended. `start` is called once for each; neither writes what the other reads or writes.
     pub(crate) fn beside(&self, start: impl Fn(usize) -> Result<(), CudaError>) -> Result<(), CudaError> {
         let [first, second] = &self.streams;
         second.join(first)?;
@@ -342,8 +342,9 @@ mod tests {
         assert!(require((9, 0)).is_ok());
         for (capability, named) in [((8, 9), "8.9"), ((10, 0), "10.0"), ((12, 0), "12.0")] {
             let error = require(capability).unwrap_err().to_string();
-            let expected =
-                format!("Some GPU has compute capability {named}, and the kernels are for 9.x (Hopper) alone");
+            let expected = format!(
+                "Some GPU has compute capability {named}, and the kernels are for 9.x (Hopper) alone"
+            );
             assert_eq!(error, expected);
         }
     }

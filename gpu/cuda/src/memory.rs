@@ -71,7 +71,8 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
-/// A part of a [`Buffer`]. Copies freely: kernels of one stream run in order, so that views may overlap.
+/// A part of a [`Buffer`]. Copies freely, and may overlap others: launches run in order, but for the two halves of
+/// [`crate::Device::beside`], which keep off each other's parts, and copies of pages, which wait by events.
 #[derive(Debug)]
 pub struct View<'a, T> {
     address: u64,
