@@ -34,11 +34,7 @@ pub(crate) struct Cubins {
 }
 
 /// From the cache, or compiled now.
-pub(crate) fn compile_all(
-    arch: &str,
-    cache_dir: &Path,
-    mode: &CompileMode,
-) -> Result<Cubins, CudaError> {
+pub(crate) fn compile_all(arch: &str, cache_dir: &Path, mode: &CompileMode) -> Result<Cubins, CudaError> {
     Library::Nvrtc.require()?;
     let cache = Cache::open(cache_dir, arch, nvrtc_version()?)?;
     let (mut images, mut missing) = (Vec::new(), Vec::new());

@@ -35,10 +35,10 @@ use crate::{
     Buffer, CudaError, Device, memory,
     ops::{FUSED_ROWS, FillBf16, fused_rows},
 };
-use config::Arithmetic;
 use block::{Counts, Layout, Lists};
 use buffers::Buffers;
 use captures::Captures;
+use config::Arithmetic;
 use decoder::Decoder;
 use dimensions::Dimensions;
 use flight::Flight;
@@ -309,9 +309,7 @@ impl Executor for CudaExecutor {
         if self.open.len() == DEPTH {
             return Err(ExecutorError::Batch(format!("{DEPTH} steps are under way")));
         }
-        self.checker
-            .check(batch, &self.spec, |slot| self.slots.state(slot))
-            .map_err(ExecutorError::Batch)?;
+        self.checker.check(batch, &self.spec, |slot| self.slots.state(slot)).map_err(ExecutorError::Batch)?;
         let flight = self.start(batch)?;
         self.open.push_back(flight);
         Ok(Ticket(batch.step))

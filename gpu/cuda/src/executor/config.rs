@@ -171,12 +171,8 @@ mod tests {
     }
 
     fn class(gemm: GemmMode, name: &str, library: Option<usize>) -> String {
-        let gpu = DeviceInfo {
-            name: name.to_owned(),
-            capability: (9, 0),
-            multiprocessors: 132,
-            memory_bytes: 0,
-        };
+        let gpu =
+            DeviceInfo { name: name.to_owned(), capability: (9, 0), multiprocessors: 132, memory_bytes: 0 };
         config(gemm).numerics_class(Arithmetic { gpu: &gpu, kernels: "0123abcd", library, weights: "bf16" })
     }
 

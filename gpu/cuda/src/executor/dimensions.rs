@@ -43,8 +43,7 @@ impl Dimensions {
         if !spec.heads.is_multiple_of(spec.kv_heads) || dimensions.heads / dimensions.kv_heads > MAX_GROUP {
             return unsupported(format!("{} heads over {} key heads", spec.heads, spec.kv_heads));
         }
-        for (name, size) in
-            [("hidden size", spec.hidden_size), ("intermediate size", spec.intermediate_size)]
+        for (name, size) in [("hidden size", spec.hidden_size), ("intermediate size", spec.intermediate_size)]
         {
             if !size.is_multiple_of(8) {
                 return unsupported(format!("a {name} of {size}, no multiple of 8"));

@@ -206,7 +206,13 @@ impl Float32 {
             eps,
         })?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        product(device, &decoder.buffers.logits, &self.last, head, [count, decoder.dimensions.logits(), width])
+        product(
+            device,
+            &decoder.buffers.logits,
+            &self.last,
+            head,
+            [count, decoder.dimensions.logits(), width],
+        )
     }
 
     /// Bytes of matrices that a step reads.

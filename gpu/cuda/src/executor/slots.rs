@@ -1,6 +1,6 @@
 use models::{OpenSlot, SamplingBounds, SlotId, SlotState};
 
-use super::{dimensions::Dimensions, arena::Arena};
+use super::{arena::Arena, dimensions::Dimensions};
 use crate::{
     Buffer, CudaError, Device,
     ops::{BiasEntry, MAX_TOP, SampleParams},
@@ -91,7 +91,8 @@ impl Slots {
 
     /// Words that opening one sequence may copy to the device.
     pub fn open_words(&self) -> usize {
-        let bytes = size_of::<SampleParams>() + MAX_BIAS * size_of::<BiasEntry>() + MAX_STOPS * size_of::<u32>();
+        let bytes =
+            size_of::<SampleParams>() + MAX_BIAS * size_of::<BiasEntry>() + MAX_STOPS * size_of::<u32>();
         bytes.div_ceil(4) + self.width.div_ceil(2) + self.width.div_ceil(32)
     }
 
@@ -121,12 +122,7 @@ impl Slots {
     }
 
     /// What penalties are about: counts of the output so far, and which tokens the prompt has.
-    fn write_history(
-        &self,
-        device: &Device,
-        arena: &mut Arena,
-        open: &OpenSlot,
-    ) -> Result<(), CudaError> {
+    fn write_history(&self, device: &Device, arena: &mut Arena, open: &OpenSlot) -> Result<(), CudaError> {
         let (slot, width) = (open.slot.0 as usize, self.width);
         let counts = self.counts.slice(slot * width..(slot + 1) * width);
         if open.output.is_empty() {

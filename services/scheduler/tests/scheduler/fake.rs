@@ -9,7 +9,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use models::{
     Batch, Executor, ExecutorError, ExecutorSpec, KvLayout, Logprobs, Outputs, PLACEHOLDER, PageSink,
-    Sampled, SamplingBounds, SamplingParams, Scored, SequenceStep, SlotId, StepId, Ticket, TokenId, TokenLogprob,
+    Sampled, SamplingBounds, SamplingParams, Scored, SequenceStep, SlotId, StepId, Ticket, TokenId,
+    TokenLogprob,
 };
 use scheduler::EndReason;
 
