@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
 /// No bucket of the captured steps.
 const SLOTS: u32 = 27;
 /// Too few for that many sequences, so that some are pushed out.
-const PAGES: u32 = 150;
+const PAGES: u32 = 60;
 const REQUESTS: usize = 60;
 const COMPARED: usize = 25;
 const LEAST_STEPS: u64 = 2000;
@@ -52,8 +52,8 @@ impl<'a> Served<'a> {
     fn new(executor: &'a mut dyn Executor) -> Self {
         let key = ClusterKey::derive("test");
         let config = SchedulerConfig {
-            chunked_prefill_size: 48,
-            max_prefill_tokens: 96,
+            chunked_prefill_size: 100,
+            max_prefill_tokens: 200,
             step_target: Duration::ZERO,
             ..SchedulerConfig::new(key.clone())
         };
