@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// A tick later than this means that this process itself stood still.
 const OWN_PAUSE: Duration = Duration::from_secs(2);
 
+/// Leases of one role and pool, by instance.
+pub type Leases = Arc<[Arc<Lease>]>;
+
 #[derive(Clone)]
 pub struct Directory {
     shared: Arc<Shared>,
@@ -59,7 +62,7 @@ impl Directory {
     }
 
     /// Instances of a pool that take work.
-    pub fn instances(&self, role: Role, pool: &Pool) -> Arc<[Arc<Lease>]> {
+    pub fn instances(&self, role: Role, pool: &Pool) -> Leases {
         self.shared.roll.lock().ready(role, pool)
     }
 

@@ -9,7 +9,7 @@ use messages::{
     lease::{Lease, ModelCard, State},
 };
 
-use super::{DISTRUST_FOR, TTL};
+use super::{DISTRUST_FOR, Leases, TTL};
 use crate::lease::RENEW_EVERY;
 
 /// Own renewals that may be missing before bucket or watch are doubted.
@@ -28,7 +28,7 @@ pub(super) struct Roll {
     held: HashMap<String, Held>,
     /// What requests ask for, kept as `held` changes: that is seldom.
     by_instance: HashMap<InstanceId, Arc<Lease>>,
-    ready: HashMap<Pool, BTreeMap<Role, Arc<[Arc<Lease>]>>>,
+    ready: HashMap<Pool, BTreeMap<Role, Leases>>,
     models: Arc<[Arc<ModelCard>]>,
     /// Cards of leases that are gone, by model: the newest, and when its lease was last renewed.
     remembered: BTreeMap<String, (Arc<ModelCard>, Instant)>,
@@ -184,7 +184,7 @@ impl Roll {
         keys.iter().filter_map(|key| self.remove(key)).collect()
     }
 
-    pub(super) fn ready(&self, role: Role, pool: &Pool) -> Arc<[Arc<Lease>]> {
+    pub(super) fn ready(&self, role: Role, pool: &Pool) -> Leases {
         self.ready.get(pool).and_then(|roles| roles.get(&role)).cloned().unwrap_or_default()
     }
 
