@@ -131,6 +131,13 @@ DEVICE uint4 load_matrices_transposed(u32 address) {
     return v;
 }
 
+// The other way: lane 4g + t has columns 2t, 2t + 1 of row g of each.
+DEVICE void store_matrices(u32 address, uint4 v) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
 // An 8x8 matrix turned: lane 4g + t has columns 2t, 2t + 1 of row g, gets rows 2t, 2t + 1 of column g.
 DEVICE u32 transpose(u32 pair) {
     u32 turned;
@@ -249,6 +256,9 @@ DEVICE u64 turned_descriptor(u32 address, u32 stride) {
     return matrix_descriptor(address) & ~((u64)0x3fff << 16) | (u64)(stride >> 4) << 16;
 }
 
+// The same, so many bytes further.
+DEVICE u64 advance(u64 descriptor, u32 bytes) { return descriptor + (bytes >> 4); }
+
 DEVICE void matrices_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void matrices_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING>
@@ -366,7 +376,17 @@ DEVICE u32 cluster_rank() {
     return rank;
 }
 
+// Where another block of the cluster has what is at `local` here.
+DEVICE u32 peer_address(const void* local, u32 rank) {
+    u32 peer;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(local)), "r"(rank));
+    return peer;
+}
+
 // Arrives on another block's barrier, at the address that `local` has here.
+DEVICE void barrier_arrive_at(u32 peer) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(peer) : "memory");
+}
 DEVICE void barrier_arrive_peer(u64* local, u32 rank) {
     asm volatile(
         "{.reg .u32 peer; mapa.shared::cluster.u32 peer, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [peer];}"
@@ -421,6 +441,10 @@ DEVICE float warp_max(float v) {
 DEVICE float quad_max(float v) {
     v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, 1));
     return fmaxf(v, __shfl_xor_sync(FULL_WARP, v, 2));
+}
+DEVICE float quad_sum(float v) {
+    v += __shfl_xor_sync(FULL_WARP, v, 1);
+    return v + __shfl_xor_sync(FULL_WARP, v, 2);
 }
 
 // ---- norms ---------------------------------------------------------------------------------------------------------

@@ -248,17 +248,22 @@ struct Consumer {
                     highest[q] = fmaxf(highest[q], __shfl_xor_sync(FULL_WARP, highest[q], offset));
                 highest[q] *= work.scale;
             }
-            constexpr u32 ONES = 0x3f803f80u;
             uint2 p[KEY_STEPS];
-            Fragment sums = {}, o[BLOCKS];
+            float sums[2];
+            Fragment o[BLOCKS];
 #pragma unroll
             for (int i = 0; i < KEY_STEPS; i++) {
-                auto pair = [&](int j) {
-                    return transpose(pack_bf16(probability(s[i].c[j], work.scale, highest[0]),
-                                               probability(s[i].c[j + 1], work.scale, highest[1])));
-                };
+#pragma unroll
+                for (int j = 0; j < 4; j++) s[i].c[j] = probability(s[i].c[j], work.scale, highest[j % 2]);
+                auto pair = [&](int j) { return transpose(pack_bf16(s[i].c[j], s[i].c[j + 1])); };
                 p[i] = make_uint2(pair(0), pair(2));
-                mma(sums, ONES, ONES, ONES, ONES, p[i].x, p[i].y);
+            }
+#pragma unroll
+            for (int q = 0; q < 2; q++) {
+                sums[q] = sum_quarters([&](int j) { return s[j / 2].c[q + j % 2 * 2]; });
+#pragma unroll
+                for (int offset = 4; offset < 32; offset <<= 1)
+                    sums[q] += __shfl_xor_sync(FULL_WARP, sums[q], offset);
             }
             barrier_wait(ring.values_full + slot, cursor.phase);
             if constexpr (CODES) {
@@ -274,7 +279,7 @@ struct Consumer {
 #pragma unroll
                 for (int q = 0; q < 2; q++) {
                     Fold fold(maximum[q], highest[q]);
-                    sum[q] = fold(sum[q], sums.c[q]);
+                    sum[q] = fold(sum[q], sums[q]);
 #pragma unroll
                     for (int i = 0; i < BLOCKS; i++) {
                         total[i].c[q] = fold(total[i].c[q], o[i].c[q]);
@@ -282,8 +287,7 @@ struct Consumer {
                     }
                 }
             } else {
-                float l[2] = {sums.c[0], sums.c[1]};
-                store_part(tile, tile.number, o, highest, l);
+                store_part(tile, tile.number, o, highest, sums);
             }
             if (tile.number + 1 == tile.end) end_run(tile, folded);
             cursor.advance(Ring::STAGES);

@@ -70,15 +70,20 @@ DEVICE void store_group(const TensorMap& out, u32 buffers, int& buffer, int row0
         if (leads) store_wait_read<BUFFERS - 1>();
         group_sync();
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int j = 0; OUTPUT == STORE_BF16 && j < BOX / 8; j += 2) {
+            int matrix = threadIdx.x % 32 / 8;
+            auto word = [&](int j, int half) { return pack_bf16(value(first / 8 + j, half, 0), value(first / 8 + j, half, 1)); };
+            store_matrices(box + box_place<ROW_BYTES>(row - g + threadIdx.x % 8 + matrix % 2 * 8, 16 * (j + matrix / 2)),
+                           make_uint4(word(j, 0), word(j, 1), word(j + 1, 0), word(j + 1, 1)));
+        }
+#pragma unroll
+        for (int half = 0; OUTPUT != STORE_BF16 && half < 2; half++) {
             auto place = [&](u32 byte) { return box + box_place<ROW_BYTES>(row + 8 * half, byte); };
 #pragma unroll
             for (int j = 0; j < BOX / 8; j++) {
                 auto v = [&](int j, int i) { return value(first / 8 + j, half, i); };
                 if constexpr (WIDE) {
                     store_shared(place(32 * j + 8 * t), v(j, 0), v(j, 1));
-                } else if constexpr (OUTPUT == STORE_BF16) {
-                    store_shared(place(16 * j + 4 * t), pack_bf16(v(j, 0), v(j, 1)));
                 } else if (j % 2 == 0) {
                     // lanes 2i and 2i + 1 hold neighbours: one takes those of j, the other those of j + 1
                     float low = silu_mul(v(j, 0), v(j, 1)), high = silu_mul(v(j + 1, 0), v(j + 1, 1));
@@ -178,7 +183,7 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end,
         u32 offset = warp / 4 * 64 * 128;
         int slot = 0;
         u32 phase = 0;
-        float acc[COLUMNS / 2], total[FOLDED ? COLUMNS / 2 : 1];
+        float sum[COLUMNS / 2], part[FOLDED ? COLUMNS / 2 : 1];
         auto release = [&](int which) {
             if (lane < 2) barrier_arrive_peer(empty + which, lane);
         };
@@ -207,44 +212,44 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end,
         };
         wait_for_producer();
         if (!FOLDED && group == 1) lag_wait();
+        // the sum of a run of k
+        auto multiply_segment = [&](float (&sum)[COLUMNS / 2], int segment) {
+            int count = segment_begin(k, segment + 1, segments) - segment_begin(k, segment, segments);
+            if (count == 0) {
+#pragma unroll
+                for (int i = 0; i < COLUMNS / 2; i++) sum[i] = 0.0f;
+            }
+            int previous = -1;
+            for (int block = 0; block < count; block++) {
+                barrier_wait(full + slot, phase);
+                u64 a = matrix_descriptor(ring + slot * STAGE_BYTES + offset), b = matrix_descriptor(ring + slot * STAGE_BYTES + X_BYTES);
+                matrices_fence();
+#pragma unroll
+                for (int i = 0; i < 4; i++) multiply(sum, advance(a, i * 32), advance(b, i * 32), block > 0 || i > 0);
+                matrices_commit();
+                if (previous >= 0) {
+                    matrices_wait<1>();
+                    release(previous);
+                }
+                if (block == MANY_LAG) let_follow();
+                previous = slot;
+                if (++slot == STAGES) slot = 0, phase ^= 1;
+            }
+            matrices_wait<0>();
+            if (previous >= 0) release(previous);
+        };
         for (int index = first; index < tiles; index += step) {
+            multiply_segment(sum, 0);
+            if constexpr (FOLDED) {
+                for (int segment = 1; segment < segments; segment++) {
+                    multiply_segment(part, segment);
 #pragma unroll
-            for (int i = 0; i < (FOLDED ? COLUMNS / 2 : 1); i++) total[i] = -0.0f;  // what is added to it stays as it is
-            for (int segment = 0; segment < segments; segment++) {
-                int count = segment_begin(k, segment + 1, segments) - segment_begin(k, segment, segments);
-                if (count == 0) {
-#pragma unroll
-                    for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0.0f;
-                }
-                int previous = -1;
-                for (int block = 0; block < count; block++) {
-                    barrier_wait(full + slot, phase);
-                    u32 stage = ring + slot * STAGE_BYTES;
-                    matrices_fence();
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        multiply(acc, matrix_descriptor(stage + offset + i * 32), matrix_descriptor(stage + X_BYTES + i * 32),
-                                 block > 0 || i > 0);
-                    matrices_commit();
-                    if (previous >= 0) {
-                        matrices_wait<1>();
-                        release(previous);
-                    }
-                    if (block == MANY_LAG) let_follow();
-                    previous = slot;
-                    if (++slot == STAGES) slot = 0, phase ^= 1;
-                }
-                matrices_wait<0>();
-                if (previous >= 0) release(previous);
-                if constexpr (FOLDED) {
-#pragma unroll
-                    for (int i = 0; i < COLUMNS / 2; i++) total[i] += acc[i];
+                    for (int i = 0; i < COLUMNS / 2; i++) sum[i] += part[i];
                 }
             }
             let_follow();
             Tile tile = nth_tile<COLUMNS, PAIR>(index, rows, columns, rank);
-            if constexpr (FOLDED) store(tile, total);
-            else store(tile, acc);
+            store(tile, sum);
         }
         store_wait();
     }

@@ -10,7 +10,8 @@
 #define WATCH_WARP 13      // sees inputs of products arrive; the last makes the second halves of norms
 #define PERSISTENT_THREADS 480
 
-#define ATTENTION_BYTES(D) (16 * Tile<D>::STRIDE + 16 * TILE_KEYS * 2)
+#define QUARTERS_BYTES (4 * 16 * 8 * 4)
+#define ATTENTION_BYTES(D) (16 * Tile<D>::STRIDE + 16 * TILE_KEYS * 2 + QUARTERS_BYTES)
 // x of a product of `columns`, padded so that rows take turns in the banks
 #define INPUT_BYTES(rows, columns) ((rows) * (2 * (columns) + 64))
 #define PART_BYTES (2 * 4 * (WIDE_PASS + 2) * 64 * 4)
@@ -54,7 +55,9 @@ DEVICE void persistent(const Model& m, const Step& step) {
     for (int kind = 0; kind < KINDS; kind++) layer_slots += shares[kind].count * shares[kind].slots;
     if (tile_slots > 2 * Tile<D>::SLOTS) ring.in_flight = 2;  // the memory is the bound
     if (warp < ATTENTION_WARPS) {
-        attend_layers<D>(m, step, items, ring, shares[QKV].count * shares[QKV].slots, layer_slots, queries_at, maxima, epoch);
+        auto quarters = (float2*)(memory + (parts_at - QUARTERS_BYTES - shared_address(memory)));
+        attend_layers<D>(m, step, items, ring, shares[QKV].count * shares[QKV].slots, layer_slots, queries_at, maxima, quarters,
+                         epoch);
     } else if (warp < ATTENTION_WARPS + PRODUCT_WARPS) {
         Worker me;
         me.group = (warp - ATTENTION_WARPS) / GROUP_WARPS;

@@ -102,7 +102,15 @@ impl KernelFile {
             ("decode_multiply.cuh", include_str!("../../kernels/decode_multiply.cuh"));
         match self {
             Self::DecodeAttention => &[COMMON, FP8, ATTENTION, WORK, LOAD, MULTIPLY],
-            Self::PrefillAttention => &[COMMON, FP8, ATTENTION],
+            Self::PrefillAttention => &[
+                COMMON,
+                FP8,
+                ATTENTION,
+                ("prefill_work.cuh", include_str!("../../kernels/prefill_work.cuh")),
+                ("prefill_load.cuh", include_str!("../../kernels/prefill_load.cuh")),
+                ("prefill_compute.cuh", include_str!("../../kernels/prefill_compute.cuh")),
+                ("prefill_variant.cuh", include_str!("../../kernels/prefill_variant.cuh")),
+            ],
             Self::Fp8 => &[COMMON, FP8],
             Self::Qkv => &[COMMON, FP8, QKV],
             Self::Gemm | Self::GemmWide => &[COMMON, FP8, GEMM, WEIGHTS],
@@ -195,6 +203,8 @@ impl KernelFile {
             Self::PrefillAttention => &[
                 "attention_prefill_64",
                 "attention_prefill_128",
+                "attention_prefill_64_variant",
+                "attention_prefill_128_variant",
                 "attention_prefill_64_fp8",
                 "attention_prefill_128_fp8",
             ],

@@ -102,18 +102,14 @@ DEVICE void tile_scores(Fragment (&s)[4], u32 queries, const Ring& ring, u32 n, 
     }
 }
 
-// Product of 16 rows of probabilities over 128 keys with 32 columns of values, from 16 bytes `chunk` of a slot on, and
-// their sums.
-DEVICE void tile_values(Fragment (&o)[4], Fragment& sums, u32 probabilities, u32 values, int chunk) {
-    constexpr u32 ONES = 0x3f803f80u;
+// Product of 16 rows of probabilities over 128 keys with 32 columns of values, from 16 bytes `chunk` of a slot on.
+DEVICE void tile_values(Fragment (&o)[4], u32 probabilities, u32 values, int chunk) {
     int lane = threadIdx.x % 32;
-    sums = Fragment{};
 #pragma unroll
     for (int i = 0; i < 4; i++) o[i] = Fragment{};
 #pragma unroll
     for (int step = 0; step < 8; step++) {
         uint4 p = load_matrices(chunk_address(probabilities, lane % 16, 2 * step + lane / 16));
-        mma(sums, p.x, p.y, p.z, p.w, ONES, ONES);
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
             uint4 b = load_matrices_transposed(half_address(values, step * 16 + lane % 16, chunk + i + lane / 16));
@@ -121,6 +117,19 @@ DEVICE void tile_values(Fragment (&o)[4], Fragment& sums, u32 probabilities, u32
             mma(o[i + 1], p.x, p.y, p.z, p.w, b.z, b.w);
         }
     }
+}
+
+// Where a warp leaves what the probabilities of its quarter of a tile add up to, a pair of floats a lane: row g + 8 half.
+DEVICE float2* quarter_place(float2* quarters, int warp, int half) {
+    return quarters + (warp * 16 + half * 8) * 4 + threadIdx.x % 32;
+}
+
+// The sum of a row, from all quarters.
+DEVICE float row_sum(float2* quarters, int half) {
+    float2 q[4];
+#pragma unroll
+    for (int warp = 0; warp < 4; warp++) q[warp] = *quarter_place(quarters, warp, half);
+    return quad_sum(join_quarters(q[0].x, q[1].x, q[2].x, q[3].x) + join_quarters(q[0].y, q[1].y, q[2].y, q[3].y));
 }
 
 // Two halves of a head as a lane holds them.
@@ -294,9 +303,9 @@ DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
             float w_old = __shfl_sync(FULL_WARP, fold.old_weight, b);
             float w_new = __shfl_sync(FULL_WARP, fold.new_weight, b);
             float part = __shfl_sync(FULL_WARP, own_sum, b);
-            sum = __fmaf_rn(sum, w_old, __fmul_rn(part, w_new));
-            value0 = __fmaf_rn(value0, w_old, __fmul_rn(__uint_as_float((u32)v[b].x), w_new));
-            value1 = __fmaf_rn(value1, w_old, __fmul_rn(__uint_as_float((u32)v[b].y), w_new));
+            sum = __fmaf_rn(part, w_new, __fmul_rn(sum, w_old));
+            value0 = __fmaf_rn(__uint_as_float((u32)v[b].x), w_new, __fmul_rn(value0, w_old));
+            value1 = __fmaf_rn(__uint_as_float((u32)v[b].y), w_new, __fmul_rn(value1, w_old));
         }
     }
     float inverse = task.parts ? 1.0f / sum : 0.0f;
@@ -305,7 +314,7 @@ DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
 
 template <int D>
 DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, const Ring& ring, u32 slot, u32 layer_slots,
-                          u32 query_tile, float (*maxima)[16], u32 epoch) {
+                          u32 query_tile, float (*maxima)[16], float2* quarters, u32 epoch) {
     u32 probabilities = query_tile + 16 * Tile<D>::STRIDE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int set = epoch & 1, group = m.heads / m.kv_heads, qkv_width = (m.heads + 2 * m.kv_heads) * D;
@@ -385,14 +394,20 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
             high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * m.scale;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) s[i].c[j] = probability(s[i].c[j], m.scale, j < 2 ? low_max : high_max);
                 int chunk = warp * 4 + i;
-                u32 low = pack_bf16(probability(s[i].c[0], m.scale, low_max), probability(s[i].c[1], m.scale, low_max));
-                u32 high = pack_bf16(probability(s[i].c[2], m.scale, high_max), probability(s[i].c[3], m.scale, high_max));
-                asm volatile("st.shared.u32 [%0], %1;" ::"r"(chunk_address(probabilities, g, chunk) + 4 * t), "r"(low)
+                asm volatile("st.shared.u32 [%0], %1;" ::"r"(chunk_address(probabilities, g, chunk) + 4 * t),
+                             "r"(pack_bf16(s[i].c[0], s[i].c[1]))
                              : "memory");
                 asm volatile("st.shared.u32 [%0], %1;" ::"r"(chunk_address(probabilities, g + 8, chunk) + 4 * t),
-                             "r"(high)
+                             "r"(pack_bf16(s[i].c[2], s[i].c[3]))
                              : "memory");
+            }
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                auto sum = [&](int rank) { return sum_quarter([&](int i) { return s[i].c[2 * half + rank]; }, 0); };
+                *quarter_place(quarters, warp, half) = make_float2(sum(0), sum(1));
             }
 #pragma unroll
             for (int half = 0; half < HALVES; half++) ring.wait(n + HALVES + half);
@@ -412,14 +427,14 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
             constexpr int WARP_COLUMNS = D == 64 ? 32 : D / 4;
             if (warp * WARP_COLUMNS < D) {
                 Fragment o[4];
-                Fragment sums;
+                float sums[2] = {row_sum(quarters, 0), row_sum(quarters, 1)};
                 int chunk = warp * WARP_COLUMNS / 8;
-                tile_values(o, sums, probabilities, ring.address(n + HALVES + chunk / 8), chunk % 8);
+                tile_values(o, probabilities, ring.address(n + HALVES + chunk / 8), chunk % 8);
 #pragma unroll 1
                 for (int half = 0; half * 8 < group; half++) {
                     int q = g + 8 * half;
                     if (q >= group) continue;
-                    float highest = half ? high_max : low_max, sum = half ? sums.c[2] : sums.c[0];
+                    float highest = half ? high_max : low_max, sum = sums[half];
                     u64 part = (u64)it.part * group + q;
                     if (it.tiles == 1) {
                         float maximum = NEGATIVE_INFINITY;

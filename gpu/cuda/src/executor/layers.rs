@@ -230,6 +230,7 @@ impl Forward {
                 heads,
                 window,
                 scale: dimensions.scale(),
+                mode: self.mode,
             })?;
         }
         Ok(())

@@ -22,6 +22,8 @@ const SLOT_BYTES: usize = 17 << 10;
 const MAX_SLOTS: usize = 12;
 /// Sums of products on their way between warps.
 const PART_BYTES: usize = 2 * 4 * 6 * 64 * 4;
+/// Sums of probabilities on their way between warps.
+const QUARTERS_BYTES: usize = 4 * 16 * 8 * 4;
 /// Rows of weights that a block takes together.
 const UNIT_ROWS: usize = 8;
 /// Units of the residual stream that a block has room for.
@@ -80,7 +82,7 @@ impl PersistentShape {
     }
 
     fn attention_bytes(&self) -> usize {
-        16 * (2 * self.head_dim + 16) + 16 * TILE_KEYS * 2
+        16 * (2 * self.head_dim + 16) + 16 * TILE_KEYS * 2 + QUARTERS_BYTES
     }
 
     /// Places for weights beside the inputs of so many rows.

@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case { name: "decode attention agrees with f64", run: decode_agrees },
         Case { name: "prefill attention agrees with f64", run: prefill_agrees },
+        Case { name: "prefill attention of more than fits the GPU", run: prefill_rounds },
         Case { name: "attention rows do not depend on batch or chunk", run: invariant },
         Case { name: "attention over fp8 gives the bits of bf16", run: fp8 },
         Case { name: "a crowd is decoded as each alone", run: crowd },
@@ -165,6 +166,7 @@ impl Cache {
         device: &Device,
         shares: &[(usize, std::ops::Range<usize>)],
         queries: &[bf16],
+        mode: GemmMode,
     ) -> Result<Vec<bf16>, Failure> {
         let Heads { heads, head_dim, window, .. } = self.heads;
         let (mut query_starts, mut works, mut tokens) = (Vec::new(), Vec::new(), 0);
@@ -189,6 +191,7 @@ impl Cache {
             heads,
             window,
             scale: self.scale(),
+            mode,
         })?;
         Ok(device.read(out.view())?)
     }
@@ -274,7 +277,11 @@ fn prefill_agrees(context: &Context, random: &mut Random) -> Outcome {
             contexts.iter().enumerate().map(|(i, &context)| (i, random.below(context)..context)).collect();
         let tokens: usize = shares.iter().map(|(_, range)| range.len()).sum();
         let queries = random.halves(tokens * width, 2.0);
-        let out = cache.prefill(device, &shares, &queries)?;
+        let modes = [GemmMode::BatchInvariant, GemmMode::BatchVariant];
+        let outs = [
+            cache.prefill(device, &shares, &queries, modes[0])?,
+            cache.prefill(device, &shares, &queries, modes[1])?,
+        ];
         let mut row = 0;
         for (sequence, range) in shares {
             for position in range.clone() {
@@ -282,11 +289,47 @@ fn prefill_agrees(context: &Context, random: &mut Random) -> Outcome {
                 if range.len() < 20 || random.below(8) == 0 || position + 1 == range.end {
                     let at = row * width..(row + 1) * width;
                     let expected = cache.reference(sequence, position, &queries[at.clone()]);
-                    let error = relative_error(wide(&out[at]), &expected);
-                    bound(&format!("position {position} of {range:?}"), error, ATTENTION_BOUND)?;
-                    worst = worst.max(error);
+                    for (mode, out) in modes.iter().zip(&outs) {
+                        let error = relative_error(wide(&out[at.clone()]), &expected);
+                        bound(&format!("{mode:?}, position {position} of {range:?}"), error, ATTENTION_BOUND)?;
+                        worst = worst.max(error);
+                    }
                 }
                 row += 1;
+            }
+        }
+    }
+    Ok(format!("error {worst:.1e}"))
+}
+
+/// Every block takes several works, one after another.
+fn prefill_rounds(context: &Context, random: &mut Random) -> Outcome {
+    let device = &context.device;
+    let contexts = if context.light { [1100, 300] } else { [2900, 900] };
+    let mut worst: f64 = 0.0;
+    for (heads, kv_heads, head_dim) in [(32, 8, 128), (24, 8, 64)] {
+        let heads = Heads { heads, kv_heads, head_dim, page_size: 16, window: None };
+        let cache = Cache::new(device, random, heads, &contexts, false)?;
+        let width = heads.heads * heads.head_dim;
+        let queries = random.halves(contexts.iter().sum::<usize>() * width, 2.0);
+        let shares = [(0, 0..contexts[0]), (1, 0..contexts[1])];
+        let whole = cache.prefill(device, &shares, &queries, GemmMode::BatchInvariant)?;
+        let variant = cache.prefill(device, &shares, &queries, GemmMode::BatchVariant)?;
+        let cut = random.between(1, contexts[0] - 1);
+        for range in [0..cut, cut..contexts[0]] {
+            let rows = range.start * width..range.end * width;
+            let part =
+                cache.prefill(device, &[(0, range)], &queries[rows.clone()], GemmMode::BatchInvariant)?;
+            same_bits(&format!("rows {rows:?}"), &part, &whole[rows])?;
+        }
+        for _ in 0..12 {
+            let position = random.below(contexts[0]);
+            let at = position * width..(position + 1) * width;
+            let expected = cache.reference(0, position, &queries[at.clone()]);
+            for out in [&whole, &variant] {
+                let error = relative_error(wide(&out[at.clone()]), &expected);
+                bound(&format!("position {position}"), error, ATTENTION_BOUND)?;
+                worst = worst.max(error);
             }
         }
     }
@@ -306,12 +349,13 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
         let all: Vec<(usize, std::ops::Range<usize>)> =
             contexts.iter().enumerate().map(|(i, &context)| (i, 0..context)).collect();
         let queries = random.halves(contexts.iter().sum::<usize>() * width, 2.0);
-        let whole = cache.prefill(device, &all, &queries)?;
+        let whole = cache.prefill(device, &all, &queries, GemmMode::BatchInvariant)?;
 
         let cuts = [0, random.between(1, 127), 128, random.between(129, long - 1), long];
         for pair in cuts.windows(2) {
             let rows = pair[0] * width..pair[1] * width;
-            let part = cache.prefill(device, &[(0, pair[0]..pair[1])], &queries[rows.clone()])?;
+            let (share, mode) = ([(0, pair[0]..pair[1])], GemmMode::BatchInvariant);
+            let part = cache.prefill(device, &share, &queries[rows.clone()], mode)?;
             same_bits(&format!("chunk {pair:?}"), &part, &whole[rows])?;
             compared += 1;
         }
@@ -350,7 +394,7 @@ fn fp8(context: &Context, random: &mut Random) -> Outcome {
         let last = &queries[..contexts.len() * width];
         let run = |cache: &Cache| -> Result<_, Failure> {
             let decoded = cache.decode(device, &[0, 1, 2], last, GemmMode::BatchInvariant)?;
-            Ok((decoded, cache.prefill(device, &shares, &queries)?))
+            Ok((decoded, cache.prefill(device, &shares, &queries, GemmMode::BatchInvariant)?))
         };
         let codes = run(&cache)?;
         cache.codes = None;

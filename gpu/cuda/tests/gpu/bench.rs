@@ -233,7 +233,7 @@ impl Bench<'_> {
                 (0..tokens).step_by(PREFILL_ROWS).rev().flat_map(|first| [0, first as u32]).collect();
             let (zero, count) = (self.device.upload(&[0u32])?, self.device.upload(&[tokens as u32])?);
             let work_list = self.device.upload(&works)?;
-            let seconds = self.time(4, |_| {
+            let run = |mode: GemmMode| {
                 self.device.prefill_attention(PrefillAttention {
                     out: out.view(),
                     queries: queries.view(),
@@ -253,10 +253,14 @@ impl Bench<'_> {
                     heads: shape.heads,
                     window: None,
                     scale: 0.088,
+                    mode,
                 })
-            })?;
+            };
             let work = 4.0 * (tokens * tokens / 2) as f64 * (shape.heads * HEAD_DIM) as f64;
-            self.line(shape.name, "prefill attention", tokens, seconds, 0.0, work);
+            for (mode, note) in [(GemmMode::BatchInvariant, ""), (GemmMode::BatchVariant, " (variant)")] {
+                let seconds = self.time(4, |_| run(mode))?;
+                self.line(shape.name, &format!("prefill attention{note}"), tokens, seconds, 0.0, work);
+            }
         }
         Ok(())
     }

@@ -86,8 +86,9 @@ fn models() -> [Timed; 4] {
     ]
 }
 
-/// Decode, prefill and mixed steps of the models whose names contain `filter`, in both modes.
-pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
+/// Decode, prefill and mixed steps of the models whose names contain `filter`, those whose labels contain `step`, in both
+/// modes.
+pub fn run(context: Context, filter: &str, step: &str) -> Result<(), CudaError> {
     let read_rate = context.device.read_rate()?;
     drop(context);
     println!("read rate {:.3} TB/s", read_rate * 1e-12);
@@ -114,13 +115,19 @@ pub fn run(context: Context, filter: &str) -> Result<(), CudaError> {
             println!("# {name} {mode:?}: ready in {seconds:.2} s, {launches} launches a decode step");
             let mut steps = Steps { executor: &mut executor, name, mode, read_rate, count: STEPS };
             for &(nominal, batch) in decodes {
-                steps.decode(nominal, batch)?;
+                if format!("decode, context {nominal} x {batch}").contains(step) {
+                    steps.decode(nominal, batch)?;
+                }
             }
             for &tokens in prefills {
-                steps.prefill(tokens)?;
+                if format!("prefill, {tokens} tokens").contains(step) {
+                    steps.prefill(tokens)?;
+                }
             }
             for &(decodes, prompt) in mixed {
-                steps.mixed(decodes, prompt)?;
+                if format!("{decodes} with {prompt} prompt tokens").contains(step) {
+                    steps.mixed(decodes, prompt)?;
+                }
             }
         }
     }

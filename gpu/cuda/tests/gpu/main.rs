@@ -1,7 +1,7 @@
 //! Tests and timings of the kernels on a real GPU; without one it says so and ends well.
 //!
-//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine [MODEL]`
-//! whole steps (of the models whose names contain MODEL), `gpu compare` checks a model against what
+//! `gpu [FILTER]` runs the tests whose names contain FILTER, `gpu bench` times the operations, `gpu engine [MODEL] [STEP]`
+//! whole steps (of the models whose names contain MODEL, steps that contain STEP), `gpu compare` checks a model against what
 //! `scripts/gpu-reference` computed for it, `gpu smollm2` SmolLM2's file against its f32 reference, `gpu library [MODEL]` finds
 //! which of cuBLASLt's algorithms suit the card (it only prints them). GPU_TEST_SEED repeats the inputs of an earlier run, GPU_TEST_LIGHT=1 leaves out the large cases (for sanitizers),
 //! GPU_TEST_OPERATIONS=1 the executor.
@@ -87,8 +87,9 @@ fn main() -> ExitCode {
     let done = match filter.as_deref() {
         Some("bench") => bench::run(&context).map_err(|error| error.to_string()),
         Some("engine") => {
-            let model = std::env::args().nth(2).unwrap_or_default();
-            engine::run(context, &model).map_err(|error| error.to_string())
+            let mut named = std::env::args().skip(2);
+            let (model, step) = (named.next().unwrap_or_default(), named.next().unwrap_or_default());
+            engine::run(context, &model, &step).map_err(|error| error.to_string())
         }
         Some("library") => {
             let model = std::env::args().nth(2).unwrap_or_default();

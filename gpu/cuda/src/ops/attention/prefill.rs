@@ -4,7 +4,7 @@ use super::{KvPages, KvView, TILE_KEYS, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
-    ops::{check, check_len},
+    ops::{GemmMode, check, check_len},
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
@@ -35,15 +35,21 @@ pub struct PrefillAttention<'a> {
     pub heads: usize,
     pub window: Option<u32>,
     pub scale: f32,
+    pub mode: GemmMode,
 }
 
 impl Device {
     pub fn prefill_attention(&self, op: PrefillAttention<'_>) -> Result<(), CudaError> {
         let KvPages { kv_heads, head_dim, .. } = op.kv;
-        let kernel = match head_dim {
-            64 => op.kv.pages.kernel(["attention_prefill_64", "attention_prefill_64_fp8"]),
-            128 => op.kv.pages.kernel(["attention_prefill_128", "attention_prefill_128_fp8"]),
+        let [canonical, variant, fp8] = match head_dim {
+            64 => ["attention_prefill_64", "attention_prefill_64_variant", "attention_prefill_64_fp8"],
+            128 => ["attention_prefill_128", "attention_prefill_128_variant", "attention_prefill_128_fp8"],
             other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
+        };
+        let kernel = match (op.kv.pages, op.mode) {
+            (KvView::Bf16(_), GemmMode::BatchInvariant) => canonical,
+            (KvView::Bf16(_), GemmMode::BatchVariant) => variant,
+            (KvView::Fp8(_), _) => fp8,
         };
         op.kv.check(op.heads)?;
         check_len("works", op.works, 2 * op.work_count)?;
@@ -69,13 +75,13 @@ impl Device {
             window(op.window),
             log2_scale(op.scale),
         ];
-        let blocks = (op.work_count * op.heads).min(self.info().multiprocessors as usize);
+        let pairs = (op.work_count * op.heads).div_ceil(2).min(self.info().multiprocessors as usize / 2);
         let (stages, codes) = match op.kv.pages {
             KvView::Bf16(_) => (STAGES, 0),
             KvView::Fp8(_) => (CODE_STAGES, 2 * TILE_KEYS * head_dim),
         };
         let tiles = (PREFILL_ROWS + stages * 2 * TILE_KEYS) * head_dim * 2;
-        let shape = Shape::new([blocks as u32, 1, 1], THREADS).shared(tiles + codes + SWIZZLE_ALIGNMENT);
+        let shape = Shape::new([2 * pairs as u32, 1, 1], THREADS).shared(tiles + codes + SWIZZLE_ALIGNMENT);
         // SAFETY: signature of attention_prefill; works, tables and lengths on the device are trusted.
         unsafe { self.launch_mapped(kernel, shape, &maps, arguments) }
     }
