@@ -13,15 +13,20 @@
 #define TILE_KEYS 128
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
-// Weights of the running result and of the next tile when their maxima (in units of log2) are joined.
+// What a running result is relative to, in units of log2, once a tile with this maximum has joined it: it rises only where the
+// tile exceeds it by more than SLACK, so that there is seldom anything to make smaller. Sums stay far within what f32 holds.
+#define SLACK 8.0f
+DEVICE float raise_base(float base, float maximum) { return maximum > base + SLACK ? maximum : base; }
+
+// Weights of the running result and of the next tile when they are joined.
 struct Fold {
     float old_weight, new_weight;
-    __device__ __forceinline__ Fold(float& maximum, float tile_maximum) {
-        float joined = fmaxf(maximum, tile_maximum);
-        float base = joined == NEGATIVE_INFINITY ? 0.0f : joined;
-        old_weight = exp2_fast(maximum - base);
-        new_weight = exp2_fast(tile_maximum - base);
-        maximum = joined;
+    __device__ __forceinline__ Fold(float& base, float tile_maximum) {
+        float raised = raise_base(base, tile_maximum);
+        float zero = raised == NEGATIVE_INFINITY ? 0.0f : raised;
+        old_weight = exp2_fast(base - zero);
+        new_weight = exp2_fast(tile_maximum - zero);
+        base = raised;
     }
     __device__ __forceinline__ float operator()(float old_value, float new_value) const {
         return __fmaf_rn(new_value, new_weight, __fmul_rn(old_value, old_weight));

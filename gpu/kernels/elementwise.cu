@@ -1,9 +1,8 @@
 // Row-wise kernels: embedding gather, RMSNorm, copies of rows and pages.
 
-#define NORM_THREADS 256
-
-// Eight columns of a row times those of the norm's weights, a and b, and a scale, in bf16.
-DEVICE uint4 weigh(float4 low, float4 high, float4 a, float4 b, float scale) {
+// Eight columns of a row times those of the norm's weights and a scale, in bf16.
+DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
+    float4 a = weight[0], b = weight[1];
     return make_uint4(pack_bf16(low.x * scale * a.x, low.y * scale * a.y),
                       pack_bf16(low.z * scale * a.z, low.w * scale * a.w),
                       pack_bf16(high.x * scale * b.x, high.y * scale * b.y),
@@ -35,55 +34,34 @@ extern "C" __global__ void __launch_bounds__(128)
         out[2 * i] = low;
         out[2 * i + 1] = high;
         if (!weighed) continue;
-        const float4* weights = (const float4*)weight + 2 * i;
-        ((uint4*)(weighed + (u64)token * width))[i] = weigh(low, high, weights[0], weights[1], 1.0f);
+        ((uint4*)(weighed + (u64)token * width))[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
         squares[(u64)token * (width / 8) + i] = square_group(low, high);
     }
 }
 
 // out[r] = hidden[rows[r]] * weight / rms in bf16 (rows == nullptr: row r itself). If `scales` is given, the division is
 // left to others: scales[r] = 1 / rms.
-extern "C" __global__ void __launch_bounds__(NORM_THREADS) rms_norm(
+extern "C" __global__ void __launch_bounds__(256) rms_norm(
     u16* out, const float* hidden, const float* weight, const u32* rows, float* scales, int width, float eps) {
     extern __shared__ float groups[];
-    // Of so many groups of columns a thread reads the weights ahead of the row, and keeps the row until its scale is known.
-    constexpr int HELD = 2;
-    float4 low[HELD], high[HELD], low_weight[HELD], high_weight[HELD];
-    const float4* weights = (const float4*)weight;
-    int count = width / 8;
     allow_consumer();
-#pragma unroll
-    for (int j = 0; j < HELD; j++) {
-        int i = threadIdx.x + j * NORM_THREADS;
-        if (i < count) low_weight[j] = weights[2 * i], high_weight[j] = weights[2 * i + 1];
-    }
     wait_for_producer();
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
     const float4* in = (const float4*)(hidden + row * width);
     uint4* target = (uint4*)(out + (u64)blockIdx.x * width);
-#pragma unroll
-    for (int j = 0; j < HELD; j++) {
-        int i = threadIdx.x + j * NORM_THREADS;
-        if (i >= count) continue;
-        low[j] = in[2 * i], high[j] = in[2 * i + 1];
-        groups[i] = square_group(low[j], high[j]);
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
+        float4 low = in[2 * i], high = in[2 * i + 1];
+        groups[i] = square_group(low, high);
+        if (scales) target[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
     }
-    for (int i = threadIdx.x + HELD * NORM_THREADS; i < count; i += NORM_THREADS)
-        groups[i] = square_group(in[2 * i], in[2 * i + 1]);
-    auto store = [&](float scale) {
-#pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            int i = threadIdx.x + j * NORM_THREADS;
-            if (i < count) target[i] = weigh(low[j], high[j], low_weight[j], high_weight[j], scale);
-        }
-        for (int i = threadIdx.x + HELD * NORM_THREADS; i < count; i += NORM_THREADS)
-            target[i] = weigh(in[2 * i], in[2 * i + 1], weights[2 * i], weights[2 * i + 1], scale);
-    };
-    if (scales) store(1.0f);
     __syncthreads();
     float scale = rms_scale([](int i) { return groups[i]; }, width, eps);
-    if (!scales) return store(scale);
-    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+    if (scales) {
+        if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+        return;
+    }
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
+        target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scale);
 }
 
 // Copies rows `rows` of two matrices, `words` of 16 bytes wide, one after the other: a block has a row of each.

@@ -73,20 +73,20 @@ DEVICE void store_rows(u16* out, const Work& work, int heads, int warp_row, cons
 // Two rows of a thread in the running result.
 template <int D>
 struct RunningRows {
-    float maximum[2], sum[2], total[D / 2];
+    float base[2], sum[2], total[D / 2];
 
     __device__ __forceinline__ RunningRows() {
 #pragma unroll
-        for (int i = 0; i < 2; i++) maximum[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
+        for (int i = 0; i < 2; i++) base[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) total[i] = 0.0f;
     }
 
     __device__ __forceinline__ void fold(const float (&tile_maximum)[2], const float (&tile_sum)[2], const float (&o)[D / 2]) {
-        Fold low(maximum[0], tile_maximum[0]), high(maximum[1], tile_maximum[1]);
+        Fold low(base[0], tile_maximum[0]), high(base[1], tile_maximum[1]);
         sum[0] = low(sum[0], tile_sum[0]);
         sum[1] = high(sum[1], tile_sum[1]);
-        // nothing to multiply where no maximum has risen
+        // nothing to make smaller where no base has risen
         if (__all_sync(FULL_WARP, low.old_weight == 1.0f && high.old_weight == 1.0f)) {
 #pragma unroll
             for (int i = 0; i < D / 2; i++) total[i] = __fmaf_rn(o[i], (i % 4 < 2 ? low : high).new_weight, total[i]);

@@ -1,18 +1,14 @@
-// Prefill attention in an order of additions of its own, faster than the canonical one: values are added up by the tensor
-// cores over all tiles, relative to a maximum that is raised, and what there is made smaller, only where scores would
-// exceed it by more than SLACK. Queries are kept in registers.
-
-// In units of log2: probabilities of up to 2^8 are as exact in bf16 as those of up to 1.
-#define SLACK 8.0f
+// Prefill attention in an order of additions of its own, faster than the canonical one: the tensor cores add up values over
+// all tiles, relative to one base, which rises as in `Fold`. Queries are kept in registers.
 
 template <int D>
 struct VariantRows {
-    float maximum[2], sum[2], weight[2], total[D / 2];
+    float base[2], sum[2], weight[2], total[D / 2];
     bool raised;
 
     __device__ __forceinline__ VariantRows() {
 #pragma unroll
-        for (int i = 0; i < 2; i++) maximum[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
+        for (int i = 0; i < 2; i++) base[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) total[i] = 0.0f;
     }
@@ -21,17 +17,17 @@ struct VariantRows {
     __device__ __forceinline__ void soften(float (&s)[64], float scale) {
         float maxima[2];
         row_maxima(maxima, s, scale);
-        raised = __any_sync(FULL_WARP, maxima[0] > maximum[0] + SLACK || maxima[1] > maximum[1] + SLACK);
+        raised = __any_sync(FULL_WARP, maxima[0] > base[0] + SLACK || maxima[1] > base[1] + SLACK);
         if (raised) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                weight[half] = Fold(maximum[half], maxima[half]).old_weight;
+                weight[half] = Fold(base[half], maxima[half]).old_weight;
                 sum[half] *= weight[half];
             }
         }
 #pragma unroll
         for (int i = 0; i < 64; i++) {
-            s[i] = probability(s[i], scale, maximum[i % 4 / 2]);
+            s[i] = probability(s[i], scale, base[i % 4 / 2]);
             sum[i % 4 / 2] += s[i];
         }
     }

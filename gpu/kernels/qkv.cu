@@ -1,13 +1,14 @@
 // What follows the QKV projection where the product leaves it to a kernel of its own: see qkv.cuh.
 //
 // `qkv` row: heads * D queries, then kv_heads * D keys, then kv_heads * D values. One warp takes D / 32 neighbouring heads of
-// one token. Lists of the step, angles and weights are read before the product has ended.
+// one token.
 
 template <int D, bool CODES>
 DEVICE void qkv_head(const u16* qkv, int tokens, const HeadOutput& to) {
     constexpr int HEADS = D / 32;
     using Share = HeadShare<D, HEADS>;
     allow_consumer();
+    wait_for_producer();
     int all_heads = to.heads + 2 * to.kv_heads;
     u32 groups = (all_heads + HEADS - 1) / HEADS;
     u32 unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -15,11 +16,6 @@ DEVICE void qkv_head(const u16* qkv, int tokens, const HeadOutput& to) {
     if (token >= tokens) return;
     bool valid = head < all_heads;
     if (!valid) head = all_heads - 1;
-    TokenTables<D, HEADS> of_token;
-    of_token.load(to, token);
-    HeadTables<D, HEADS> tables;
-    tables.load(to, head);
-    wait_for_producer();
     const u16* in = qkv + ((u64)token * all_heads + head) * D;
     float low[HEADS][Share::PER], high[HEADS][Share::PER];
 #pragma unroll
@@ -27,6 +23,10 @@ DEVICE void qkv_head(const u16* qkv, int tokens, const HeadOutput& to) {
         load_run(low[part], in + Share::element(part));
         load_run(high[part], in + Share::element(part) + D / 2);
     }
+    TokenTables<D, HEADS> of_token;
+    of_token.load(to, token);
+    HeadTables<D, HEADS> tables;
+    tables.load(to, head);
     store_head<D, CODES, HEADS>(to, of_token, tables, low, high, token, head, valid);
 }
 

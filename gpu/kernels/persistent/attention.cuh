@@ -286,17 +286,14 @@ DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
         }
         // of part first + lane
         float own = lane < count ? __uint_as_float((u32)s.x) : NEGATIVE_INFINITY, own_sum = __uint_as_float((u32)s.y);
-        // the greatest of the parts before each
-        float before = __shfl_up_sync(FULL_WARP, own, 1);
-        before = lane ? before : NEGATIVE_INFINITY;
+        // the base before each part
+        float before = running;
 #pragma unroll
-        for (int offset = 1; offset < BATCH; offset <<= 1) {
-            float other = __shfl_up_sync(FULL_WARP, before, offset);
-            if (lane >= offset) before = fmaxf(before, other);
+        for (int b = 0; b < BATCH; b++) {
+            running = raise_base(running, __shfl_sync(FULL_WARP, own, b));
+            if (b + 1 == lane) before = running;
         }
-        before = fmaxf(before, running);
         Fold fold(before, own);
-        running = __shfl_sync(FULL_WARP, before, BATCH - 1);
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
             if (b >= count) break;
