@@ -24,7 +24,7 @@ use crate::{
     life::Life,
     telemetry::{self, LogFormat},
 };
-pub use end::{PANICKED, end};
+pub use end::{PANICKED, confined, end};
 use instance::{Host, Instance};
 
 /// How long the last messages may take to leave; of a process that was told to stop at once, everything.

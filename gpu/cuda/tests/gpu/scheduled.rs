@@ -91,7 +91,6 @@ impl<'a> Served<'a> {
             root: self.key.root(&scope),
             score_prompt_from: (random.below(4) == 0).then_some(0),
             arrived: self.now,
-            alone: false,
         });
         admitted.map_err(failure)?;
         self.live.insert(run);

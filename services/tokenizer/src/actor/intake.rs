@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use actors::custody::{hand_over, prefer};
+use actors::{
+    custody::{hand_over, prefer},
+    process::confined,
+};
 use messages::{
     Pool, TokenIds, codec,
     control::Cancel,
@@ -74,7 +77,10 @@ impl TokenizerActor {
     pub(super) fn work(&self, job: Job, words: &mut Words) {
         match job {
             Job::Generate(order) => self.prepare(*order, words),
-            Job::Tokenize(request, reply) => reply.send(&self.model.tokenize(&request, words)),
+            Job::Tokenize(request, reply) => {
+                let answer = confined(|| self.model.tokenize(&request, words));
+                reply.send(&answer.unwrap_or_else(|| Answer::Failed(panicked(words))));
+            }
             Job::Detokenize(request, reply) => reply.send(&self.model.detokenize(&request)),
         }
     }
@@ -115,7 +121,8 @@ impl TokenizerActor {
             return Ok((journal.prompt.clone(), max_tokens));
         }
         let began = Instant::now();
-        let prompt = self.model.prompt(&generate.input, generate.text.add_special_tokens, words)?;
+        let encode = || self.model.prompt(&generate.input, generate.text.add_special_tokens, words);
+        let prompt = confined(encode).unwrap_or_else(|| Err(panicked(words)))?;
         metrics::histogram!("stator_tokenizer_encode_seconds").record(began.elapsed().as_secs_f64());
         metrics::histogram!("stator_tokenizer_prompt_tokens").record(prompt.ids.len() as f64);
         metrics::counter!("stator_tokenizer_prompt_tokens_total").increment(prompt.ids.len() as u64);
@@ -262,6 +269,12 @@ impl TokenizerActor {
             let _ = self.context.bus.tell(subject, None, &Control::Cancel(cancel));
         }
     }
+}
+
+/// What it left half done of the thread's words goes with it.
+fn panicked(words: &mut Words) -> Fault {
+    *words = Words::default();
+    Fault::new(FaultCode::Internal, "the prompt cannot be turned into tokens: its template or vocabulary fails on it")
 }
 
 fn overloaded() -> Fault {
