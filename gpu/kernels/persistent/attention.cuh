@@ -286,12 +286,17 @@ DEVICE void fold_parts_of(const FoldTask& task, u8* attended, u32 tag) {
         }
         // of part first + lane
         float own = lane < count ? __uint_as_float((u32)s.x) : NEGATIVE_INFINITY, own_sum = __uint_as_float((u32)s.y);
-        // the base before each part
+        // the base before each part: parts that raise it one after another, which are few
         float before = running;
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            running = raise_base(running, __shfl_sync(FULL_WARP, own, b));
-            if (b + 1 == lane) before = running;
+        int from = 0;
+#pragma unroll 1
+        while (true) {
+            u32 raising = __ballot_sync(FULL_WARP, lane >= from && raise_base(before, own) != before);
+            if (!raising) break;
+            int part = __ffs(raising) - 1;
+            running = __shfl_sync(FULL_WARP, own, part);
+            if (lane > part) before = running;
+            from = part + 1;
         }
         Fold fold(before, own);
 #pragma unroll
