@@ -222,7 +222,8 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end,
             int previous = -1;
             for (int block = 0; block < count; block++) {
                 barrier_wait(full + slot, phase);
-                u64 a = matrix_descriptor(ring + slot * STAGE_BYTES + offset), b = matrix_descriptor(ring + slot * STAGE_BYTES + X_BYTES);
+                u32 stage = ring + slot * STAGE_BYTES;
+                u64 a = matrix_descriptor(stage + offset), b = matrix_descriptor(stage + X_BYTES);
                 matrices_fence();
 #pragma unroll
                 for (int i = 0; i < 4; i++) multiply(sum, advance(a, i * 32), advance(b, i * 32), block > 0 || i > 0);
