@@ -274,7 +274,10 @@ impl TokenizerActor {
 /// What it left half done of the thread's words goes with it.
 fn panicked(words: &mut Words) -> Fault {
     *words = Words::default();
-    Fault::new(FaultCode::Internal, "the prompt cannot be turned into tokens: its template or vocabulary fails on it")
+    Fault::new(
+        FaultCode::Internal,
+        "the prompt cannot be turned into tokens: its template or vocabulary fails on it",
+    )
 }
 
 fn overloaded() -> Fault {
