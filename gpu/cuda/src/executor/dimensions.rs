@@ -43,8 +43,11 @@ impl Dimensions {
         if !spec.heads.is_multiple_of(spec.kv_heads) || dimensions.heads / dimensions.kv_heads > MAX_GROUP {
             return unsupported(format!("{} heads over {} key heads", spec.heads, spec.kv_heads));
         }
-        for (name, size) in [("hidden size", spec.hidden_size), ("intermediate size", spec.intermediate_size)]
-        {
+        for (name, size) in [
+            ("vocabulary", spec.vocab_size),
+            ("hidden size", spec.hidden_size),
+            ("intermediate size", spec.intermediate_size),
+        ] {
             if !size.is_multiple_of(8) {
                 return unsupported(format!("a {name} of {size}, no multiple of 8"));
             }
@@ -98,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vocabularies_of_any_size_are_padded_and_other_sizes_refused() {
-        let logits = |vocab_size| {
-            let spec = DecoderSpec { vocab_size, ..synthetic::toy_spec() };
-            Dimensions::new(&spec).map(|dimensions| dimensions.logits()).map_err(|error| error.to_string())
-        };
-        assert_eq!(logits(1000), Ok(1000));
-        assert_eq!(logits(1001), Ok(1008));
-        let narrow = DecoderSpec { hidden_size: 60, ..synthetic::toy_spec() };
-        assert!(Dimensions::new(&narrow).unwrap_err().to_string().contains("a hidden size of 60"));
+    fn sizes_that_products_cannot_take_are_refused_by_name() {
+        let refusal = |spec: DecoderSpec| Dimensions::new(&spec).unwrap_err().to_string();
+        assert!(
+            refusal(DecoderSpec { vocab_size: 1001, ..synthetic::toy_spec() })
+                .contains("a vocabulary of 1001")
+        );
+        assert!(
+            refusal(DecoderSpec { hidden_size: 60, ..synthetic::toy_spec() }).contains("a hidden size of 60")
+        );
     }
 }
