@@ -205,25 +205,6 @@ impl Device {
         Ok(())
     }
 
-    /// Starts setting the columns from `first` on of rows of `width`. What is started next begins once that is done.
-    pub(crate) fn fill_columns(
-        &self,
-        target: View<'_, f32>,
-        width: usize,
-        first: usize,
-        value: f32,
-    ) -> Result<(), CudaError> {
-        assert!(first < width && target.len().is_multiple_of(width), "columns {first} on of {width}");
-        self.context.bind_to_thread()?;
-        let (begin, pitch) = (target.slice(first..).address(), width * size_of::<f32>());
-        let (rows, stream) = (target.len() / width, self.stream().cu_stream());
-        // SAFETY: these columns of all rows lie within the view.
-        unsafe { sys::cuMemsetD2D32Async(begin, pitch, value.to_bits(), width - first, rows, stream) }
-            .result()?;
-        self.alone.set(true);
-        Ok(())
-    }
-
     /// Waits for all work started so far; not to be called while halves are started.
     ///
     /// # Errors

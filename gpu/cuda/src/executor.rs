@@ -121,7 +121,7 @@ impl CudaExecutor {
         let (tokens, slots) = (config.max_batch_tokens as usize, config.slots as usize);
         let weight_bytes = memory::allocated();
         let buffers = Buffers::new(&device, &dimensions, tokens, slots, weights.room())?;
-        let slot_tables = Slots::new(&device, slots, &dimensions)?;
+        let slot_tables = Slots::new(&device, slots, dimensions.vocab)?;
 
         let layer_bytes = dimensions.page_elements(config.page_size as usize) * config.kv_bytes();
         let page_bytes = dimensions.layers * layer_bytes;
@@ -252,9 +252,7 @@ impl CudaExecutor {
     #[doc(hidden)]
     pub fn logits(&self, rows: usize) -> Result<Vec<f32>, CudaError> {
         let Decoder { buffers, dimensions, .. } = &self.forward.decoder;
-        let width = dimensions.logits();
-        let padded = self.device.read(buffers.logits.slice(..rows * width))?;
-        Ok(padded.chunks_exact(width).flat_map(|row| &row[..dimensions.vocab]).copied().collect())
+        self.device.read(buffers.logits.slice(..rows * dimensions.vocab))
     }
 
     fn start(&mut self, batch: &Batch) -> Result<usize, CudaError> {

@@ -55,11 +55,6 @@ impl Dimensions {
         Ok(dimensions)
     }
 
-    /// Logits of a row: of the vocabulary, and of what products pad it with, which are minus infinity.
-    pub fn logits(&self) -> usize {
-        self.vocab.next_multiple_of(8)
-    }
-
     /// Whether heads are wider in the kernels than in the model.
     pub fn pads_heads(&self) -> bool {
         self.model_head_dim != self.head_dim

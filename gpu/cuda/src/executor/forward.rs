@@ -129,7 +129,7 @@ impl Forward {
                 counts: slots.counts.view(),
                 prompts: slots.prompts.view(),
                 rows,
-                vocab: dimensions.logits(),
+                vocab: dimensions.vocab,
                 max_bias: MAX_BIAS,
                 max_stops: MAX_STOPS,
             })?;
@@ -148,7 +148,7 @@ impl Forward {
                 targets: lists.score_targets.slice(first..),
                 tops: lists.score_tops.slice(first..),
                 rows,
-                vocab: dimensions.logits(),
+                vocab: dimensions.vocab,
             })?;
         }
         Ok(())
@@ -163,26 +163,9 @@ impl Forward {
         first: usize,
         count: usize,
     ) -> Result<(), CudaError> {
-        match &self.float32 {
-            Some(float32) => float32.logits(device, &self.decoder, rows, count)?,
-            None => self.launch_logits(device, counts, rows, first, count)?,
+        if let Some(float32) = &self.float32 {
+            return float32.logits(device, &self.decoder, rows, count);
         }
-        let Decoder { dimensions, buffers, .. } = &self.decoder;
-        let (vocab, width) = (dimensions.vocab, dimensions.logits());
-        if vocab < width {
-            device.fill_columns(buffers.logits.slice(..count * width), width, vocab, f32::NEG_INFINITY)?;
-        }
-        Ok(())
-    }
-
-    fn launch_logits(
-        &self,
-        device: &Device,
-        counts: Counts,
-        rows: View<'_, u32>,
-        first: usize,
-        count: usize,
-    ) -> Result<(), CudaError> {
         let Decoder { dimensions, weights, buffers, .. } = &self.decoder;
         let Dimensions { hidden, eps, .. } = *dimensions;
         let (stream, rows) = match counts.last {
@@ -205,7 +188,7 @@ impl Forward {
             w: weights.head().view().into(),
             scale: RowScale::One,
             m: count,
-            n: dimensions.logits(),
+            n: dimensions.vocab,
             k: hidden,
             mode: self.mode,
             half: false,

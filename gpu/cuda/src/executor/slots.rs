@@ -1,6 +1,6 @@
 use models::{OpenSlot, SamplingBounds, SlotId, SlotState};
 
-use super::{arena::Arena, dimensions::Dimensions};
+use super::arena::Arena;
 use crate::{
     Buffer, CudaError, Device,
     ops::{BiasEntry, MAX_TOP, SampleParams},
@@ -30,17 +30,15 @@ pub(super) struct Slot {
 pub(super) struct Slots {
     open: Vec<Option<Slot>>,
     vocab: usize,
-    /// Logits of a row.
-    width: usize,
     /// [slots]
     pub params: Buffer<SampleParams>,
     /// [slots, MAX_BIAS]
     pub bias: Buffer<BiasEntry>,
     /// [slots, MAX_STOPS]
     pub stops: Buffer<u32>,
-    /// [slots, width]
+    /// [slots, vocab]
     pub counts: Buffer<u16>,
-    /// [slots, width / 32 rounded up]
+    /// [slots, vocab / 32 rounded up]
     pub prompts: Buffer<u32>,
     /// [slots]
     pub last_tokens: Buffer<u32>,
@@ -50,17 +48,15 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    pub fn new(device: &Device, slots: usize, dimensions: &Dimensions) -> Result<Self, CudaError> {
-        let (vocab, width) = (dimensions.vocab, dimensions.logits());
+    pub fn new(device: &Device, slots: usize, vocab: usize) -> Result<Self, CudaError> {
         Ok(Self {
             open: vec![None; slots],
             vocab,
-            width,
             params: device.allocate(slots)?,
             bias: device.allocate(slots * MAX_BIAS)?,
             stops: device.allocate(slots * MAX_STOPS)?,
-            counts: device.allocate(slots * width)?,
-            prompts: device.allocate(slots * width.div_ceil(32))?,
+            counts: device.allocate(slots * vocab)?,
+            prompts: device.allocate(slots * vocab.div_ceil(32))?,
             last_tokens: device.allocate(slots)?,
             merged: Vec::new(),
             masked: Vec::new(),
@@ -93,7 +89,7 @@ impl Slots {
     pub fn open_words(&self) -> usize {
         let bytes =
             size_of::<SampleParams>() + MAX_BIAS * size_of::<BiasEntry>() + MAX_STOPS * size_of::<u32>();
-        bytes.div_ceil(4) + self.width.div_ceil(2) + self.width.div_ceil(32)
+        bytes.div_ceil(4) + self.vocab.div_ceil(2) + self.vocab.div_ceil(32)
     }
 
     /// Begins a sequence; its state reaches the device in stream order.
@@ -123,19 +119,19 @@ impl Slots {
 
     /// What penalties are about: counts of the output so far, and which tokens the prompt has.
     fn write_history(&self, device: &Device, arena: &mut Arena, open: &OpenSlot) -> Result<(), CudaError> {
-        let (slot, width) = (open.slot.0 as usize, self.width);
-        let counts = self.counts.slice(slot * width..(slot + 1) * width);
+        let (slot, vocab) = (open.slot.0 as usize, self.vocab);
+        let counts = self.counts.slice(slot * vocab..(slot + 1) * vocab);
         if open.output.is_empty() {
             device.fill_bytes(counts, 0)?;
         } else {
-            arena.copy(device, counts, width, |to| {
+            arena.copy(device, counts, vocab, |to| {
                 for &token in &open.output {
                     let count = &mut to[token as usize];
                     *count = count.saturating_add(1);
                 }
             })?;
         }
-        let words = width.div_ceil(32);
+        let words = vocab.div_ceil(32);
         let prompts = self.prompts.slice(slot * words..(slot + 1) * words);
         if open.params.repetition_penalty == 1.0 {
             return device.fill_bytes(prompts, 0);
