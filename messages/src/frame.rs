@@ -31,7 +31,7 @@ pub struct Batch<D> {
     /// Runs that are alive here and had no frame since the last batch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alive: Vec<Alive>,
-    /// Engines: the step that runs.
+    /// Engines: what the device is at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pulse: Option<Pulse>,
 }
@@ -180,12 +180,13 @@ pub struct Alive {
     pub quiet_ms: u32,
 }
 
-/// An engine's step, as its device thread stamped it.
+/// What an engine's device is at, as those who asked it for that stamped it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Pulse {
+    /// The last step that began.
     pub step: u64,
-    /// Age of the running step; 0 when idle.
+    /// How long it has been at what it has been at for longest, the running step or pages that are moved; 0 when idle.
     pub age_ms: u32,
-    /// How long the running step may take by the engine's own announcement.
+    /// How long that may take by the engine's own announcement.
     pub bound_ms: u32,
 }

@@ -4,6 +4,7 @@ mod cache;
 mod clock;
 mod copies;
 mod hang;
+mod memory;
 mod thread;
 
 use std::{
@@ -28,8 +29,9 @@ use scheduler::{Event, Landing, Load, Refusal, Request, RunKey, Scheduler, Sched
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{executor::Built, feed::Feeds};
-pub use clock::StepClock;
+pub use clock::DeviceClock;
 use hang::HangWatch;
+use memory::WatchedMemory;
 use thread::Thread;
 
 /// Exit code of a process whose device is lost or hangs: the supervisor starts a new one.
@@ -119,7 +121,7 @@ pub struct Device {
     pub spec: ExecutorSpec,
     /// Of the device, if other processes can reach it.
     pub memory: Option<Arc<dyn DeviceMemory>>,
-    pub clock: Arc<StepClock>,
+    pub clock: Arc<DeviceClock>,
     observed: Arc<Mutex<Observed>>,
     /// A dispatch came to be included in what is observed.
     pub dispatched: Arc<Notify>,
@@ -158,7 +160,7 @@ impl Device {
         let (commands, intake) = sync_channel(INTAKE);
         let (reports, reported) = mpsc::channel(REPORTS);
         let (built, spec) = oneshot::channel();
-        let clock = Arc::new(StepClock::default());
+        let clock = Arc::new(DeviceClock::default());
         let observed = Arc::new(Mutex::new(Observed::default()));
         let dispatched = Arc::new(Notify::new());
         let feeds = Arc::new(Feeds::default());
@@ -191,15 +193,17 @@ impl Device {
         let (spec, memory) = spec
             .await
             .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
+        let watched = |memory| Arc::new(WatchedMemory::new(memory, clock.clone())) as Arc<dyn DeviceMemory>;
+        let memory = memory.map(watched);
         let hang = Arc::default();
         Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds, spares, hang }, reported))
     }
 
-    /// The state of the running step. Call every heartbeat: the process ends if the step hangs, for nothing else brings
-    /// the device back, and the actor alone would hold its lease for ever.
+    /// What the device is at. Call every heartbeat: the process ends if the device hangs, for nothing else brings it back,
+    /// and the actor alone would hold its lease for ever.
     pub fn beat(&self) -> Pulse {
         let pulse = self.clock.pulse();
-        if self.hang.lock().hangs(pulse) {
+        if self.hang.lock().hangs(self.clock.oldest()) {
             let Pulse { step, age_ms, bound_ms } = pulse;
             tracing::error!(step, age_ms, bound_ms, "the device hangs, this process ends");
             process::end(DEVICE_LOST);

@@ -141,7 +141,8 @@ impl Push {
         let blocks = places.iter().map(|&(page, place)| (self.first + page, place)).collect();
         self.command(Copy::Out(CopyOut { run: self.run, blocks, answer }));
         let copying = answered.recv().map_err(|_| PushError::Ended)?;
-        let sums = copying.wait().map_err(|error| PushError::Device(error.to_string()))?;
+        let sums = self.device.clock.watch(|| copying.wait());
+        let sums = sums.map_err(|error| PushError::Device(error.to_string()))?;
         let bytes = places.len() as u64 * self.layout.page_bytes();
         metrics::counter!("stator_kv_transfer_bytes_total", "direction" => "out").increment(bytes);
         Ok(sums)

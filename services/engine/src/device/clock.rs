@@ -1,54 +1,103 @@
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use messages::frame::Pulse;
 use models::StepId;
+use parking_lot::Mutex;
 
-/// What the device thread stamps and heartbeats read: the running step, since when, and how long it may take.
-#[derive(Debug)]
-pub struct StepClock {
-    origin: Instant,
-    step: AtomicU64,
-    /// Microseconds after `origin`, plus one; 0 when idle.
-    began: AtomicU64,
-    bound_ms: AtomicU64,
+/// How long anything but a step may take: it moves a few pages, or maps some memory.
+const CALL_BOUND: Duration = Duration::from_secs(1);
+
+/// What the device was asked for and has not done: a step, and calls of any thread. Who asks stamps, heartbeats read.
+#[derive(Debug, Default)]
+pub struct DeviceClock(Mutex<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    step: StepId,
+    running: Option<Stamp>,
+    calls: Vec<Stamp>,
 }
 
-impl Default for StepClock {
-    fn default() -> Self {
-        let zero = || AtomicU64::new(0);
-        Self { origin: Instant::now(), step: zero(), began: zero(), bound_ms: zero() }
+/// Since when the device is at something, and how long that may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub began: Instant,
+    pub bound: Duration,
+}
+
+impl Stamp {
+    fn now(bound: Duration) -> Self {
+        Self { began: Instant::now(), bound }
     }
 }
 
-impl StepClock {
+impl DeviceClock {
+    /// A step begins, perhaps before the last one has ended.
     pub fn begin(&self, step: StepId, bound: Duration) {
-        self.bound_ms.store(millis(bound), Ordering::Relaxed);
-        self.began.store(self.micros() + 1, Ordering::Relaxed);
-        self.step.store(step.0, Ordering::Release);
+        let mut asked = self.0.lock();
+        asked.step = step;
+        asked.running = Some(Stamp::now(bound));
     }
 
+    /// No step runs.
     pub fn rest(&self) {
-        self.began.store(0, Ordering::Relaxed);
+        self.0.lock().running = None;
+    }
+
+    /// Makes a call that the device may never answer.
+    pub fn watch<T>(&self, call: impl FnOnce() -> T) -> T {
+        let stamp = Stamp::now(CALL_BOUND);
+        self.0.lock().calls.push(stamp);
+        let answer = call();
+        let calls = &mut self.0.lock().calls;
+        if let Some(place) = calls.iter().position(|call| *call == stamp) {
+            calls.swap_remove(place);
+        }
+        answer
+    }
+
+    /// What the device has been at for longest.
+    pub(super) fn oldest(&self) -> Option<Stamp> {
+        self.0.lock().oldest()
     }
 
     pub fn pulse(&self) -> Pulse {
-        let step = self.step.load(Ordering::Acquire);
-        let age = match self.began.load(Ordering::Relaxed) {
-            0 => 0,
-            began => self.micros().saturating_sub(began - 1) / 1000,
-        };
-        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        Pulse { step, age_ms: narrow(age), bound_ms: narrow(self.bound_ms.load(Ordering::Relaxed)) }
-    }
-
-    fn micros(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let asked = self.0.lock();
+        let (age, bound) = asked.oldest().map_or_else(Default::default, |it| (it.began.elapsed(), it.bound));
+        Pulse { step: asked.step.0, age_ms: millis(age), bound_ms: millis(bound) }
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+impl Asked {
+    fn oldest(&self) -> Option<Stamp> {
+        self.running.iter().chain(&self.calls).min_by_key(|stamp| stamp.began).copied()
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn the_oldest_of_steps_and_calls_is_told() {
+        let clock = DeviceClock::default();
+        let bound = || clock.oldest().map(|stamp| stamp.bound);
+        clock.watch(|| {
+            clock.begin(StepId(7), STEP);
+            assert_eq!(bound(), Some(CALL_BOUND));
+        });
+        assert_eq!(bound(), Some(STEP));
+        clock.watch(|| {
+            assert_eq!(bound(), Some(STEP));
+            clock.rest();
+            assert_eq!(bound(), Some(CALL_BOUND));
+        });
+        assert_eq!(clock.pulse(), Pulse { step: 7, age_ms: 0, bound_ms: 0 }, "nothing is under way");
+    }
 }

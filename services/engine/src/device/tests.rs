@@ -1,5 +1,9 @@
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io, sync::mpsc::channel, time::Duration};
 
+use kv::transfer::{
+    DeviceAddress, DeviceHandle, DeviceSlab, Event as Transfer, HostRoom, KvTransport, LinkConfig, PageIndex,
+    Receiver, ReceiverConfig, Span, TcpTransport, TransferKey, Transports,
+};
 use messages::{
     block::{CacheScope, ClusterKey},
     kv::KvChange,
@@ -8,7 +12,10 @@ use models::{Executor, ExecutorError, KvLayout, SamplingBounds, SamplingParams};
 use scheduler::{Choice, EndReason, Goal, Micros};
 
 use super::*;
-use crate::sim::{SimExecutor, Timing};
+use crate::{
+    sim::{SimExecutor, Timing},
+    transport,
+};
 
 fn spec() -> ExecutorSpec {
     ExecutorSpec {
@@ -37,10 +44,14 @@ async fn device(step: Duration) -> (Device, mpsc::Receiver<Report>) {
 }
 
 fn request(run: u64, seed: u64, max_tokens: u32, output: &[u32]) -> Command {
+    request_for(Goal::Output, run, seed, max_tokens, output)
+}
+
+fn request_for(goal: Goal, run: u64, seed: u64, max_tokens: u32, output: &[u32]) -> Command {
     let scope = CacheScope { revision: "r", adapter: None, salt: None };
     let request = Request {
         run: RunKey(run),
-        goal: Goal::Output,
+        goal,
         prompt: (0..40).collect(),
         choices: vec![Choice { index: 0, output: output.to_vec() }],
         params: SamplingParams { seed, ..SamplingParams::default() },
@@ -149,10 +160,26 @@ async fn changes_of_the_cache_lead_to_its_snapshot() {
     assert_eq!(device.observed().seen, [("router-1".parse().unwrap(), 1)]);
 }
 
-/// An executor whose device fails at its first step, or never ends it.
+/// What a device does instead of its work.
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    LostInAStep,
+    HangsInAStep,
+    HangsInACopy,
+    HangsWhereSlotsAreOpened,
+    HangsOverChecksums,
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// An executor whose device is in trouble, and its memory.
 struct Broken {
     spec: ExecutorSpec,
-    hangs: bool,
+    trouble: Trouble,
 }
 
 impl Executor for Broken {
@@ -161,8 +188,8 @@ impl Executor for Broken {
     }
 
     fn submit(&mut self, _: &models::Batch) -> Result<models::Ticket, ExecutorError> {
-        if self.hangs {
-            std::thread::sleep(Duration::from_secs(600));
+        if self.trouble == Trouble::HangsInAStep {
+            hang();
         }
         Err(ExecutorError::Device("cuda: CUDA_ERROR_ILLEGAL_ADDRESS".to_owned()))
     }
@@ -176,20 +203,105 @@ impl Executor for Broken {
     }
 
     fn write_page(&mut self, _: u32, _: &[u8]) -> Result<(), ExecutorError> {
+        if self.trouble == Trouble::HangsInACopy {
+            hang();
+        }
         Ok(())
     }
 
     fn export_to(&mut self, _: Arc<dyn models::PageSink>) {}
 }
 
-/// What the tests below start as processes of their own.
-async fn broken(hangs: bool) -> (Device, mpsc::Receiver<Report>) {
+impl DeviceMemory for Trouble {
+    fn allocate(&self, _: u64) -> io::Result<Arc<dyn DeviceSlab>> {
+        Ok(Arc::new(*self))
+    }
+
+    fn open(&self, _: &DeviceHandle) -> io::Result<Arc<dyn DeviceSlab>> {
+        if *self == Self::HangsWhereSlotsAreOpened {
+            hang();
+        }
+        Ok(Arc::new(*self))
+    }
+
+    fn room(&self, _: usize) -> io::Result<Box<dyn HostRoom>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl DeviceSlab for Trouble {
+    fn handle(&self) -> DeviceHandle {
+        DeviceHandle([0; DeviceHandle::BYTES])
+    }
+
+    fn address(&self) -> DeviceAddress {
+        DeviceAddress(0)
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    fn store(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn checksums(&self, _: &[Span]) -> io::Result<Vec<u64>> {
+        if *self == Self::HangsOverChecksums {
+            hang();
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// A page that has come over.
+fn landed_page() -> LandedPage {
+    let layout = transport::layout(&spec(), "r");
+    let link = LinkConfig::new(TransferKey::derive(b"test"));
+    let tcp: Box<dyn KvTransport> = Box::new(TcpTransport::new(link, "127.0.0.1:0".parse().unwrap(), 1));
+    let transports = Transports(vec![tcp]);
+    let config = ReceiverConfig { layout: layout.clone(), others: Vec::new(), slots: 1, slots_per_grant: 1 };
+    let (landed, pages) = channel();
+    let hear = move |event| {
+        if let Transfer::Landed(page) = event {
+            landed.send(page).unwrap();
+        }
+    };
+    let receiver = Receiver::start(config, &transports.0, hear).unwrap();
+    let grant = receiver.grant(1, "prefill-1").unwrap();
+    let mut writer = transports.open(&grant, &layout).unwrap();
+    writer.write(PageIndex(0), 0, &vec![0; layout.page_bytes() as usize]).unwrap();
+    writer.finish().unwrap();
+    pages.recv().unwrap()
+}
+
+/// Starts a device and brings it into its trouble.
+async fn troubled(trouble: Trouble) -> (Device, mpsc::Receiver<Report>) {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let build = move || Ok(Built::on_host(Broken { spec: spec(), hangs }));
+    let build = move || {
+        let memory: Arc<dyn DeviceMemory> = Arc::new(trouble);
+        Ok(Built { memory: Some(memory), ..Built::on_host(Broken { spec: spec(), trouble }) })
+    };
     let config = SchedulerConfig::new(ClusterKey::derive("test"));
     let started = Device::start("decode-1".parse().unwrap(), build, config, Duration::ZERO).await;
-    let (device, reports) = started.unwrap();
-    device.command(request(1, 1, 4, &[])).unwrap();
+    let (device, mut reports) = started.unwrap();
+    let memory = device.memory.clone().unwrap();
+    match trouble {
+        Trouble::LostInAStep | Trouble::HangsInAStep => device.command(request(1, 1, 4, &[])).unwrap(),
+        Trouble::HangsInACopy => {
+            device.command(request_for(Goal::OutputOnceLanded, 1, 1, 4, &[])).unwrap();
+            assert!(matches!(reports.recv().await, Some(Report::Waits { held: 0, .. })));
+            let land = Copy::Land { run: RunKey(1), block: 0, page: landed_page() };
+            device.command(Command::Copy(land)).unwrap();
+        }
+        Trouble::HangsWhereSlotsAreOpened => {
+            let theirs = DeviceHandle([1; DeviceHandle::BYTES]);
+            std::thread::spawn(move || drop(memory.open(&theirs)));
+        }
+        Trouble::HangsOverChecksums => {
+            std::thread::spawn(move || memory.allocate(64).unwrap().checksums(&[]));
+        }
+    }
     (device, reports)
 }
 
@@ -204,7 +316,7 @@ fn ends(test: &str) -> (Option<i32>, String) {
 #[tokio::test]
 #[ignore = "run by the test below, as a process of its own"]
 async fn lose_the_device() {
-    let (_device, mut reports) = broken(false).await;
+    let (_device, mut reports) = troubled(Trouble::LostInAStep).await;
     while reports.recv().await.is_some() {}
 }
 
@@ -215,20 +327,44 @@ fn a_lost_device_ends_the_process_with_its_own_code_and_says_why() {
     assert!(log.contains("device lost") && log.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{log}");
 }
 
-#[tokio::test]
-#[ignore = "run by the test below, as a process of its own"]
-async fn hang() {
-    let (device, _reports) = broken(true).await;
-    // Far more heartbeats than the bound of a first step and the margin hold, in a shorter time.
+/// Far more heartbeats than the bound of a first step and the margin hold, in a shorter time.
+async fn beat_beside(trouble: Trouble) {
+    let (device, _reports) = troubled(trouble).await;
     for _ in 0..10_000 {
         device.beat();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn hang_in_a_step() {
+    beat_beside(Trouble::HangsInAStep).await;
+}
+
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn hang_in_a_copy() {
+    beat_beside(Trouble::HangsInACopy).await;
+}
+
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn hang_where_slots_are_opened() {
+    beat_beside(Trouble::HangsWhereSlotsAreOpened).await;
+}
+
+#[tokio::test]
+#[ignore = "run by the test below, as a process of its own"]
+async fn hang_over_checksums() {
+    beat_beside(Trouble::HangsOverChecksums).await;
+}
+
 #[test]
-fn a_device_that_hangs_ends_the_process_with_the_same_code() {
-    let (code, log) = ends("device::tests::hang");
-    assert_eq!(code, Some(DEVICE_LOST), "{log}");
-    assert!(log.contains("the device hangs"), "{log}");
+fn a_device_that_hangs_ends_the_process_with_the_same_code_whatever_it_is_at() {
+    for at in ["hang_in_a_step", "hang_in_a_copy", "hang_where_slots_are_opened", "hang_over_checksums"] {
+        let (code, log) = ends(&format!("device::tests::{at}"));
+        assert_eq!(code, Some(DEVICE_LOST), "{at}: {log}");
+        assert!(log.contains("the device hangs"), "{at}: {log}");
+    }
 }

@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use scheduler::{Event, Goal, Micros, Planned, Request, Scheduler};
 use tokio::sync::{Notify, mpsc};
 
-use super::{Command, Dispatch, Observed, Report, StepClock, cache::CacheFeed, copies::Copies, unix_micros};
+use super::{
+    Command, DeviceClock, Dispatch, Observed, Report, cache::CacheFeed, copies::Copies, unix_micros,
+};
 use crate::feed::Feeds;
 
 /// How often a thread without a step looks at the deadlines of runs that wait for blocks.
@@ -47,7 +49,7 @@ pub(super) struct Thread {
 
 /// What the thread and its actor both see.
 pub(super) struct Shared {
-    pub clock: Arc<StepClock>,
+    pub clock: Arc<DeviceClock>,
     pub observed: Arc<Mutex<Observed>>,
     pub dispatched: Arc<Notify>,
     pub feeds: Arc<Feeds>,
@@ -135,7 +137,7 @@ impl Thread {
         if !self.copies.is_empty() {
             return Ok(());
         }
-        self.copies.settle(true).map_err(Ended::Lost)?;
+        self.shared.clock.watch(|| self.copies.settle(true)).map_err(Ended::Lost)?;
         if self.scheduler.is_idle() {
             let command = self.intake.recv().map_err(|_| Ended::Orphaned)?;
             return self.obey(command);
@@ -149,15 +151,15 @@ impl Thread {
 
     /// Copies pages, as many as a pause between two steps may take.
     fn copy_pages(&mut self) -> Result<(), Ended> {
-        self.copies.settle(false).map_err(Ended::Lost)?;
+        self.shared.clock.watch(|| self.copies.settle(false)).map_err(Ended::Lost)?;
         if self.copies.is_empty() || !(self.tickets.is_empty() || self.executor.spec().depth > 1) {
             return Ok(());
         }
         let mut reports = Vec::new();
         let (feeds, step) = (&self.shared.feeds, self.shared.observed.lock().load.step_time);
-        self.copies
-            .run(&mut **self.executor, &mut self.scheduler, feeds, step, &mut reports)
-            .map_err(Ended::Lost)?;
+        let (copies, executor, scheduler) = (&mut self.copies, &mut **self.executor, &mut self.scheduler);
+        let copied = self.shared.clock.watch(|| copies.run(executor, scheduler, feeds, step, &mut reports));
+        copied.map_err(Ended::Lost)?;
         reports.into_iter().try_for_each(|report| self.send(report))
     }
 
