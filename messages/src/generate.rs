@@ -25,7 +25,7 @@ pub struct Generate {
     /// Choices to produce, numbered from 0.
     pub n: u32,
     pub sampling: Sampling,
-    /// Output tokens per choice; `None`: as many as the context holds.
+    /// Output tokens per choice; `None`: as many as there is room for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     pub text: TextOptions,

@@ -21,6 +21,9 @@ pub struct Submit {
     pub sampling: Sampling,
     /// Output tokens per choice, those already in `choices` included.
     pub max_tokens: u32,
+    /// The client named no limit: `max_tokens` is what the context leaves, and less will do where an engine holds less.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score_prompt_from: Option<u32>,
     #[serde(default)]
@@ -63,6 +66,7 @@ impl Submit {
             choices: Vec::new(),
             sampling: Sampling::default(),
             max_tokens: 0,
+            open_ended: false,
             score_prompt_from: None,
             priority: 0,
             cache_salt: None,

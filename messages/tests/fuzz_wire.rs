@@ -72,6 +72,7 @@ fn corpus() -> Vec<Bytes> {
         choices: vec![ChoiceStart { index: 0, output: ids.into() }],
         sampling: Sampling::default(),
         max_tokens: 4,
+        open_ended: true,
         score_prompt_from: Some(1),
         priority: 1,
         cache_salt: None,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 use stator_tests::{
@@ -206,4 +206,32 @@ async fn an_engine_that_is_too_small_for_a_request_does_not_get_it_to_refuse() {
         (reply.status == 400).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_of_unequal_room_keep_a_limit_that_is_named_and_are_the_limit_where_none_is() {
+    let engines = ["--device", "sim", "--sim-step-ms", "0"];
+    for smaller in ["--max-total-tokens", "--context-length"] {
+        let plan = Plan::of(toy()).with(Service::Decode, &engines);
+        let mut cluster = Cluster::start(plan.with(Service::Router, &["--policy", "round-robin"])).await;
+        let nats = cluster.nats[0].url();
+        cluster.add_over(Service::Decode, &nats, &[smaller.to_owned(), "1024".to_owned()]);
+        cluster.ready().await;
+        followed(&mut cluster, 2).await;
+        let mut tokens = BTreeSet::new();
+        for _ in 0..4 {
+            let mut open = chat(0, 0);
+            open.as_object_mut().unwrap().remove("max_tokens");
+            let reply = ask(&cluster.http(), &[], &open).await.json();
+            assert_eq!(reply["choices"][0]["finish_reason"], "length");
+            tokens.insert(reply["usage"]["total_tokens"].as_u64().unwrap());
+        }
+        assert_eq!(tokens, [1024, 4096].into(), "{smaller}");
+        for _ in 0..4 {
+            let mut limited = chat(0, 0);
+            limited["max_tokens"] = 1000.into();
+            let reply = ask(&cluster.http(), &[], &limited).await.json();
+            assert_eq!(reply["usage"]["completion_tokens"], 1000, "{smaller}");
+        }
+    }
 }

@@ -259,7 +259,7 @@ impl EngineActor {
             prompt: submit.prompt.iter().collect(),
             choices: choices.collect(),
             params,
-            max_tokens: submit.max_tokens,
+            max_tokens: self.limit(submit),
             priority: submit.priority,
             // Time left; the device thread makes it a moment of its own clock.
             deadline: envelope.deadline_ms.map(|ms| Micros(ms.saturating_mul(1000))),
@@ -267,6 +267,16 @@ impl EngineActor {
             score_prompt_from: submit.score_prompt_from,
             arrived: Micros(0),
         }
+    }
+
+    /// Output tokens of each choice.
+    fn limit(&self, submit: &Submit) -> u32 {
+        if !submit.open_ended {
+            return submit.max_tokens;
+        }
+        let prompt = u32::try_from(submit.prompt.len()).unwrap_or(u32::MAX);
+        // Where not even one has room, the scheduler says so.
+        submit.max_tokens.min(self.device.longest_sequence.saturating_sub(prompt).max(1))
     }
 
     /// Tells ingress and tokenizer that this engine holds the run.

@@ -119,6 +119,8 @@ pub struct Observed {
 pub struct Device {
     commands: SyncSender<Command>,
     pub spec: ExecutorSpec,
+    /// Tokens of the longest sequence that there is room for.
+    pub longest_sequence: u32,
     /// Of the device, if other processes can reach it.
     pub memory: Option<Arc<dyn DeviceMemory>>,
     pub clock: Arc<DeviceClock>,
@@ -180,7 +182,8 @@ impl Device {
             executor.export_to(shared.feeds.clone());
             let scheduler = Scheduler::new(config, executor.spec());
             shared.observed.lock().load = scheduler.load();
-            if built.send(Ok((executor.spec().clone(), memory))).is_err() {
+            let longest = scheduler.longest_sequence();
+            if built.send(Ok((executor.spec().clone(), longest, memory))).is_err() {
                 return;
             }
             let mut thread =
@@ -190,13 +193,24 @@ impl Device {
                 process::end(DEVICE_LOST);
             }
         })?;
-        let (spec, memory) = spec
+        let (spec, longest_sequence, memory) = spec
             .await
             .map_err(|_| anyhow::anyhow!("the device thread ended while it loaded the model"))??;
         let watched = |memory| Arc::new(WatchedMemory::new(memory, clock.clone())) as Arc<dyn DeviceMemory>;
         let memory = memory.map(watched);
-        let hang = Arc::default();
-        Ok((Self { commands, spec, memory, clock, observed, dispatched, feeds, spares, hang }, reported))
+        let device = Self {
+            commands,
+            spec,
+            longest_sequence,
+            memory,
+            clock,
+            observed,
+            dispatched,
+            feeds,
+            spares,
+            hang: Arc::default(),
+        };
+        Ok((device, reported))
     }
 
     /// What the device is at. Call every heartbeat: the process ends if the device hangs, for nothing else brings it back,

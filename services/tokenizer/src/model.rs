@@ -131,17 +131,11 @@ impl Model {
         }
     }
 
-    /// Output tokens that a request may have per choice. Where it names none, `pool_tokens`, the KV that the largest
-    /// engine holds, bounds them as the context does.
+    /// Output tokens that a request may have per choice: what it names, or else what the context leaves.
     ///
     /// # Errors
     /// If the prompt is empty, or it does not fit the context together with the output asked for.
-    pub fn room(
-        &self,
-        request: &Generate,
-        prompt_tokens: usize,
-        pool_tokens: Option<u64>,
-    ) -> Result<u32, Fault> {
+    pub fn room(&self, request: &Generate, prompt_tokens: usize) -> Result<u32, Fault> {
         let context = self.card.context_length;
         let field = if matches!(request.input, Input::Chat(_)) { "messages" } else { "prompt" };
         if prompt_tokens == 0 {
@@ -149,8 +143,7 @@ impl Model {
         }
         let prompt = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
         let left = context.saturating_sub(prompt);
-        let held = pool_tokens.map_or(u32::MAX, |tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-        let wanted = request.max_tokens.unwrap_or(left.min(held.saturating_sub(prompt)).max(1));
+        let wanted = request.max_tokens.unwrap_or(left.max(1));
         if prompt <= context && wanted <= left {
             return Ok(wanted);
         }

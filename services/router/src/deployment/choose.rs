@@ -15,6 +15,8 @@ use crate::{
 
 /// Candidates that a decision shows: the best of them, and always the chosen one.
 pub const SHOWN: usize = 16;
+/// Output for which an engine has room that gets a request without a limit of its own: few answers are longer.
+const OPEN_OUTPUT: u32 = 512;
 
 /// What is asked for.
 pub struct Wish<'a> {
@@ -86,13 +88,13 @@ impl State {
         })
     }
 
-    /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can. One whose KV
-    /// pool is too small serves, with a refusal for good, only where all are.
+    /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can. What is too
+    /// long for every engine goes to the largest, for what room it has or to be refused for good.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
         let maybe_poison = wish.submit.maybe_poison;
         if wish.submit.routing.pin.is_none() && wish.tried.is_empty() && !maybe_poison {
             let place = self.pricer.pick(&self.costs)?;
-            if !self.avoids(wish, place) && wish.fits(&self.decode.members()[place]) {
+            if !self.avoids(wish, place) && self.decode.members()[place].longest_sequence() >= wish.tokens() {
                 return Some(place);
             }
         }
@@ -105,11 +107,13 @@ impl State {
         for place in wish.tried.iter().filter_map(|tried| self.decode.place(tried)) {
             self.open[place] = f64::INFINITY;
         }
-        if wish.submit.routing.pin.is_none() && self.decode.members().iter().any(|member| wish.fits(member)) {
-            for (place, _) in
-                self.decode.members().iter().enumerate().filter(|(_, member)| !wish.fits(member))
-            {
-                self.open[place] = f64::INFINITY;
+        if wish.submit.routing.pin.is_none() {
+            let longest = || self.decode.members().iter().map(Member::longest_sequence);
+            let needed = wish.tokens().min(longest().max().unwrap_or(0));
+            for (cost, longest) in self.open.iter_mut().zip(longest()) {
+                if longest < needed {
+                    *cost = f64::INFINITY;
+                }
             }
         }
         if maybe_poison {
@@ -192,11 +196,18 @@ impl Choice {
 }
 
 impl Wish<'_> {
-    /// Whether an engine's KV pool holds prompt and output to its limit; the KV of the last token is never computed.
-    fn fits(&self, engine: &Member) -> bool {
-        let context = engine.lease.card.as_ref().map_or(u32::MAX, |card| card.context_length);
-        let tokens = self.submit.prompt.len() as u64 + u64::from(self.submit.max_tokens);
-        engine.holds(tokens.min(context.into()).saturating_sub(1))
+    /// Tokens that an engine should have room for: the prompt, and output to its limit. Where the client named none, as much
+    /// as most answers have, beyond what there is of it.
+    fn tokens(&self) -> u64 {
+        let Submit { prompt, choices, max_tokens, open_ended, .. } = self.submit;
+        let output = if *open_ended {
+            let begun = choices.iter().map(|choice| choice.output.len()).max().unwrap_or(0);
+            let begun = u32::try_from(begun).unwrap_or(u32::MAX);
+            begun.saturating_add(OPEN_OUTPUT).min(*max_tokens)
+        } else {
+            *max_tokens
+        };
+        prompt.len() as u64 + u64::from(output)
     }
 
     pub(super) fn doubts(&self, instance: &InstanceId) -> bool {

@@ -136,6 +136,29 @@ fn an_engine_whose_pool_is_too_small_is_chosen_only_where_all_are() {
 }
 
 #[test]
+fn what_has_no_limit_goes_to_any_engine_that_has_room_for_an_answer_and_else_to_the_largest() {
+    let of = |name: &str, tokens| {
+        Arc::new(Lease { kv_tokens: Some(tokens), ..Lease::clone(&lease(Role::Decode, name)) })
+    };
+    // 70 tokens of prompt and 512 of output, of which the last is never computed.
+    let open = Submit { max_tokens: 4000, open_ended: true, ..submit(Routing::default()) };
+    let chosen = |submit: &Submit, tokens: [u64; 2]| {
+        let here = deployment(&settings(), &[], &[]);
+        here.lock().decode.sync(&[of("small", tokens[0]), of("large", tokens[1])]);
+        let engines = (1..=20).map(|number| choose(&here, submit, number).unwrap().engine);
+        engines.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(chosen(&open, [581, 9000]).len(), 2);
+    for tokens in [[580, 9000], [500, 501]] {
+        assert_eq!(chosen(&open, tokens), [id("large")].into(), "{tokens:?}");
+    }
+    let begun = ChoiceStart { index: 0, output: (0..100).collect() };
+    let begun = Submit { choices: vec![begun], ..open };
+    assert_eq!(chosen(&begun, [681, 9000]).len(), 2);
+    assert_eq!(chosen(&begun, [680, 9000]), [id("large")].into());
+}
+
+#[test]
 fn a_pinned_request_goes_there_whatever_is_cached_elsewhere() {
     let here = deployment(&settings(), &["a", "b"], &[]);
     cache(&here, Role::Decode, "b", &CHAIN);

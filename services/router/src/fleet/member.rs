@@ -58,9 +58,10 @@ impl Member {
         )
     }
 
-    /// Whether its KV pool holds a sequence of so many tokens.
-    pub fn holds(&self, tokens: u64) -> bool {
-        self.lease.kv_tokens.is_none_or(|pool| tokens <= pool)
+    /// Tokens of the longest sequence that its context and its KV pool hold; the KV of the last one is never computed.
+    pub fn longest_sequence(&self) -> u64 {
+        let context = self.lease.card.as_ref().map_or(u64::MAX, |card| card.context_length.into());
+        self.lease.kv_tokens.map_or(u64::MAX, |tokens| tokens.saturating_add(1)).min(context)
     }
 
     /// Whether it never lets prompts be computed elsewhere.

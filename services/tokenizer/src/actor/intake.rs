@@ -117,7 +117,7 @@ impl TokenizerActor {
     fn prompt(&self, order: &Order, words: &mut Words) -> Result<(TokenIds, u32), Fault> {
         let generate = &order.generate;
         if let Some(journal) = &generate.journal {
-            let max_tokens = self.model.room(generate, journal.prompt.len(), self.pool_tokens())?;
+            let max_tokens = self.model.room(generate, journal.prompt.len())?;
             return Ok((journal.prompt.clone(), max_tokens));
         }
         let began = Instant::now();
@@ -127,14 +127,8 @@ impl TokenizerActor {
         metrics::histogram!("stator_tokenizer_prompt_tokens").record(prompt.ids.len() as f64);
         metrics::counter!("stator_tokenizer_prompt_tokens_total").increment(prompt.ids.len() as u64);
         metrics::counter!("stator_tokenizer_cached_tokens_total").increment(prompt.cached as u64);
-        let max_tokens = self.model.room(generate, prompt.ids.len(), self.pool_tokens())?;
+        let max_tokens = self.model.room(generate, prompt.ids.len())?;
         Ok((prompt.ids.as_slice().into(), max_tokens))
-    }
-
-    /// KV tokens of the largest engine of this pool, if any is known.
-    fn pool_tokens(&self) -> Option<u64> {
-        let engines = self.context.directory.instances(Role::Decode, &self.context.me.pool);
-        engines.iter().filter_map(|lease| lease.kv_tokens).max()
     }
 
     /// Makes the choices and brings them to where the journal left them.
@@ -182,6 +176,7 @@ impl TokenizerActor {
                 .collect(),
             sampling: generate.sampling.clone(),
             max_tokens,
+            open_ended: generate.max_tokens.is_none(),
             score_prompt_from: generate.score_prompt_from,
             priority: generate.priority,
             cache_salt: generate.cache_salt.clone(),

@@ -61,26 +61,17 @@ fn request(input: Input, max_tokens: Option<u32>) -> Generate {
 fn output_is_bounded_by_what_the_context_leaves() {
     let model = model(None);
     let text = || Input::Text("x".to_owned());
-    assert_eq!(model.room(&request(text(), None), 30, None), Ok(70));
-    assert_eq!(
-        model.room(&request(text(), None), 30, Some(50)),
-        Ok(20),
-        "what an engine holds bounds it too"
-    );
-    assert_eq!(
-        model.room(&request(text(), Some(70)), 30, Some(50)),
-        Ok(70),
-        "what is asked for is the engine's to refuse"
-    );
-    assert_eq!(model.room(&request(text(), Some(0)), 100, None), Ok(0));
+    assert_eq!(model.room(&request(text(), None), 30), Ok(70));
+    assert_eq!(model.room(&request(text(), Some(70)), 30), Ok(70));
+    assert_eq!(model.room(&request(text(), Some(0)), 100), Ok(0));
     for (wanted, prompt, numbers) in
         [(Some(71), 30, "101 tokens (30 in the prompt, 71"), (None, 100, "100 tokens")]
     {
-        let fault = model.room(&request(text(), wanted), prompt, None).unwrap_err();
+        let fault = model.room(&request(text(), wanted), prompt).unwrap_err();
         assert_eq!(fault.code, FaultCode::ContextLengthExceeded);
         assert!(fault.message.contains("length is 100 tokens") && fault.message.contains(numbers), "{fault}");
     }
-    let empty = model.room(&request(chat(), None), 0, None).unwrap_err();
+    let empty = model.room(&request(chat(), None), 0).unwrap_err();
     assert_eq!((empty.code, empty.param.as_deref()), (FaultCode::InvalidRequest, Some("messages")));
 }
 
