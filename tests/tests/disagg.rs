@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use serde_json::{Value, json};
 use stator_tests::{Cluster, Service, Signal, cluster::Plan, eventually, http::Http, model::toy};
@@ -129,6 +129,19 @@ async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_shared_memory() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_computed_elsewhere_gives_the_same_tokens_over_tcp() {
     gives_the_same_tokens_over("tcp").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_sockets_have_no_folder_of_their_own_pages_come_over_tcp() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let flags = ["--kv-socket-folder", folder.path().to_str().unwrap()];
+    let mut cluster = Cluster::start(plan("auto").with(Service::Decode, &flags)).await;
+    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 1.0, "{}", cluster.logs());
+    clean(&mut cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,7 +131,8 @@ impl CudaExecutor {
         let block = device.allocate(words)?;
         let flight = || Flight::new(&device, words, &slot_tables, tokens);
         let flights = [flight()?, flight()?];
-        let pages = pages::count(&device, config, page_bytes as u64)?;
+        let transfer_bytes = u64::from(config.transfer_slots) * page_bytes as u64;
+        let pages = pages::count(&device, config, page_bytes as u64, transfer_bytes)?;
         let buffer_bytes = memory::allocated() - weight_bytes;
         let kv = device.allocate(pages as usize * page_bytes)?;
         device.fill_bytes(kv.view(), 0)?;
@@ -213,7 +214,8 @@ impl CudaExecutor {
             pages,
             kv_bytes = u64::from(pages) * page_bytes as u64,
             kv_tokens = positions,
-            free,
+            transfer_bytes,
+            free = free.saturating_sub(transfer_bytes),
             total,
             launches_per_decode_step = executor.captures.launches(),
             numerics_class = executor.spec.numerics_class,

@@ -46,8 +46,14 @@ impl Target {
         }
     }
 
-    /// Makes the executor; on the device thread, which it never leaves.
-    pub(crate) fn build(self, settings: &EngineSettings, card: &ModelCard) -> anyhow::Result<Built> {
+    /// Makes the executor; on the device thread, which it never leaves. Its device keeps memory for `transfer_slots` pages
+    /// if those may come there.
+    pub(crate) fn build(
+        self,
+        settings: &EngineSettings,
+        card: &ModelCard,
+        transfer_slots: u32,
+    ) -> anyhow::Result<Built> {
         let limits = self.step_limits(settings);
         Ok(match self {
             Self::Cpu => {
@@ -56,7 +62,7 @@ impl Target {
                 Built { weight_bytes, ..Built::on_host(executor) }
             }
             Self::Cuda(ordinal) => {
-                let executor = cuda::build(settings, limits, card, ordinal)?;
+                let executor = cuda::build(settings, limits, card, transfer_slots, ordinal)?;
                 let memory = Arc::new(executor.device().shared_memory());
                 let weight_bytes = executor.weight_bytes_per_step();
                 Built { executor: Box::new(executor), memory: Some(memory), weight_bytes }

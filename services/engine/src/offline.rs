@@ -35,7 +35,7 @@ impl Offline {
         let target = Target::resolve(settings.device);
         // While its memory is free.
         let read_rate = target.read_rate(settings)?;
-        let Built { executor, weight_bytes, .. } = target.build(settings, &card)?;
+        let Built { executor, weight_bytes, .. } = target.build(settings, &card, 0)?;
         let config = settings.scheduler(key.clone(), target.step_limits(settings));
         let scheduler = Scheduler::new(config, executor.spec());
         let (batch, tickets, began, runs) = (Batch::default(), VecDeque::new(), Instant::now(), 0);

@@ -79,7 +79,7 @@ impl Plan {
         let scheduler = settings.scheduler(self.key.clone(), target.step_limits(settings));
         let floor = Duration::from_secs_f64(settings.step_floor_ms.max(0.0) / 1000.0);
         let plan = self.clone();
-        let build = move || target.build(&plan.settings, &plan.card);
+        let build = move || target.build(&plan.settings, &plan.card, plan.transfer_slots());
         let me = context.me.instance.clone();
         let (device, reports) = Device::start(me, build, scheduler, floor).await?;
         let (spec, load) = (device.spec.clone(), device.load());
@@ -120,7 +120,13 @@ impl Plan {
         Ok(engine)
     }
 
-    /// What lets prompts of a decode engine be computed elsewhere, unless the settings leave no room for that.
+    /// Pages that may be on their way here at once; none where the settings leave no room for that.
+    fn transfer_slots(&self) -> u32 {
+        let takes = self.role != Role::Prefill && !self.settings.disable_radix_cache;
+        if takes { self.settings.transfer_slots } else { 0 }
+    }
+
+    /// What lets prompts of a decode engine be computed elsewhere.
     fn remote(
         &self,
         context: &Context,
@@ -128,8 +134,8 @@ impl Plan {
         layout: &PageLayout,
         accepts: &[PageLayout],
     ) -> anyhow::Result<Option<Arc<Remote>>> {
-        let slots = self.settings.transfer_slots;
-        if self.role == Role::Prefill || slots == 0 || self.settings.disable_radix_cache {
+        let slots = self.transfer_slots();
+        if slots == 0 {
             return Ok(None);
         }
         let others = accepts.iter().filter(|&accepted| accepted != layout).cloned().collect();

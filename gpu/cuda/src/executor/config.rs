@@ -12,6 +12,8 @@ pub struct CudaConfig {
     pub page_size: u32,
     pub kv: KvBudget,
     pub kv_format: KvFormat,
+    /// Pages beside the pool, to be set aside later ([`crate::SharedMemory`]) for others to store to.
+    pub transfer_slots: u32,
     /// Sequences that may be open at once.
     pub slots: u32,
     /// Input tokens that one step may carry.
@@ -144,7 +146,7 @@ pub enum KvBudget {
     Pages(u32),
     /// As many pages as fit.
     Bytes(u64),
-    /// What this process' weights and buffers leave of this share of the device's memory, or as much as is free.
+    /// What this process' weights, buffers and transfer slots leave of this share of the device's memory, or as much as is free.
     MemoryFraction(f64),
 }
 
@@ -159,6 +161,7 @@ mod tests {
             page_size: 16,
             kv: KvBudget::Pages(1),
             kv_format: KvFormat::Bf16,
+            transfer_slots: 0,
             slots: 1,
             max_batch_tokens: 1,
             context_length: None,

@@ -93,20 +93,47 @@ impl Pages {
     }
 }
 
-/// Pages of so many bytes that the pool is to have.
-pub(super) fn count(device: &Device, config: &CudaConfig, page_bytes: u64) -> Result<u32, CudaError> {
+/// Pages of so many bytes that the pool is to have, where so many bytes will be set aside beside it.
+pub(super) fn count(
+    device: &Device,
+    config: &CudaConfig,
+    page_bytes: u64,
+    aside: u64,
+) -> Result<u32, CudaError> {
     let bytes = match config.kv {
         KvBudget::Pages(pages) => return Ok(pages),
         KvBudget::Bytes(bytes) => bytes,
         KvBudget::MemoryFraction(fraction) => {
             let (free, total) = device.memory()?;
             let share = (total as f64 * fraction) as u64;
-            share.saturating_sub(memory::allocated()).min(free.saturating_sub(RESERVE_BYTES))
+            left(share, free, memory::allocated(), aside)
         }
     };
     match u32::try_from(bytes / page_bytes) {
         Ok(0) => Err(CudaError::Shape(format!("{bytes} bytes hold no page of {page_bytes} bytes"))),
         Ok(pages) => Ok(pages),
         Err(_) => Ok(u32::MAX - 1),
+    }
+}
+
+/// Bytes for the pool, of a process' share of the device's memory and of what is free of it all.
+fn left(share: u64, free: u64, allocated: u64, aside: u64) -> u64 {
+    share.saturating_sub(allocated + aside).min(free.saturating_sub(RESERVE_BYTES + aside))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn what_is_set_aside_is_of_the_share_and_of_what_is_free() {
+        assert_eq!(left(70 * GIB, 60 * GIB, 16 * GIB, 0), 54 * GIB);
+        assert_eq!(left(70 * GIB, 60 * GIB, 16 * GIB, GIB), 53 * GIB);
+        // A share beyond what is free.
+        let pool = left(79 * GIB, 60 * GIB, 16 * GIB, GIB);
+        assert_eq!(pool + RESERVE_BYTES + GIB, 60 * GIB);
+        assert_eq!(left(GIB, GIB, GIB, GIB), 0);
     }
 }

@@ -17,6 +17,7 @@ pub fn config(slots: u32, max_batch_tokens: u32, kv: KvBudget) -> CudaConfig {
         page_size: PAGE_SIZE,
         kv,
         kv_format: KvFormat::Bf16,
+        transfer_slots: 0,
         slots,
         max_batch_tokens,
         context_length: None,

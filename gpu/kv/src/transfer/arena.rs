@@ -91,12 +91,12 @@ impl SlotArena {
         &self.region
     }
 
-    /// Of all slots together.
-    pub(super) fn bytes(&self) -> u64 {
-        self.region.len() as u64
+    /// Of all slots together in device memory.
+    pub(super) fn device_bytes(&self) -> u64 {
+        u64::from(self.counts().total()) * self.stride(Memory::Device)
     }
 
-    /// Has slots in a slab of [`SlotArena::bytes`] as well.
+    /// Has slots in a slab of [`SlotArena::device_bytes`] as well.
     pub(super) fn keep_in(&self, slab: Arc<dyn DeviceSlab>) {
         // One transport has device memory; a second slab would only lie idle.
         let _ = self.device.set(slab);
@@ -163,8 +163,17 @@ impl SlotArena {
         self.state.lock().ledger.counts()
     }
 
-    fn at(&self, slot: u32) -> usize {
-        slot as usize * self.slot_bytes as usize
+    /// Bytes from one slot to the next.
+    fn stride(&self, memory: Memory) -> u64 {
+        match memory {
+            Memory::Host => self.slot_bytes,
+            // What lands there is never of another layout.
+            Memory::Device => self.forms[0].layout.page_bytes(),
+        }
+    }
+
+    fn at(&self, memory: Memory, slot: u32) -> usize {
+        slot as usize * self.stride(memory) as usize
     }
 
     fn take(&self, epoch: Epoch, index: PageIndex) {
@@ -274,7 +283,8 @@ impl Claimed<'_> {
     fn range(&self) -> (usize, usize) {
         let layer_bytes = self.stream.layout().layer_bytes as usize;
         let before = self.piece.layer as usize * layer_bytes;
-        (self.stream.arena.at(self.slot) + before, self.piece.layers as usize * layer_bytes)
+        let Stream { arena, memory, .. } = self.stream;
+        (arena.at(*memory, self.slot) + before, self.piece.layers as usize * layer_bytes)
     }
 
     /// Where they are in device memory.
@@ -353,7 +363,7 @@ impl LandedPage {
     /// Where it landed, if that is in device memory.
     pub fn address(&self) -> Option<DeviceAddress> {
         let slab = self.arena.device().filter(|_| self.memory == Memory::Device)?;
-        Some(slab.address().at(self.arena.at(self.slot) as u64))
+        Some(slab.address().at(self.arena.at(Memory::Device, self.slot) as u64))
     }
 
     /// The page in the receiver's layout, layer after layer.
@@ -370,7 +380,7 @@ impl LandedPage {
         let bytes = self.arena.forms[self.form].layout.page_bytes();
         // SAFETY: the ledger lends the slot to no page while this one is not taken, and a writer that stores by itself
         // stores to a page's slot only before the page's last frame.
-        unsafe { self.arena.region.bytes(self.arena.at(self.slot), bytes as usize) }
+        unsafe { self.arena.region.bytes(self.arena.at(Memory::Host, self.slot), bytes as usize) }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Grant {
     pub slots: Vec<u32>,
     /// How the pages are laid out.
     pub layout: PageLayout,
-    /// Bytes from one of the receiver's slots to the next.
+    /// Bytes from one of the receiver's slots to the next; in device memory those of a page.
     pub slot_bytes: u64,
     /// Where the receiver listens, best first.
     pub addresses: Vec<Address>,

@@ -57,8 +57,12 @@ impl KvTransport for IpcTransport {
     }
 
     fn listen(&self, arena: Arc<SlotArena>) -> io::Result<Box<dyn Listening>> {
-        arena.keep_in(self.memory.allocate(arena.bytes())?);
-        local::listen(self.scheme(), &self.folder, arena, self.link.clone(), Bodies::Device)
+        let slab = self.memory.allocate(arena.device_bytes())?;
+        // No writer is let in before there are grants.
+        let listening =
+            local::listen(self.scheme(), &self.folder, arena.clone(), self.link.clone(), Bodies::Device)?;
+        arena.keep_in(slab);
+        Ok(listening)
     }
 
     fn open(&self, grant: &Grant, address: &Address) -> Result<Box<dyn PageWriter>, OpenError> {

@@ -90,12 +90,11 @@ impl Pusher {
         stall: Duration,
     ) -> Result<Self, OpenError> {
         let layout = &grant.layout;
-        let held = store.len().unwrap_or(u64::MAX);
-        let fits =
-            |slot: &u32| (u64::from(*slot) + 1).checked_mul(grant.slot_bytes).is_some_and(|end| end <= held);
-        let page_bytes = layout.page_bytes();
+        let (held, page_bytes) = (store.len().unwrap_or(u64::MAX), layout.page_bytes());
+        let slot_bytes = if matches!(store, Store::Device(_)) { page_bytes } else { grant.slot_bytes };
+        let fits = |slot: &u32| (u64::from(*slot) + 1).checked_mul(slot_bytes).is_some_and(|end| end <= held);
         if page_bytes == 0
-            || page_bytes > grant.slot_bytes
+            || page_bytes > slot_bytes
             || grant.slots.is_empty()
             || !grant.slots.iter().all(fits)
         {
@@ -118,7 +117,7 @@ impl Pusher {
             pages: grant.pages,
             layers: layout.layers,
             layer_bytes: layout.layer_bytes,
-            slot_bytes: grant.slot_bytes,
+            slot_bytes,
             slots: grant.slots.clone(),
             places: (0..grant.window()).map(|page| Turn::new(page, layout.layers)).collect(),
             lines: sockets.into_iter().map(line).collect(),

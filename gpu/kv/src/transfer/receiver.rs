@@ -66,10 +66,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Maps the slots and listens on `transports`, whose order is that of the addresses in grants.
+    /// Maps the slots and listens on `transports`, whose order is that of the addresses in grants. One that cannot listen is
+    /// left aside, with a warning, unless it is the last.
     ///
     /// # Errors
-    /// If memory or an address cannot be had, the layout is empty, or another has nothing to do with it.
+    /// If memory or the last transport's address cannot be had, the layout is empty, or another has nothing to do with it.
     pub fn start(
         config: ReceiverConfig,
         transports: &[Box<dyn KvTransport>],
@@ -88,8 +89,7 @@ impl Receiver {
             forms.push(Form { layout: theirs, rearrangement: Some(rearrangement) });
         }
         let arena = Arc::new(SlotArena::new(forms, slots, slots_per_grant, Box::new(on_event))?);
-        let listening = transports.iter().map(|transport| transport.listen(arena.clone()));
-        Ok(Self { listening: listening.collect::<io::Result<_>>()?, arena })
+        Ok(Self { listening: listen(transports, &arena)?, arena })
     }
 
     /// Lends slots for `pages` pages to `writer`, a name that [`Receiver::writer_gone`] knows it by.
@@ -144,6 +144,25 @@ impl Receiver {
     }
 }
 
+/// Each transport reaches as far as those before it, so it can stand in for them.
+fn listen(
+    transports: &[Box<dyn KvTransport>],
+    arena: &Arc<SlotArena>,
+) -> Result<Vec<Box<dyn Listening>>, StartError> {
+    let mut listening = Vec::new();
+    for (number, transport) in transports.iter().enumerate() {
+        let scheme = transport.scheme();
+        match transport.listen(arena.clone()) {
+            Ok(open) => listening.push(open),
+            Err(error) if number + 1 < transports.len() => {
+                tracing::warn!(scheme, %error, "kv pages cannot come this way, which is left aside");
+            }
+            Err(error) => return Err(StartError::Listen { scheme, error }),
+        }
+    }
+    Ok(listening)
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.listening.clear();
@@ -169,4 +188,6 @@ pub enum StartError {
     Mismatch(#[from] Mismatch),
     #[error("transfer slots: {0}")]
     Io(#[from] io::Error),
+    #[error("no kv pages can come by {scheme}: {error}")]
+    Listen { scheme: &'static str, error: io::Error },
 }

@@ -52,7 +52,7 @@ pub trait Listening: Send + Sync {
     }
 }
 
-/// The transports of a process, best first.
+/// The transports of a process, best first; each reaches as far as those before it.
 pub struct Transports(pub Vec<Box<dyn KvTransport>>);
 
 impl Transports {

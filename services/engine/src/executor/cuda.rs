@@ -29,6 +29,7 @@ pub(super) fn build(
     settings: &EngineSettings,
     limits: StepLimits,
     card: &ModelCard,
+    transfer_slots: u32,
     ordinal: usize,
 ) -> anyhow::Result<CudaExecutor> {
     let model = open_model(settings)?;
@@ -41,6 +42,7 @@ pub(super) fn build(
         page_size: settings.page_size,
         kv,
         kv_format: kv_format(settings)?,
+        transfer_slots: if settings.kv_transport.takes_device_memory() { transfer_slots } else { 0 },
         slots: limits.running,
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),

@@ -75,6 +75,11 @@ pub fn load(address: DeviceAddress, bytes: u64) -> Vec<u8> {
     all[at as usize..][..bytes as usize].to_vec()
 }
 
+/// Bytes of the slab that an address is in.
+pub fn slab_bytes(address: DeviceAddress) -> u64 {
+    slab_of(address).0.bytes()
+}
+
 /// What a device does for a writer: stores a page in its place and computes its checksum.
 fn store(place: Place, page: &[u8]) -> u64 {
     let (slab, at) = slab_of(place.address);

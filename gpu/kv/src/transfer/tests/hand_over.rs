@@ -131,17 +131,6 @@ fn an_address_out_of_reach_is_passed_over() {
     assert_eq!(bench.landed().index(), PageIndex(1));
 }
 
-#[test]
-fn a_folder_that_others_may_enter_is_refused() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let transport: Box<dyn KvTransport> = Box::new(ShmTransport::new(link(b"secret"), folder.path()));
-    let config = ReceiverConfig { layout: layout(), others: Vec::new(), slots: 1, slots_per_grant: 1 };
-    let refused = Receiver::start(config, &[transport], drop).err().expect("an error").to_string();
-    assert!(refused.contains("open to other users"), "{refused}");
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

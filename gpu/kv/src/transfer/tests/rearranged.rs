@@ -80,6 +80,25 @@ fn what_lands_in_device_memory_is_never_of_another_layout() {
 }
 
 #[test]
+fn device_memory_is_set_aside_for_pages_of_ours_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let transports = transports(Scheme::Ipc, link(b"secret"), folder.path());
+    let (receiver, events) = receiver(&transports);
+    let grant = receiver.grant(3, "prefill-1").unwrap();
+    assert!(grant.slot_bytes > ours().page_bytes(), "pages of other layouts are larger");
+    let mut writer = transports.open(&grant, &ours()).unwrap();
+    for index in (0..3).map(PageIndex) {
+        writer.write(index, 0, &page(&ours(), index)).unwrap();
+    }
+    for _ in 0..3 {
+        let Event::Landed(got) = events.recv_timeout(PATIENCE).unwrap() else { panic!("no page landed") };
+        let address = got.address().unwrap();
+        assert!(device::load(address, ours().page_bytes()) == page(&ours(), got.index()));
+        assert_eq!(device::slab_bytes(address), 3 * ours().page_bytes());
+    }
+}
+
+#[test]
 fn layouts_that_are_not_taken_are_refused_with_both_values() {
     let folder = tempfile::tempdir().unwrap();
     let transports = transports(Scheme::Tcp, link(b"secret"), folder.path());
