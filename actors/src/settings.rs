@@ -33,6 +33,14 @@ pub trait Layer: Sized + Default + DeserializeOwned {
 /// # Errors
 /// If the file cannot be read, or file or environment name an unknown key or give a value of the wrong type.
 pub fn resolve<L: Layer>(flags: L, file: Option<&Path>) -> Result<L::Resolved, SettingsError> {
+    Ok(layered(flags, file)?.resolve())
+}
+
+/// What all layers together say of one section, without its defaults.
+///
+/// # Errors
+/// As of [`resolve`].
+pub fn layered<L: Layer>(flags: L, file: Option<&Path>) -> Result<L, SettingsError> {
     let mut builder = config::Config::builder();
     if let Some(path) = file {
         builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
@@ -54,7 +62,7 @@ pub fn resolve<L: Layer>(flags: L, file: Option<&Path>) -> Result<L::Resolved, S
             .map_err(|error| SettingsError(format!("section '{}': {error}", L::SECTION)))?,
         None => L::default(),
     };
-    Ok(flags.over(below).resolve())
+    Ok(flags.over(below))
 }
 
 /// The help text of a setting with its default, which is given as source text.

@@ -273,16 +273,24 @@ impl Device {
     }
 }
 
-/// Whether GPU `ordinal` can run the kernels; initialises the driver, and opens nothing.
+/// How many GPUs there are; initialises the driver, and opens nothing.
 ///
 /// # Errors
-/// If driver or compiler are missing, there is no such GPU, or its compute capability is not 9.x.
-pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
+/// If driver or compiler are missing, or the driver fails.
+pub fn count_gpus() -> Result<usize, CudaError> {
     Library::Nvrtc.load_ahead();
     Library::Driver.require()?;
     result::init()?;
     Library::Nvrtc.require()?;
-    let count = result::device::get_count()? as usize;
+    Ok(result::device::get_count()? as usize)
+}
+
+/// Whether GPU `ordinal` can run the kernels.
+///
+/// # Errors
+/// As of [`count_gpus`], and if there is no such GPU or its compute capability is not 9.x.
+pub fn require_gpu(ordinal: usize) -> Result<(), CudaError> {
+    let count = count_gpus()?;
     if ordinal >= count {
         return Err(CudaError::NoSuchDevice { ordinal, count });
     }

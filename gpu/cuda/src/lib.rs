@@ -23,7 +23,7 @@ mod transfer;
 
 pub use blas::{Algorithm, Product};
 pub use compiler::{CompileMode, WORKER_FLAG, nvrtc_version, nvrtc_worker};
-pub use device::{Device, DeviceConfig, DeviceInfo, require_gpu};
+pub use device::{Device, DeviceConfig, DeviceInfo, count_gpus, require_gpu};
 pub use error::CudaError;
 pub use executor::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
 pub use graph::Graph;

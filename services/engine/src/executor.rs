@@ -9,6 +9,7 @@ use kv::transfer::DeviceMemory;
 use messages::lease::ModelCard;
 use models::{Executor, Model};
 
+pub use self::cuda::usable_gpus;
 use crate::settings::{DeviceChoice, EngineSettings, StepLimits};
 
 /// What computes.
@@ -21,10 +22,13 @@ pub enum Target {
 }
 
 impl Target {
-    /// What `--device` asks for; `auto` is the first GPU if it can run the kernels.
+    /// What `--device` asks for; `auto` is the first GPU that can run the kernels, if any.
     pub fn resolve(device: DeviceChoice) -> Self {
         match device {
-            DeviceChoice::Auto => cuda::usable().map_or(Self::Cpu, Self::Cuda),
+            DeviceChoice::Auto => {
+                let mut gpus = usable_gpus(|why| tracing::warn!(%why, "a gpu is left aside"));
+                gpus.next().map_or(Self::Cpu, Self::Cuda)
+            }
             DeviceChoice::Cpu => Self::Cpu,
             DeviceChoice::Cuda(ordinal) => Self::Cuda(ordinal),
             DeviceChoice::Sim => Self::Sim,

@@ -23,5 +23,6 @@ pub mod settings;
 pub mod sim;
 mod transport;
 
+pub use executor::usable_gpus;
 pub use service::run;
 pub use settings::{EngineFlags, EngineSettings};

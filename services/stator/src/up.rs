@@ -9,10 +9,11 @@ mod job;
 mod nats;
 mod plan;
 mod progress;
+mod shares;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use actors::settings::resolve;
+use actors::settings::{layered, resolve};
 use flags::ServiceFlags;
 use plan::{ModelChoice, Replicas};
 
@@ -49,16 +50,18 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
             resolve(args.up.clone(), file)?,
             resolve(args.services.process.clone(), file)?,
             resolve(args.services.ingress.clone(), file)?,
+            layered(args.services.engine.clone(), file)?,
         ))
     };
-    let (settings, process, ingress) = match layers() {
+    let (settings, process, ingress, engine) = match layers() {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error}");
             return Ok(ExitCode::from(BAD_CONFIGURATION));
         }
     };
-    let intent = plan::Intent { settings, process, ingress, flags: args.services, config: args.config };
+    let intent =
+        plan::Intent { settings, process, ingress, engine, flags: args.services, config: args.config };
     // One thread: children get their death signal when the thread that made them ends.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(cluster::run(intent))
 }

@@ -10,19 +10,24 @@ use messages::lease::ModelCard;
 use super::open_model;
 use crate::settings::{Dtype, EngineSettings, KvCacheDtype, Quantization, StepLimits};
 
-/// What `auto` looks at.
-const FIRST: usize = 0;
+/// The GPUs that a CUDA engine can run on, by number; `aside` hears why one is passed over.
+pub fn usable_gpus(aside: impl FnMut(CudaError)) -> impl Iterator<Item = usize> {
+    usable(cuda::count_gpus(), cuda::require_gpu, aside)
+}
 
-/// The first GPU, if a CUDA engine can run on it.
-pub(super) fn usable() -> Option<usize> {
-    match cuda::require_gpu(FIRST) {
-        Ok(()) => Some(FIRST),
-        Err(CudaError::Missing(Library::Driver)) => None,
-        Err(why) => {
-            tracing::warn!(%why, "the gpu is left aside");
-            None
+fn usable(
+    count: Result<usize, CudaError>,
+    require: impl Fn(usize) -> Result<(), CudaError>,
+    mut aside: impl FnMut(CudaError),
+) -> impl Iterator<Item = usize> {
+    let count = count.unwrap_or_else(|why| {
+        // Machines without a GPU have no driver.
+        if !matches!(why, CudaError::Missing(Library::Driver)) {
+            aside(why);
         }
-    }
+        0
+    });
+    (0..count).filter(move |&gpu| require(gpu).map_err(&mut aside).is_ok())
 }
 
 pub(super) fn build(
@@ -100,4 +105,35 @@ fn default_cache() -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = cache.or_else(home).context("no HOME to keep compiled kernels in: set --kernel-cache")?;
     Ok(cache.join("stator/kernels"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ampere(gpu: usize) -> Result<(), CudaError> {
+        Err(CudaError::Capability { name: format!("gpu {gpu}"), capability: (8, 0) })
+    }
+
+    #[test]
+    fn gpus_that_cannot_run_the_kernels_are_passed_over_with_a_reason() {
+        let mut asides = Vec::new();
+        let require = |gpu| if gpu == 1 || gpu == 3 { Ok(()) } else { ampere(gpu) };
+        let found: Vec<_> = usable(Ok(4), require, |why| asides.push(why.to_string())).collect();
+        assert_eq!(found, [1, 3]);
+        assert_eq!(asides.len(), 2);
+        assert!(asides[0].contains("gpu 0") && asides[1].contains("gpu 2"), "{asides:?}");
+    }
+
+    #[test]
+    fn only_what_could_be_mended_is_worth_a_word() {
+        let reasons = |count| {
+            let mut asides = 0;
+            assert_eq!(usable(count, ampere, |_| asides += 1).next(), None);
+            asides
+        };
+        assert_eq!(reasons(Err(CudaError::Missing(Library::Driver))), 0);
+        assert_eq!(reasons(Err(CudaError::Missing(Library::Nvrtc))), 1);
+        assert_eq!(reasons(Ok(1)), 1);
+    }
 }

@@ -1,6 +1,6 @@
 //! Settings that are one of a few words.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 actors::choices! {
     /// Type of weights and arithmetic.
@@ -73,6 +73,17 @@ impl FromStr for DeviceChoice {
     }
 }
 
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Sim => f.write_str("sim"),
+        }
+    }
+}
+
 impl<'de> serde::Deserialize<'de> for DeviceChoice {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         actors::settings::word(deserializer)
@@ -88,6 +99,7 @@ mod tests {
         let known = [("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu), ("sim", DeviceChoice::Sim)];
         for (name, device) in known.into_iter().chain([("cuda:3", DeviceChoice::Cuda(3))]) {
             assert_eq!(name.parse(), Ok(device));
+            assert_eq!(device.to_string(), name);
         }
         for name in ["gpu", "cuda", "cuda:", "cuda:x"] {
             assert_eq!(

@@ -46,7 +46,7 @@ pub async fn run(intent: Intent) -> anyhow::Result<ExitCode> {
     };
     let urls =
         own_nats.as_ref().map_or_else(|| intent.process.nats_url.clone(), |nats| vec![nats.url.clone()]);
-    let services = plan::jobs(&intent, &models, &urls)?;
+    let services = plan::jobs(&intent, &models, &urls, usable_gpus)?;
     home.announce(&intent.process.namespace, &urls)?;
 
     let mut signals = Signals::new()?;
@@ -66,6 +66,10 @@ pub async fn run(intent: Intent) -> anyhow::Result<ExitCode> {
     };
     cluster.stop(&mut signals, grace).await;
     outcome
+}
+
+fn usable_gpus() -> Vec<usize> {
+    engine::usable_gpus(|why| eprintln!("a gpu is left aside: {why}")).collect()
 }
 
 fn port_is_free(host: &str, port: u16) -> anyhow::Result<()> {

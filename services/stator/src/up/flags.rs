@@ -15,6 +15,9 @@ const SET_BY_UP: [&str; 3] = ["model_path", "served_model_name", "admin_bind"];
 /// Secrets (a url can hold a password): children are told through their environment, which others cannot read.
 const NOT_ON_COMMAND_LINES: [&str; 4] = ["nats_url", "admin_key", "cluster_key", "api_key"];
 
+/// Of what engines share `stator up` tells each its part ([`super::shares`]).
+const DEALT: [&str; 3] = ["threads", "device", "mem_fraction_static"];
+
 /// Flags of one name that mean something else to each of several services: section, name, and the flag that sets it for
 /// that section alone.
 const SECTIONS_OWN: [(&str, &str, &str); 4] = [
@@ -49,6 +52,7 @@ const SECTIONS: [Section; 5] = [
 pub struct ServiceFlags {
     pub process: ProcessFlags,
     pub ingress: IngressFlags,
+    pub engine: EngineFlags,
     given: Vec<Given>,
 }
 
@@ -151,7 +155,7 @@ impl FromArgMatches for ServiceFlags {
                 let known = given.iter_mut().find(|known| known.id == id);
                 if let Some(known) = known.filter(|_| own.is_none()) {
                     known.roles.extend(section.roles);
-                } else if !NOT_ON_COMMAND_LINES.contains(&id) {
+                } else if !NOT_ON_COMMAND_LINES.contains(&id) && !DEALT.contains(&id) {
                     given.push(Given {
                         roles: section.roles.to_vec(),
                         id: id.to_owned(),
@@ -163,6 +167,7 @@ impl FromArgMatches for ServiceFlags {
         Ok(Self {
             process: ProcessFlags::from_arg_matches(matches)?,
             ingress: IngressFlags::from_arg_matches(matches)?,
+            engine: EngineFlags::from_arg_matches(matches)?,
             given,
         })
     }
@@ -210,7 +215,7 @@ mod tests {
         assert_eq!(of(&flags, Role::Ingress), ["--log-level=debug", "--port=8001"]);
         assert_eq!(of(&flags, Role::Router), ["--log-level=debug"]);
         assert_eq!(flags.ingress.port, Some(8001));
-        assert!(flags.has("page_size") && !flags.has("threads"));
+        assert!(flags.has("page_size") && !flags.has("kv_transport"));
     }
 
     #[test]

@@ -9,10 +9,11 @@ use std::{
 
 use actors::process::ProcessSettings;
 use anyhow::Context;
+use engine::EngineFlags;
 use ingress::IngressSettings;
 use messages::Role;
 
-use super::{UpSettings, flags::ServiceFlags, home};
+use super::{UpSettings, flags::ServiceFlags, home, shares};
 
 /// What is served where nothing is named: the model that scripts/model fetches.
 const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -25,6 +26,8 @@ pub struct Intent {
     pub settings: UpSettings,
     pub process: ProcessSettings,
     pub ingress: IngressSettings,
+    /// What is said of all engines.
+    pub engine: EngineFlags,
     pub flags: ServiceFlags,
     pub config: Option<PathBuf>,
 }
@@ -150,17 +153,23 @@ pub fn models(settings: &UpSettings) -> anyhow::Result<Vec<ModelChoice>> {
     Ok(models)
 }
 
-/// The services' processes.
+/// The services' processes. `gpus` finds those that engines can run on.
 ///
 /// # Errors
-/// If the ingress is to have replicas, which one port does not allow.
-pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow::Result<Vec<Job>> {
+/// If the ingress is to have replicas, which one port does not allow, or engines are to have more memory than there is.
+pub fn jobs(
+    intent: &Intent,
+    models: &[ModelChoice],
+    urls: &[String],
+    gpus: impl FnOnce() -> Vec<usize>,
+) -> anyhow::Result<Vec<Job>> {
     let program = std::env::current_exe().context("this program's own path")?;
     let counts: BTreeMap<Role, u32> =
         intent.settings.replicas.iter().map(|replicas| (replicas.role, replicas.count)).collect();
     let count = |role| counts.get(&role).copied().unwrap_or(least(role));
     anyhow::ensure!(count(Role::Ingress) == 1, "one port takes one ingress: leave out --replicas ingress=…");
     let engines = (count(Role::Prefill) + count(Role::Decode)) as usize * models.len();
+    let mut shares = shares::deal(&intent.engine, engines, gpus)?.into_iter();
     let mut jobs = Vec::new();
     for role in ROAD {
         let served: Vec<Option<&ModelChoice>> = match role {
@@ -180,9 +189,8 @@ pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow:
                         arguments.extend([OsString::from("--served-model-name"), name.into()]);
                     }
                 }
-                if matches!(role, Role::Prefill | Role::Decode) && engines > 1 && !intent.flags.has("threads")
-                {
-                    arguments.push(format!("--threads={}", threads_each(engines)).into());
+                if matches!(role, Role::Prefill | Role::Decode) {
+                    arguments.extend(shares.next().iter().flat_map(shares::Share::arguments));
                 }
                 arguments.extend(intent.flags.of(role).cloned());
                 jobs.push(Job {
@@ -197,11 +205,6 @@ pub fn jobs(intent: &Intent, models: &[ModelChoice], urls: &[String]) -> anyhow:
         }
     }
     Ok(jobs)
-}
-
-/// Engines share the cores.
-fn threads_each(engines: usize) -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).div_euclid(engines).max(1)
 }
 
 /// A url can hold a password, so it goes where other users cannot look.

@@ -7,18 +7,28 @@ use crate::up::UpFlags;
 fn intent(line: &[&str]) -> Intent {
     let command = UpFlags::augment_args(Command::new("up").no_binary_name(true));
     let matches = ServiceFlags::augment_args(command).try_get_matches_from(line).unwrap();
+    let flags = ServiceFlags::from_arg_matches(&matches).unwrap();
     Intent {
         settings: UpFlags::from_arg_matches(&matches).unwrap().resolve(),
         process: ProcessSettings::default(),
         ingress: IngressSettings::default(),
-        flags: ServiceFlags::from_arg_matches(&matches).unwrap(),
+        engine: flags.engine.clone(),
+        flags,
         config: None,
     }
 }
 
 fn plan(line: &[&str]) -> Vec<Job> {
-    let intent = intent(line);
-    jobs(&intent, &intent.settings.model, &["nats://u:secret@127.0.0.1:1".to_owned()]).unwrap()
+    plan_on(&[], line)
+}
+
+fn plan_on(gpus: &[usize], line: &[&str]) -> Vec<Job> {
+    let (intent, urls) = (intent(line), ["nats://u:secret@127.0.0.1:1".to_owned()]);
+    jobs(&intent, &intent.settings.model, &urls, || gpus.to_vec()).unwrap()
+}
+
+fn line(job: &Job) -> Vec<&str> {
+    job.arguments.iter().map(|argument| argument.to_str().unwrap()).collect()
 }
 
 fn names(jobs: &[Job]) -> Vec<&str> {
@@ -44,7 +54,6 @@ fn replicas_and_models_multiply() {
         "decode-m1-1",
     ];
     assert_eq!(names(&jobs), expected);
-    let line = |job: &Job| job.arguments.iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>();
     let last = line(&jobs[7]);
     assert_eq!(last[..5], ["decode", "--model-path", "b", "--served-model-name", "bee"]);
     assert!(last[5].starts_with("--threads="), "engines share the cores: {last:?}");
@@ -58,6 +67,24 @@ fn prefill_runs_only_where_it_is_asked_for() {
         let has =
             |text: &str| engine.arguments.iter().any(|argument| argument.to_str().unwrap().starts_with(text));
         assert!(has("--page-size=32") && has("--threads="), "{:?}", engine.arguments);
+    }
+}
+
+#[test]
+fn each_engine_gets_a_gpu_of_its_own_where_it_may_choose() {
+    let engines = ["--model", "a", "--replicas", "decode=2,prefill=1"];
+    for (line_of, expected) in [
+        (&[][..], ["--device=cuda:1", "--device=cuda:2", "--device=cuda:5"]),
+        (&["--device", "auto"][..], ["--device=cuda:1", "--device=cuda:2", "--device=cuda:5"]),
+        (&["--device", "cpu"][..], ["--device=cpu"; 3]),
+    ] {
+        let jobs = plan_on(&[1, 2, 5, 6], &[&engines[..], line_of].concat());
+        assert_eq!(names(&jobs)[3..], ["prefill-0", "decode-0", "decode-1"]);
+        for (job, device) in jobs[3..].iter().zip(expected) {
+            let told = line(job).into_iter().filter(|argument| argument.starts_with("--device"));
+            assert_eq!(told.collect::<Vec<_>>(), [device]);
+        }
+        assert!(jobs[..3].iter().all(|job| !line(job).concat().contains("--device")));
     }
 }
 
