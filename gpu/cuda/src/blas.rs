@@ -13,8 +13,8 @@ use cudarc::{
 use half::bf16;
 
 pub use self::algorithm::Algorithm;
-use self::layout::Layout;
-use crate::{Buffer, CudaError, Device, View};
+use self::{choices::Choices, layout::Layout};
+use crate::{Buffer, CudaError, Device, Library, View};
 
 /// What Hopper's split and stream-k algorithms want.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -45,7 +45,8 @@ pub struct Product {
 pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
     version: usize,
-    gpu: String,
+    /// `None`: nothing was measured for this card and version.
+    choices: Option<&'static Choices>,
     workspace: Buffer<u8>,
     plans: RefCell<HashMap<Product, Rc<Plan>>>,
 }
@@ -53,11 +54,12 @@ pub(crate) struct Blas {
 impl Blas {
     /// For the GPU of this name. cuBLASLt must be present and the context current.
     pub fn new(context: &Arc<CudaContext>, gpu: &str) -> Result<Self, CudaError> {
+        // SAFETY: the library is present.
+        let version = unsafe { sys::cublasLtGetVersion() };
         Ok(Self {
             handle: result::create_handle()?,
-            // SAFETY: the library is present.
-            version: unsafe { sys::cublasLtGetVersion() },
-            gpu: gpu.to_owned(),
+            version,
+            choices: Choices::find(gpu, version),
             workspace: Buffer::new(context, WORKSPACE_BYTES)?,
             plans: RefCell::default(),
         })
@@ -72,7 +74,7 @@ impl Blas {
 
     fn choose(&self, product: Product, algorithm: Algorithm) -> Result<bool, CudaError> {
         let layout = Layout::new(product)?;
-        let Some(algorithm) = algorithm.accepted(self.handle, &layout, product) else { return Ok(false) };
+        let Ok(algorithm) = algorithm.accepted(self.handle, &layout, product) else { return Ok(false) };
         self.plans.borrow_mut().insert(product, Rc::new(Plan { layout, algorithm }));
         Ok(true)
     }
@@ -126,9 +128,7 @@ impl Blas {
             return Ok(plan.clone());
         }
         let layout = Layout::new(product)?;
-        let chosen = choices::choice(&self.gpu, self.version, product)
-            .and_then(|choice| choice.accepted(self.handle, &layout, product));
-        let algorithm = match chosen {
+        let algorithm = match self.chosen(&layout, product) {
             Some(algorithm) => algorithm,
             None => *Algorithm::proposed(self.handle, &layout, 1)?
                 .first()
@@ -138,6 +138,22 @@ impl Blas {
         plans.insert(product, plan.clone());
         Ok(plan)
     }
+
+    /// The algorithm that was measured to be the best for a product, if there is one and the library takes it.
+    fn chosen(&self, layout: &Layout, product: Product) -> Option<sys::cublasLtMatmulAlgo_t> {
+        let algorithm = self.choices?.algorithm(product)?;
+        let accepted = algorithm.accepted(self.handle, layout, product);
+        accepted
+            .inspect_err(|refusal| {
+                tracing::warn!(
+                    ?product,
+                    ?algorithm,
+                    %refusal,
+                    "cublaslt refuses the algorithm measured for a product, its own first proposal is taken"
+                );
+            })
+            .ok()
+    }
 }
 
 impl Drop for Blas {
@@ -146,6 +162,30 @@ impl Drop for Blas {
         // SAFETY: created by create_handle, destroyed once, after its plans.
         if let Err(error) = unsafe { result::destroy_handle(self.handle) } {
             tracing::warn!(%error, "cannot destroy the cublaslt handle");
+        }
+    }
+}
+
+impl Device {
+    /// Tells the log who computes products of many rows in the mode [`crate::ops::GemmMode::BatchVariant`].
+    pub(crate) fn log_library(&self) {
+        let gpu = &self.info().name;
+        match self.blas() {
+            None => {
+                let reason = CudaError::Missing(Library::CublasLt);
+                tracing::warn!(%reason, "products of many rows are computed without cublaslt");
+            }
+            Some(Blas { version, choices: Some(choices), .. }) => {
+                tracing::info!(
+                    gpu,
+                    version,
+                    products = choices.len(),
+                    "cublaslt: algorithms measured on this gpu"
+                );
+            }
+            Some(Blas { version, choices: None, .. }) => {
+                tracing::info!(gpu, version, "cublaslt: its own first proposals, none were measured here");
+            }
         }
     }
 }

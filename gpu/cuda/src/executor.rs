@@ -33,7 +33,7 @@ pub use config::{CudaConfig, KvBudget, KvFormat, WeightFormat};
 
 use crate::{
     Buffer, CudaError, Device, memory,
-    ops::{FUSED_ROWS, FillBf16, fused_rows},
+    ops::{FUSED_ROWS, FillBf16, GemmMode, fused_rows},
 };
 use block::{Counts, Layout, Lists};
 use buffers::Buffers;
@@ -161,6 +161,9 @@ impl CudaExecutor {
             }),
         };
         let carried = Pages::new(&device, &spec)?;
+        if config.gemm == GemmMode::BatchVariant && !config.is_f32() {
+            device.log_library();
+        }
         let halves = !config.is_f32() && config.kv_format == KvFormat::Bf16;
         let persistent = if config.persistent && halves {
             Persistent::new(&device, &dimensions, &weights, kv.view().cast())?

@@ -1,6 +1,9 @@
-use std::mem::MaybeUninit;
+use std::{fmt, mem::MaybeUninit};
 
-use cudarc::cublaslt::sys::{self, cublasLtMatmulAlgoConfigAttributes_t as Attribute};
+use cudarc::cublaslt::{
+    result::CublasError,
+    sys::{self, cublasLtMatmulAlgoConfigAttributes_t as Attribute},
+};
 
 use super::{Product, WORKSPACE_BYTES, layout::Layout};
 use crate::CudaError;
@@ -18,6 +21,29 @@ pub struct Algorithm {
     pub custom: u32,
     pub inner: u16,
     pub cluster: u16,
+}
+
+/// Why a product is not computed by an algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Library(CublasError),
+    /// It wants more than [`WORKSPACE_BYTES`].
+    Workspace(usize),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(CublasError(status)) => write!(f, "the library says {status:?}"),
+            Self::Workspace(bytes) => write!(f, "a workspace of {bytes} bytes, there are {WORKSPACE_BYTES}"),
+        }
+    }
+}
+
+impl From<CublasError> for Refusal {
+    fn from(error: CublasError) -> Self {
+        Self::Library(error)
+    }
 }
 
 impl Algorithm {
@@ -83,13 +109,13 @@ impl Algorithm {
         })
     }
 
-    /// As the library takes it, if it says that it can compute the product so.
+    /// As the library takes it, unless it cannot compute the product so.
     pub(super) fn accepted(
         &self,
         handle: sys::cublasLtHandle_t,
         layout: &Layout,
         product: Product,
-    ) -> Option<sys::cublasLtMatmulAlgo_t> {
+    ) -> Result<sys::cublasLtMatmulAlgo_t, Refusal> {
         let [half, out] = [Layout::HALF, Layout::out_type(product)];
         let mut made = MaybeUninit::uninit();
         // SAFETY: the handle is alive; the library fills the algorithm in, or fails.
@@ -105,8 +131,7 @@ impl Algorithm {
                 self.id as i32,
                 made.as_mut_ptr(),
             )
-            .result()
-            .ok()?;
+            .result()?;
             made.assume_init()
         };
         let words = [
@@ -121,7 +146,10 @@ impl Algorithm {
             (Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, self.inner),
             (Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, self.cluster),
         ];
-        fn write<T>(made: &mut sys::cublasLtMatmulAlgo_t, (attribute, value): (Attribute, T)) -> Option<()> {
+        fn write<T>(
+            made: &mut sys::cublasLtMatmulAlgo_t,
+            (attribute, value): (Attribute, T),
+        ) -> Result<(), CublasError> {
             // SAFETY: the value has the size that is named, that of the attribute's type.
             unsafe {
                 sys::cublasLtMatmulAlgoConfigSetAttribute(
@@ -132,7 +160,6 @@ impl Algorithm {
                 )
             }
             .result()
-            .ok()
         }
         for word in words {
             write(&mut made, word)?;
@@ -153,10 +180,13 @@ impl Algorithm {
                 &made,
                 result.as_mut_ptr(),
             )
-            .result()
-            .ok()?;
+            .result()?;
             result.assume_init()
         };
-        (result.workspaceSize <= WORKSPACE_BYTES).then_some(made)
+        if result.workspaceSize <= WORKSPACE_BYTES {
+            Ok(made)
+        } else {
+            Err(Refusal::Workspace(result.workspaceSize))
+        }
     }
 }

@@ -4,13 +4,15 @@
 use super::{Algorithm, Product};
 
 /// What was found on a card.
-struct Choices {
+#[derive(Debug)]
+pub(super) struct Choices {
     gpu: &'static str,
     /// Of the library, major and minor, as in 1301 for 13.1.
     version: usize,
     rows: &'static [Row],
 }
 
+#[derive(Debug)]
 struct Row {
     product: Product,
     algorithm: Algorithm,
@@ -67,10 +69,21 @@ const CHOICES: &[Choices] = &[Choices {
     ],
 }];
 
-/// The algorithm for a product, if one is known to be better than the library's first proposal.
-pub(super) fn choice(gpu: &str, version: usize, product: Product) -> Option<Algorithm> {
-    let choices = CHOICES.iter().find(|choices| choices.gpu == gpu && choices.version == version / 100)?;
-    choices.rows.iter().find(|row| row.is_for(product)).map(|row| row.algorithm)
+impl Choices {
+    /// For a GPU of this name and a version of the library.
+    pub fn find(gpu: &str, version: usize) -> Option<&'static Self> {
+        CHOICES.iter().find(|choices| choices.gpu == gpu && choices.version == version / 100)
+    }
+
+    /// The algorithm for a product, if one is known to be better than the library's first proposal.
+    pub fn algorithm(&self, product: Product) -> Option<Algorithm> {
+        self.rows.iter().find(|row| row.is_for(product)).map(|row| row.algorithm)
+    }
+
+    /// Products that they are for.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
 }
 
 #[cfg(test)]
@@ -79,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_choice_is_for_its_card_its_version_and_about_its_rows() {
-        let found =
-            |gpu, version, m| choice(gpu, version, Product { m, n: 4096, k: 12_288, wide: true }).is_some();
         let gpu = CHOICES[0].gpu;
-        assert!([193, 224, 256].into_iter().all(|m| found(gpu, 130_105, m)));
-        assert!(![192, 257].into_iter().any(|m| found(gpu, 130_105, m)));
-        assert!(!found("another card", 130_105, 256) && !found(gpu, 130_205, 256));
+        let choices = Choices::find(gpu, 130_105).unwrap();
+        let found = |m| choices.algorithm(Product { m, n: 4096, k: 12_288, wide: true }).is_some();
+        assert!([193, 224, 256].into_iter().all(found));
+        assert!(![192, 257].into_iter().any(found));
+        assert!(Choices::find("another card", 130_105).is_none() && Choices::find(gpu, 130_205).is_none());
     }
 }
