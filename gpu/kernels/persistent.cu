@@ -3,7 +3,7 @@
 // Every block stays on its multiprocessor. Weights, keys and values run ahead through a ring, so that the memory works on
 // while blocks wait for each other. The code is kept short: a warp goes through most of it once a layer, no faster than
 // instructions are fetched. The order of every addition is that of the kernels that do one operation each: bits are the
-// same. All blocks must be on the device at once.
+// same. All blocks are on the device at once: the launch is cooperative.
 
 #define ATTENTION_WARPS 4  // warps 0 .., then the products'
 #define COPY_WARP 12       // fills the ring

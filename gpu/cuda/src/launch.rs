@@ -4,29 +4,56 @@ use cudarc::driver::{CudaFunction, CudaStream, sys};
 
 use crate::{CudaError, Device, Element, View};
 
-/// How many blocks of how many threads, and their dynamic shared memory.
+/// How many blocks of how many threads, their dynamic shared memory, and when they begin.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub grid: [u32; 3],
     pub threads: u32,
     pub shared_bytes: u32,
-    /// May begin while its predecessor still runs, up to the point where it waits for it (programmatic dependent
-    /// launch).
-    pub overlaps: bool,
+    pub begins: Begins,
+}
+
+/// When the blocks of a launch begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// While its predecessor still runs; it waits for it where it needs to (programmatic dependent launch).
+    Early,
+    /// Once all before it has ended: what its successors read early is then settled.
+    Alone,
+    /// The same, and none before all have room at once, since they wait for each other (cooperative launch).
+    Together,
 }
 
 impl Shape {
     pub fn new(grid: [u32; 3], threads: u32) -> Self {
-        Self { grid, threads, shared_bytes: 0, overlaps: true }
+        Self { grid, threads, shared_bytes: 0, begins: Begins::Early }
     }
 
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared_bytes: bytes as u32, ..self }
     }
 
-    /// Begins once all before it has ended: what its successors read early is then settled.
     pub fn alone(self) -> Self {
-        Self { overlaps: false, ..self }
+        Self { begins: Begins::Alone, ..self }
+    }
+
+    pub fn together(self) -> Self {
+        Self { begins: Begins::Together, ..self }
+    }
+
+    fn attribute(&self) -> Option<sys::CUlaunchAttribute> {
+        let (id, value) = match self.begins {
+            Begins::Early => (
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+            Begins::Alone => return None,
+            Begins::Together => (
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+                sys::CUlaunchAttributeValue { cooperative: 1 },
+            ),
+        };
+        Some(sys::CUlaunchAttribute { id, pad: [0; 4], value })
     }
 }
 
@@ -105,7 +132,7 @@ impl Device {
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
         let function = self.kernels().get(kernel);
-        let shape = if self.begins_alone() { shape.alone() } else { shape };
+        let shape = if self.begins_alone() && shape.begins == Begins::Early { shape.alone() } else { shape };
         // SAFETY: the caller's duty.
         unsafe { start(function, self.stream(), shape, structures, arguments)? };
         self.count_launch();
@@ -134,11 +161,7 @@ pub(crate) unsafe fn start<S, const N: usize>(
     for (pointer, argument) in pointers.iter_mut().zip(structures.chain(words)) {
         *pointer = argument;
     }
-    let mut attribute = sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-    };
+    let mut attribute = shape.attribute();
     let config = sys::CUlaunchConfig {
         gridDimX: shape.grid[0],
         gridDimY: shape.grid[1],
@@ -148,8 +171,8 @@ pub(crate) unsafe fn start<S, const N: usize>(
         blockDimZ: 1,
         sharedMemBytes: shape.shared_bytes,
         hStream: stream.cu_stream(),
-        attrs: &mut attribute,
-        numAttrs: shape.overlaps.into(),
+        numAttrs: attribute.is_some().into(),
+        attrs: attribute.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
     };
     let function = function.cu_function();
     // SAFETY: config, attribute and argument words live until the call returns, which copies them; that the arguments

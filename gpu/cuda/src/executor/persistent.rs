@@ -50,6 +50,12 @@ impl Persistent {
         if max_rows == 0 || weights.bytes_per_step() > MOST_WEIGHT_BYTES {
             return Ok(None);
         }
+        if !device.holds_persistent(&shape)? {
+            tracing::warn!(
+                "not all blocks of a persistent step have room at once: steps are launch after launch"
+            );
+            return Ok(None);
+        }
         let layer_len = kv.len() / dimensions.layers;
         let mut norms = Vec::with_capacity(2 * dimensions.layers * dimensions.hidden);
         let mut layers = Vec::with_capacity(dimensions.layers);

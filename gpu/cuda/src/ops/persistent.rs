@@ -65,7 +65,8 @@ impl PersistentShape {
         ]
     }
 
-    /// How many blocks share the weights most evenly; the fewest of equals, each with some of a product.
+    /// How many blocks share the weights most evenly, at most one a multiprocessor; the fewest of equals, each with some of a
+    /// product.
     fn blocks(&self, multiprocessors: usize) -> usize {
         let longest = |blocks: usize| -> usize {
             self.products().iter().map(|(units, columns)| units.div_ceil(blocks) * columns).sum()
@@ -102,6 +103,14 @@ impl PersistentShape {
         // a unit's weights lie in the ring together, and so do keys and values of a tile
         let least = self.longest_input().div_ceil(SLOT_COLUMNS).max(2 * self.head_dim / 64);
         (1..=PERSISTENT_ROWS).rev().find(|&rows| self.ring_slots(rows) >= least).unwrap_or(0)
+    }
+
+    fn kernel(&self) -> Result<&'static str, CudaError> {
+        match self.head_dim {
+            64 => Ok("persistent_step_64"),
+            128 => Ok("persistent_step_128"),
+            other => Err(CudaError::Unsupported(format!("heads of {other} elements"))),
+        }
     }
 
     /// Bytes of the messages of one layer and set.
@@ -241,13 +250,14 @@ struct ModelWords {
 }
 
 impl Device {
+    /// Whether each multiprocessor has room for a block of a step: they run at once or not at all.
+    pub fn holds_persistent(&self, shape: &PersistentShape) -> Result<bool, CudaError> {
+        let kernel = self.kernels().get(shape.kernel()?);
+        Ok(kernel.occupancy_max_active_blocks_per_multiprocessor(THREADS, SHARED_BYTES, None)? > 0)
+    }
+
     pub fn persistent_step(&self, op: PersistentStep<'_>) -> Result<(), CudaError> {
         let PersistentStep { shape, state, rows, .. } = op;
-        let kernel = match shape.head_dim {
-            64 => "persistent_step_64",
-            128 => "persistent_step_128",
-            other => return Err(CudaError::Unsupported(format!("heads of {other} elements"))),
-        };
         let multiprocessors = self.info().multiprocessors as usize;
         check(rows > 0 && rows <= shape.max_rows(multiprocessors), || {
             format!("a persistent step of {rows} rows")
@@ -310,12 +320,11 @@ impl Device {
             input_bytes as i32,
             ring_slots as i32,
         ];
-        // one block a multiprocessor, at most as many as there are: all run at once
         let blocks = shape.blocks(multiprocessors) as u32;
-        let grid = Shape::new([blocks, 1, 1], THREADS).shared(shared).alone();
+        let grid = Shape::new([blocks, 1, 1], THREADS).shared(shared).together();
         // SAFETY: signature of persistent_step; lengths checked here and in `PersistentState::new`, ids, positions,
         // places, tables and contexts on the device are trusted.
-        unsafe { self.launch_mapped(kernel, grid, &[model], arguments) }
+        unsafe { self.launch_mapped(shape.kernel()?, grid, &[model], arguments) }
     }
 }
 
