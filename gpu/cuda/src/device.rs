@@ -1,4 +1,4 @@
-use std::{cell::Cell, path::PathBuf, sync::Arc, time::Instant};
+use std::{cell::Cell, path::PathBuf, rc::Rc, sync::Arc, time::Instant};
 
 use cudarc::driver::{
     CudaContext, CudaStream, result,
@@ -7,7 +7,7 @@ use cudarc::driver::{
 
 use crate::{
     Buffer, CompileMode, CudaError, Element, Library, PinnedBuffer, SharedMemory, View, blas::Blas, compiler,
-    kernels::Kernels,
+    kernels::Kernels, queue::Queue,
 };
 
 /// Which GPU, and how its kernels come to be.
@@ -33,17 +33,19 @@ pub struct DeviceInfo {
 /// that thread alone.
 #[derive(Debug)]
 pub struct Device {
+    gpu: Rc<Gpu>,
+    /// Where its work goes: the first, but for the second of what [`Device::beside`] starts.
+    queue: usize,
+}
+
+#[derive(Debug)]
+struct Gpu {
     info: DeviceInfo,
     kernels: Kernels,
     digest: String,
     blas: Option<Blas>,
     launched: Cell<u64>,
-    /// All work is on the first but the second half of what [`Device::beside`] starts.
-    streams: [Arc<CudaStream>; 2],
-    /// The half whose launches are started now.
-    half: Cell<Option<usize>>,
-    /// The next launch waits until all before it has ended.
-    alone: Cell<bool>,
+    queues: [Queue; 2],
     context: Arc<CudaContext>,
 }
 
@@ -62,7 +64,7 @@ impl Device {
         // SAFETY: no memory was allocated yet. What the streams do is ordered by `beside`, which joins them before and after,
         // and by events of this crate, not by those that are turned off, which captures into graphs do not allow.
         unsafe { context.disable_event_tracking() };
-        let streams = [context.new_stream()?, context.new_stream()?];
+        let queues = [Queue::new(&context)?, Queue::new(&context)?];
         let info = describe(&context)?;
         let opened = Instant::now();
         let arch = format!("sm_{}{}a", info.capability.0, info.capability.1);
@@ -70,45 +72,35 @@ impl Device {
         let kernels = Kernels::load(&context, cubins.images)?;
         let loaded = Instant::now();
         let blas = if Library::CublasLt.is_present() { Some(Blas::new(&context, &info.name)?) } else { None };
-        let device = Self {
-            info,
-            kernels,
-            digest: cubins.digest,
-            blas,
-            launched: Cell::new(0),
-            streams,
-            half: Cell::new(None),
-            alone: Cell::new(false),
-            context,
-        };
+        let gpu = Gpu { info, kernels, digest: cubins.digest, blas, launched: Cell::new(0), queues, context };
         tracing::info!(
-            name = device.info.name,
-            cublaslt = device.blas.is_some(),
+            name = gpu.info.name,
+            cublaslt = gpu.blas.is_some(),
             initialised_in = ?initialised - began,
             context_in = ?opened - initialised,
             kernels_in = ?loaded - opened,
             cublaslt_in = ?loaded.elapsed(),
             "opened gpu"
         );
-        Ok(device)
+        Ok(Self { gpu: Rc::new(gpu), queue: 0 })
     }
 
     pub fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.gpu.info
     }
 
     /// Free and total bytes of device memory.
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
-        let (free, total) = self.context.mem_get_info()?;
+        let (free, total) = self.gpu.context.mem_get_info()?;
         Ok((free as u64, total as u64))
     }
 
     pub fn allocate<T: Element>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
-        Buffer::new(&self.context, len)
+        Buffer::new(&self.gpu.context, len)
     }
 
     pub fn allocate_pinned<T: Element>(&self, len: usize) -> Result<PinnedBuffer<T>, CudaError> {
-        PinnedBuffer::new(&self.context, len)
+        PinnedBuffer::new(&self.gpu.context, len)
     }
 
     /// A buffer with a copy of `data`; waits for it.
@@ -136,7 +128,7 @@ impl Device {
     /// memory is staged before this returns.
     pub(crate) fn write_async<T: Element>(&self, target: View<'_, T>, data: &[T]) -> Result<(), CudaError> {
         assert!(data.len() <= target.len(), "copy of {} elements into {}", data.len(), target.len());
-        self.context.bind_to_thread()?;
+        self.gpu.context.bind_to_thread()?;
         // SAFETY: the target holds at least as many elements; both sides outlive the call as the contract says.
         unsafe { result::memcpy_htod_async(target.address(), data, self.stream().cu_stream())? };
         Ok(())
@@ -158,7 +150,7 @@ impl Device {
         }
         let last = first + (count - 1) * step;
         assert!((last + 1) * columns <= target.len(), "row {last} of {} elements", target.len());
-        self.context.bind_to_thread()?;
+        self.gpu.context.bind_to_thread()?;
         let copy = sys::CUDA_MEMCPY2D {
             srcXInBytes: 0,
             srcY: 0,
@@ -189,7 +181,7 @@ impl Device {
         source: View<'_, T>,
     ) -> Result<(), CudaError> {
         assert!(data.len() <= source.len(), "copy of {} elements from {}", data.len(), source.len());
-        self.context.bind_to_thread()?;
+        self.gpu.context.bind_to_thread()?;
         // SAFETY: the source holds at least as many elements; both sides outlive the call as the contract says.
         unsafe { result::memcpy_dtoh_async(data, source.address(), self.stream().cu_stream())? };
         Ok(())
@@ -197,7 +189,7 @@ impl Device {
 
     /// Starts setting every byte of a view.
     pub fn fill_bytes<T: Element>(&self, target: View<'_, T>, byte: u8) -> Result<(), CudaError> {
-        self.context.bind_to_thread()?;
+        self.gpu.context.bind_to_thread()?;
         // SAFETY: the view's bytes are allocated.
         unsafe {
             result::memset_d8_async(target.address(), byte, target.bytes(), self.stream().cu_stream())?;
@@ -205,18 +197,18 @@ impl Device {
         Ok(())
     }
 
-    /// Waits for all work started so far; not to be called while halves are started.
+    /// Waits for all work started so far.
     ///
     /// # Errors
     /// Also those of that work: a device error shows at the first wait after it.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.stream().synchronize()?;
-        Ok(self.context.check_err()?)
+        Ok(self.gpu.context.check_err()?)
     }
 
     /// Kernels started so far, those of the library included.
     pub fn launches(&self) -> u64 {
-        self.launched.get()
+        self.gpu.launched.get()
     }
 
     /// The memory of this GPU as processes share it.
@@ -225,51 +217,48 @@ impl Device {
     }
 
     pub(crate) fn count_launch(&self) {
-        self.launched.set(self.launched.get() + 1);
+        self.gpu.launched.set(self.gpu.launched.get() + 1);
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {
-        &self.context
+        &self.gpu.context
+    }
+
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.gpu.queues[self.queue]
     }
 
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
-        &self.streams[self.half.get().unwrap_or(0)]
+        self.queue().stream()
     }
 
     /// Starts two halves that run beside each other, after all that was started before; what is started next begins once
-    /// both have ended. `start` is called once for each; neither writes what the other reads or writes.
-    pub(crate) fn beside(&self, start: impl Fn(usize) -> Result<(), CudaError>) -> Result<(), CudaError> {
-        let [first, second] = &self.streams;
-        second.join(first)?;
-        for half in 0..2 {
-            self.half.set(Some(half));
-            self.alone.set(true);
-            let outcome = start(half);
-            self.half.set(None);
-            outcome?;
+    /// both have ended. `start` is called with the device and the number of each; neither writes what the other reads or
+    /// writes.
+    pub(crate) fn beside(
+        &self,
+        start: impl Fn(&Self, usize) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let [first, second] = &self.gpu.queues;
+        first.part(second)?;
+        for queue in 0..2 {
+            start(&Self { gpu: self.gpu.clone(), queue }, queue)?;
         }
-        first.join(second)?;
-        self.alone.set(true);
-        Ok(())
-    }
-
-    /// Whether the next launch must not begin before all before it have ended; asked once for each launch.
-    pub(crate) fn begins_alone(&self) -> bool {
-        self.alone.replace(false)
+        first.meet(second)
     }
 
     pub(crate) fn kernels(&self) -> &Kernels {
-        &self.kernels
+        &self.gpu.kernels
     }
 
     /// Names the kernels and how they were compiled.
     pub(crate) fn digest(&self) -> &str {
-        &self.digest
+        &self.gpu.digest
     }
 
     /// cuBLASLt, if it was found.
     pub(crate) fn blas(&self) -> Option<&Blas> {
-        self.blas.as_ref()
+        self.gpu.blas.as_ref()
     }
 }
 

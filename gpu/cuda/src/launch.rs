@@ -132,7 +132,7 @@ impl Device {
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
         let function = self.kernels().get(kernel);
-        let shape = if self.begins_alone() && shape.begins == Begins::Early { shape.alone() } else { shape };
+        let shape = Shape { begins: self.queue().next(shape.begins), ..shape };
         // SAFETY: the caller's duty.
         unsafe { start(function, self.stream(), shape, structures, arguments)? };
         self.count_launch();

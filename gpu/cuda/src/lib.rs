@@ -17,6 +17,7 @@ mod launch;
 mod library;
 mod memory;
 pub mod ops;
+mod queue;
 mod tensor_map;
 mod timer;
 mod transfer;

@@ -69,7 +69,7 @@ impl Forward {
             return self.layers(device, lists, counts, every);
         }
         let middle = counts.tokens.div_ceil(HALVES);
-        device.beside(|half| {
+        device.beside(|device, half| {
             let rows = if half == 0 { 0..middle } else { middle..counts.tokens };
             self.layers(device, lists, counts, self.rows(Some(half), rows))
         })
