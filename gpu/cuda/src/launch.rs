@@ -41,6 +41,11 @@ impl Shape {
         Self { begins: Begins::Together, ..self }
     }
 
+    /// Whether there is nothing to start.
+    fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+
     fn attribute(&self) -> Option<sys::CUlaunchAttribute> {
         let (id, value) = match self.begins {
             Begins::Early => (
@@ -131,6 +136,9 @@ impl Device {
         structures: &[S],
         arguments: [u64; N],
     ) -> Result<(), CudaError> {
+        if shape.is_empty() {
+            return Ok(());
+        }
         let function = self.kernels().get(kernel);
         let shape = Shape { begins: self.queue().next(shape.begins), ..shape };
         // SAFETY: the caller's duty.
@@ -151,7 +159,7 @@ pub(crate) unsafe fn start<S, const N: usize>(
     structures: &[S],
     mut arguments: [u64; N],
 ) -> Result<(), CudaError> {
-    if shape.grid.contains(&0) {
+    if shape.is_empty() {
         return Ok(());
     }
     let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];

@@ -1,4 +1,4 @@
-use super::{Gemm, GemmOutput, QkvHead, RowScale, Weights};
+use super::{Gemm, QkvHead, RowScale, Target, Weights};
 use crate::{
     CudaError, Device,
     launch::{Shape, arguments},
@@ -23,11 +23,11 @@ pub(super) struct Cluster {
     stages: usize,
     /// Of a tile.
     blocks: usize,
-    kernel: &'static str,
+    pub name: &'static str,
 }
 
-const fn tile(columns: usize, rows: usize, stages: usize, kernel: &'static str) -> Cluster {
-    Cluster { columns, rows, stages, blocks: SEGMENTS, kernel }
+const fn tile(columns: usize, rows: usize, stages: usize, name: &'static str) -> Cluster {
+    Cluster { columns, rows, stages, blocks: SEGMENTS, name }
 }
 
 /// Those of up to 128 columns leave room for two blocks on a multiprocessor.
@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     /// For columns that are heads of so many elements.
-    fn of_heads(m: usize, head_dim: usize, half: bool) -> Self {
+    pub fn of_heads(m: usize, head_dim: usize, half: bool) -> Self {
         if half && m <= 32 {
             let kernels = ["gemm_heads_64_32_half", "gemm_heads_128_32_half"];
             return tile(128, 32, 4, kernels[usize::from(head_dim == 128)]);
@@ -97,7 +97,7 @@ impl Cluster {
         } else {
             (HIGH[3], ["gemm_heads_64_64", "gemm_heads_128_64"])
         };
-        Self { kernel: kernels[usize::from(head_dim == 128)], ..tile }
+        Self { name: kernels[usize::from(head_dim == 128)], ..tile }
     }
 
     fn clusters(&self, m: usize, n: usize) -> usize {
@@ -130,17 +130,10 @@ struct HeadProduct {
 
 impl Device {
     pub(super) fn gemm_cluster(&self, op: Gemm<'_>, cluster: Cluster) -> Result<(), CudaError> {
-        let (out, output, next) = match op.output {
-            GemmOutput::Bf16(out) => (out.address(), 0, None),
-            GemmOutput::F32(out) => (out.address(), 1, None),
-            GemmOutput::AddF32(out) => (out.address(), 2, None),
-            GemmOutput::AddNorm { sum, next } => (sum.address(), 2, Some(next)),
-            GemmOutput::Gate(out) => (out.address(), 3, None),
-            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
-        };
+        let Target { address, output, next } = op.output.target()?;
         let [squares, given, eps] = scale_words(op.scale);
         let arguments = arguments![
-            out,
+            address,
             op.m as i32,
             op.n as i32,
             op.k as i32,
@@ -152,20 +145,22 @@ impl Device {
             given,
             eps,
         ];
-        // SAFETY: signature of gemm_cluster; lengths checked in `gemm`.
-        unsafe {
-            self.launch_mapped(cluster.kernel, cluster.shape(op.m, op.n), &cluster.maps(&op)?, arguments)
-        }
+        // SAFETY: signature of gemm_cluster; lengths checked by `Gemm::check`.
+        unsafe { self.launch_mapped(cluster.name, cluster.shape(op.m, op.n), &cluster.maps(&op)?, arguments) }
     }
 
-    pub(super) fn gemm_heads(&self, op: Gemm<'_>, heads: QkvHead<'_>) -> Result<(), CudaError> {
-        let cluster = Cluster::of_heads(op.m, heads.kv.head_dim, op.half);
+    pub(super) fn gemm_heads(
+        &self,
+        op: Gemm<'_>,
+        cluster: Cluster,
+        heads: QkvHead<'_>,
+    ) -> Result<(), CudaError> {
         let product = HeadProduct { maps: cluster.maps(&op)?, to: heads.output()? };
         let [squares, given, eps] = scale_words(op.scale);
         let arguments = arguments![op.m as i32, op.n as i32, op.k as i32, squares, given, eps];
-        // SAFETY: signature of gemm_heads; lengths checked in `gemm` and `QkvHead::output`, positions and places are
+        // SAFETY: signature of gemm_heads; lengths checked by `Gemm::check` and `QkvHead::output`, positions and places are
         // trusted.
-        unsafe { self.launch_mapped(cluster.kernel, cluster.shape(op.m, op.n), &[product], arguments) }
+        unsafe { self.launch_mapped(cluster.name, cluster.shape(op.m, op.n), &[product], arguments) }
     }
 }
 

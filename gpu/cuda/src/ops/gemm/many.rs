@@ -165,7 +165,7 @@ impl Device {
             _ => None,
         };
         let arguments = arguments![m as i32, n as i32, k as i32, many.segments(n) as i32, output, scales];
-        // SAFETY: signature of gemm_many; lengths checked in `gemm`.
+        // SAFETY: signature of gemm_many; lengths checked by `Gemm::check`.
         unsafe { self.launch_mapped(many.name, shape, &[w, x, x_end, out], arguments) }
     }
 }
