@@ -10,7 +10,6 @@
 // Pages are [page][key, value][kv head][page_size][D]; a sequence's page table lies at `table_starts[sequence]` in
 // `tables`. `window` is the number of latest positions that a query sees (INT_MAX: all).
 
-#define TILE_KEYS 128
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
 // What a running result is relative to, in units of log2, once a tile with this maximum has joined it: it rises only where the

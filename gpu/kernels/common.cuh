@@ -1,5 +1,6 @@
 // Private header of every kernel file: scalar types, bf16 and fp8 conversions, tensor-core and asynchronous-copy
-// instructions, reductions. Includes nothing, so that kernels compile wherever NVRTC is found.
+// instructions, reductions. Includes nothing, so that kernels compile wherever NVRTC is found; sizes that the host shares are
+// defined by it (sizes.rs).
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;

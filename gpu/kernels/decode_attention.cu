@@ -22,7 +22,7 @@ template <int D, bool CODES>
 DEVICE void decode(const TensorMap& pages, const Work& work) {
     extern __shared__ u8 bytes[];
     u32 memory = shared_address(bytes) + 1023 & ~1023u;
-    auto& ring = *(TileRing<D, CODES>*)(bytes + (memory - shared_address(bytes)) + RING_BYTES);
+    auto& ring = *(TileRing<D, CODES>*)(bytes + (memory - shared_address(bytes)) + DECODE_RING_BYTES);
     if (!work.beside) allow_consumer();
     if (threadIdx.x == 0) {
         // every lane of a warp arrives: a tool that looks for races does not follow one that does for all, and it is as fast

@@ -1,9 +1,6 @@
 // What the warps of a decode attention block share: the work of the launch, tiles, and the ring that they pass through.
 
-#define DECODE_WARPS 4  // that multiply
 #define DECODE_THREADS (32 * DECODE_WARPS + 32)
-#define QUERY_ROWS 8
-#define RING_BYTES (192 << 10)
 #define MOST_STAGES 6
 
 struct Work {
@@ -35,7 +32,7 @@ struct TileRing {
     // a row lies in columns of 128 bytes, or 64 if it has no more
     static constexpr int ROW_BYTES = CODES ? D : 2 * D, WIDTH = ROW_BYTES < 128 ? 64 : 128, HALVES = ROW_BYTES / WIDTH;
     static constexpr u32 HALF_BYTES = TILE_KEYS * WIDTH, TILE_BYTES = HALVES * HALF_BYTES;
-    static constexpr int FIT = RING_BYTES / (2 * TILE_BYTES), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
+    static constexpr int FIT = DECODE_RING_BYTES / (2 * TILE_BYTES), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
     static constexpr int QUERY_PITCH = D * 2 + 16;  // rows of a column meet all banks
 
     u64 keys_full[STAGES], values_full[STAGES], keys_empty[STAGES], values_empty[STAGES];

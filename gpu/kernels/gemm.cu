@@ -24,8 +24,6 @@ DEVICE void add(Fragment& total, const Fragment& part) {
 // chunks of 16 bytes, swizzled so that one chunk of 8 rows meets 32 banks: 32 elements of bf16. A slot of fp8 holds 64 and
 // meets two of x; a warp's scales lie behind the rings.
 
-#define STREAM_WARPS 4
-#define STREAM_ROWS 16
 // Elements of w from which on successors may begin at once and fill their rings; earlier than that they only take the
 // places that this kernel's blocks would have been dealt.
 #define LONG_PRODUCT (4u << 20)

@@ -24,9 +24,6 @@ DEVICE float silu_mul(float gate, float up) {
 // First block of 64 of a segment.
 DEVICE int segment_begin(int k, int segment, int segments) { return (k + 63) / 64 * segment / segments; }
 
-// Runs of k that a cluster of blocks shares out.
-#define SPLIT_SEGMENTS 4
-
 // The norm that follows a sum (ADD_F32), if `weighed` is given: its weights [n]; rows times weights [m, n] and
 // sums of squares [m, n / 8] are left for the next product.
 struct NextNorm {

@@ -9,8 +9,6 @@
 // busy in turn; each frees a stage at once, since its ring is short. A block of its own multiplies two at a time. Codes
 // pass through registers on their way to the tensor cores; one group unpacks while the other multiplies.
 
-#define WIDE_COLUMNS 128
-#define WIDE_WARPS 8  // that multiply
 #define WIDE_THREADS (32 * WIDE_WARPS + 32)
 #define ROW_GROUP 16
 

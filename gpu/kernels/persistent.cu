@@ -8,13 +8,10 @@
 #define ATTENTION_WARPS 4  // warps 0 .., then the products'
 #define COPY_WARP 12       // fills the ring
 #define WATCH_WARP 13      // sees inputs of products arrive; the last makes the second halves of norms
-#define PERSISTENT_THREADS 480
 
-#define QUARTERS_BYTES (4 * 16 * 8 * 4)
 #define ATTENTION_BYTES(D) (16 * Tile<D>::STRIDE + 16 * TILE_KEYS * 2 + QUARTERS_BYTES)
 // x of a product of `columns`, padded so that rows take turns in the banks
 #define INPUT_BYTES(rows, columns) ((rows) * (2 * (columns) + 64))
-#define PART_BYTES (2 * 4 * (WIDE_PASS + 2) * 64 * 4)
 
 template <int D>
 DEVICE void persistent(const Model& m, const Step& step) {
@@ -22,8 +19,8 @@ DEVICE void persistent(const Model& m, const Step& step) {
     __shared__ __align__(8) u64 full[MAX_SLOTS], empty[MAX_SLOTS];
     __shared__ __align__(8) u64 hints[KINDS], scaled[2], gathered, settled;
     __shared__ Share shares[KINDS];
-    __shared__ u32 filled[MAX_SLOTS], starts[MAX_ROWS + 1], contexts[MAX_ROWS];
-    __shared__ float maxima[4][16], scales[2][MAX_ROWS];
+    __shared__ u32 filled[MAX_SLOTS], starts[PERSISTENT_ROWS + 1], contexts[PERSISTENT_ROWS];
+    __shared__ float maxima[4][16], scales[2][PERSISTENT_ROWS];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 base = shared_address(memory) + 1023 & ~1023u;
     Ring ring{base, full, empty, filled, 1, (u32)step.ring_slots, 0xffffffffu / step.ring_slots + 1};

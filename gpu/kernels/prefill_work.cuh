@@ -1,11 +1,6 @@
 // What the warps of a prefill attention block share: the lists of the step, works, and the barriers between them.
 
-#define PREFILL_ROWS 128
-#define PREFILL_GROUPS 2
 #define PREFILL_THREADS (128 * (PREFILL_GROUPS + 1))
-// Tiles of keys, and of values, that a block holds; codes and what they become leave room for fewer.
-#define PREFILL_STAGES 3
-#define PREFILL_CODE_STAGES 2
 
 // Lists that belong to the step.
 struct PrefillLists {

@@ -10,7 +10,6 @@
 #define THREADS 512
 #define WARPS (THREADS / 32)
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
-#define MAX_TOP 20
 #define BINS 256
 #define BIN_BITS 8
 #define MASS_ONE 1099511627776.0f

@@ -18,6 +18,7 @@ mod library;
 mod memory;
 pub mod ops;
 mod queue;
+mod sizes;
 mod tensor_map;
 mod timer;
 mod transfer;

@@ -14,19 +14,19 @@ mod qkv;
 mod sample;
 
 pub use attention::{
-    DecodeAttention, DecodeShare, KvPages, KvView, LayerKv, PREFILL_ROWS, PrefillAttention, TILE_KEYS,
-    decode_tickets, part_stats,
+    DecodeAttention, DecodeShare, KvPages, KvView, LayerKv, PrefillAttention, decode_tickets, part_stats,
 };
 pub use elementwise::{CopyPages, Embed, GatherRows, NextNorm, RmsNorm};
 pub use float32::{AttentionF32, GateF32, GemmF32, Several};
 pub use fp8::{Fp8Matrix, Fp8Rows, Fp8View, Weights};
 pub use gemm::{FUSED_ROWS, Gemm, GemmMode, GemmOutput, RowScale, fused_rows};
-pub use persistent::{PERSISTENT_ROWS, PersistentLayer, PersistentShape, PersistentState, PersistentStep};
+pub use persistent::{PersistentLayer, PersistentShape, PersistentState, PersistentStep};
 pub use probe::FillBf16;
 pub use qkv::QkvHead;
-pub use sample::{BiasEntry, Drawn, MAX_TOP, Sample, SampleParams, Score};
+pub use sample::{BiasEntry, Drawn, Sample, SampleParams, Score};
 
 use crate::CudaError;
+pub use crate::sizes::{MAX_TOP, PERSISTENT_ROWS, PREFILL_ROWS, TILE_KEYS};
 
 /// Fails with a text unless `condition` holds.
 fn check(condition: bool, what: impl FnOnce() -> String) -> Result<(), CudaError> {

@@ -6,7 +6,6 @@
 // are many, carry the number of their layer and step instead (`tag`).
 
 #define MISSING 0xffffffffu  // neither an f32 nor two bf16 that were computed
-#define MAX_ROWS 8
 #define POLL_NANOSECONDS 100  // waiting without a pause keeps the L2 cache from those who write
 
 // The weights of one layer, and its keys and values. `bias` and the norms of heads may be null.
@@ -68,7 +67,7 @@ DEVICE bool complete(const uint4& v) { return v.x != MISSING && v.y != MISSING &
 // Where pair `word` of a row lies, so that a lane finds its fragments of 32 elements in 16 bytes.
 DEVICE int place_of(int word) { return (word & ~15) | (word & 3) << 2 | (word >> 2 & 3); }
 
-// The messages of one layer, rows of MAX_ROWS sequences: residual stream times norm weights and its sums of squares,
+// The messages of one layer, rows of PERSISTENT_ROWS sequences: residual stream times norm weights and its sums of squares,
 // twice; the QKV product; attention; the gated product.
 struct Messages {
     u8* base;
@@ -76,14 +75,14 @@ struct Messages {
     template <int D>
     static __device__ __forceinline__ Messages of(const Model& m, int set, int layer) {
         u32 query_width = m.heads * D, qkv_width = query_width + 2 * m.kv_heads * D;
-        u64 bytes = MAX_ROWS * (5 * (u64)m.width + 2 * (qkv_width + query_width + m.intermediate));
+        u64 bytes = PERSISTENT_ROWS * (5 * (u64)m.width + 2 * (qkv_width + query_width + m.intermediate));
         return Messages{m.messages + (u64)(set * m.layer_count + layer) * bytes, (u32)m.width, qkv_width, query_width};
     }
-    __device__ __forceinline__ u8* weighed(int i) const { return base + i * (MAX_ROWS * 5 / 2) * width; }
-    __device__ __forceinline__ u8* squares(int i) const { return weighed(i) + MAX_ROWS * 2 * width; }
-    __device__ __forceinline__ u8* qkv() const { return base + MAX_ROWS * 5 * width; }
-    __device__ __forceinline__ u8* attended() const { return qkv() + MAX_ROWS * 2 * qkv_width; }
-    __device__ __forceinline__ u8* gated() const { return attended() + MAX_ROWS * 2 * query_width; }
-    __device__ __forceinline__ u32 bytes(int intermediate) const { return gated() - base + MAX_ROWS * 2 * intermediate; }
+    __device__ __forceinline__ u8* weighed(int i) const { return base + i * (PERSISTENT_ROWS * 5 / 2) * width; }
+    __device__ __forceinline__ u8* squares(int i) const { return weighed(i) + PERSISTENT_ROWS * 2 * width; }
+    __device__ __forceinline__ u8* qkv() const { return base + PERSISTENT_ROWS * 5 * width; }
+    __device__ __forceinline__ u8* attended() const { return qkv() + PERSISTENT_ROWS * 2 * qkv_width; }
+    __device__ __forceinline__ u8* gated() const { return attended() + PERSISTENT_ROWS * 2 * query_width; }
+    __device__ __forceinline__ u32 bytes(int intermediate) const { return gated() - base + PERSISTENT_ROWS * 2 * intermediate; }
 };
 

@@ -171,7 +171,7 @@ DEVICE void post_residual(const Model& m, const Worker& me, float2 residual, u8*
 
 template <int D>
 DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const Share* shares, const Signals& signals,
-                            u32 inputs, const float (*scales)[MAX_ROWS], u32 tile_slots, u32 epoch) {
+                            u32 inputs, const float (*scales)[PERSISTENT_ROWS], u32 tile_slots, u32 epoch) {
     int set = epoch & 1;
     int units = m.width / 8, own = first_unit(units, blockIdx.x) + 2 * me.segment + me.group;
     bool owner = own < first_unit(units, blockIdx.x + 1);
@@ -256,15 +256,15 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
 static __device__ __noinline__ void scale_rows(const u8* squares, int rows, int width, float eps, float* scales,
                                                u64* scaled) {
     int lane = threadIdx.x % 32, groups = width / 8;
-    float sum[MAX_ROWS] = {};
+    float sum[PERSISTENT_ROWS] = {};
 #pragma unroll 1
     for (int first = lane; first - lane < groups; first += 128) {
-        u32 group[MAX_ROWS][4];
+        u32 group[PERSISTENT_ROWS][4];
 #pragma unroll 1
         while (true) {
             bool ok = true;
 #pragma unroll
-            for (int row = 0; row < MAX_ROWS; row++) {
+            for (int row = 0; row < PERSISTENT_ROWS; row++) {
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     bool valid = row < rows && first + 32 * j < groups;
@@ -272,7 +272,7 @@ static __device__ __noinline__ void scale_rows(const u8* squares, int rows, int 
                 }
             }
 #pragma unroll
-            for (int row = 0; row < MAX_ROWS; row++) {
+            for (int row = 0; row < PERSISTENT_ROWS; row++) {
 #pragma unroll
                 for (int j = 0; j < 4; j++) ok = ok && group[row][j] != MISSING;
             }
@@ -280,14 +280,14 @@ static __device__ __noinline__ void scale_rows(const u8* squares, int rows, int 
             pause();
         }
 #pragma unroll
-        for (int row = 0; row < MAX_ROWS; row++) {
+        for (int row = 0; row < PERSISTENT_ROWS; row++) {
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 if (first + 32 * j < groups) sum[row] = __fadd_rn(sum[row], __uint_as_float(group[row][j]));
         }
     }
 #pragma unroll
-    for (int row = 0; row < MAX_ROWS; row++) {
+    for (int row = 0; row < PERSISTENT_ROWS; row++) {
         float scale = rsqrtf(warp_sum(sum[row]) / width + eps);
         if (lane == 0) scales[row] = scale;
     }

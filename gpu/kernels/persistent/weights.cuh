@@ -1,11 +1,7 @@
 // Shares of weights, and the ring in shared memory that they, keys and values pass.
 
-#define SLOT_COLUMNS 1024
 #define SLOT_BLOCKS (SLOT_COLUMNS / 32)
 #define SLOT_STRIDE (2 * SLOT_COLUMNS + 16)  // bytes; rows of one chunk meet 32 banks
-#define SLOT_BYTES (17 * 1024)  // a tile begins at a multiple of 1024
-#define MAX_SLOTS 12
-#define WIDE_PASS 4  // units of a group at once
 
 // A unit is 8 rows of weights. Blocks have units in runs of nearly equal length.
 DEVICE int first_unit(int units, int block) { return (u32)units * block / gridDim.x; }

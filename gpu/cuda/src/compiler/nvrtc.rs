@@ -2,11 +2,12 @@ use std::ffi::{CStr, CString};
 
 use cudarc::nvrtc::{result, sys};
 
-use crate::{CudaError, KernelFile, Library};
+use crate::{CudaError, KernelFile, Library, sizes};
 
 /// Options of every compilation.
 pub(super) fn options(arch: &str) -> Vec<String> {
-    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--generate-line-info".into()]
+    let options = [format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--generate-line-info".into()];
+    options.into_iter().chain(sizes::ALL.iter().map(|(name, size)| format!("-D{name}={size}"))).collect()
 }
 
 /// Major and minor version of the NVRTC library found.

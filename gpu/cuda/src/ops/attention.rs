@@ -4,13 +4,11 @@ mod prefill;
 use half::bf16;
 
 pub use decode::{DecodeAttention, DecodeShare, decode_tickets, part_stats};
-pub use prefill::{PREFILL_ROWS, PrefillAttention};
+pub use prefill::PrefillAttention;
 
 use super::check;
-use crate::{CudaError, View, tensor_map::TensorMap};
+use crate::{CudaError, View, sizes::TILE_KEYS, tensor_map::TensorMap};
 
-/// Keys of one attention tile, at absolute positions: part of the canonical order.
-pub const TILE_KEYS: usize = 128;
 /// Query heads that may share a key head.
 pub(super) const MAX_GROUP: usize = 16;
 /// A tile has at most half as many pages as a warp has lanes: a page's row may be two of the copy engine's.

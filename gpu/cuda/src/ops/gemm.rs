@@ -8,7 +8,11 @@ use half::bf16;
 
 use self::plan::{Kernel, Kind, choose};
 use super::{NextNorm, QkvHead, Weights, check, check_len};
-use crate::{CudaError, Device, View, blas::BlasOutput};
+use crate::{
+    CudaError, Device, View,
+    blas::BlasOutput,
+    sizes::{SPLIT_SEGMENTS, STREAM_ROWS},
+};
 
 /// Whether a row's result may depend on the number of rows beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -65,8 +69,6 @@ pub struct Gemm<'a> {
     pub half: bool,
 }
 
-/// Most rows of x that the streaming kernel takes.
-const STREAM_ROWS: usize = 16;
 /// Most rows of any product that does the halves of norms on the way.
 pub const FUSED_ROWS: usize = cluster::ROWS;
 
@@ -78,7 +80,7 @@ pub fn fused_rows(n: usize, fp8: bool) -> usize {
 /// Into how many runs k is cut: part of the canonical order, so a function of n alone. Weights of few rows have too
 /// few of them to keep the memory busy.
 fn segments(n: usize) -> usize {
-    if n <= 32_768 { 4 } else { 1 }
+    if n <= 32_768 { SPLIT_SEGMENTS } else { 1 }
 }
 
 /// A place that a kernel stores to.

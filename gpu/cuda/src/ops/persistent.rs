@@ -1,29 +1,22 @@
 use half::bf16;
 
 use super::{
-    KvPages, TILE_KEYS,
+    KvPages,
     attention::{MAX_GROUP, log2_scale, window},
     check, check_len,
 };
 use crate::{
     Buffer, CudaError, Device, View,
     launch::{Shape, arguments},
+    sizes::{
+        MAX_SLOTS, PART_BYTES, PERSISTENT_ROWS, PERSISTENT_THREADS, QUARTERS_BYTES, SLOT_BYTES, SLOT_COLUMNS,
+        TILE_KEYS,
+    },
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Most rows of a persistent step: columns of one tensor-core product.
-pub const PERSISTENT_ROWS: usize = 8;
-const THREADS: u32 = 480;
 /// Shared memory of a block, beside what the kernel declares itself.
 const SHARED_BYTES: usize = 225 << 10;
-/// Columns of eight rows of weights that a place of the ring holds, and its bytes: those of 64 columns of a tile fit too.
-const SLOT_COLUMNS: usize = 1024;
-const SLOT_BYTES: usize = 17 << 10;
-const MAX_SLOTS: usize = 12;
-/// Sums of products on their way between warps.
-const PART_BYTES: usize = 2 * 4 * 6 * 64 * 4;
-/// Sums of probabilities on their way between warps.
-const QUARTERS_BYTES: usize = 4 * 16 * 8 * 4;
 /// Rows of weights that a block takes together.
 const UNIT_ROWS: usize = 8;
 /// Units of the residual stream that a block has room for.
@@ -253,7 +246,11 @@ impl Device {
     /// Whether each multiprocessor has room for a block of a step: they run at once or not at all.
     pub fn holds_persistent(&self, shape: &PersistentShape) -> Result<bool, CudaError> {
         let kernel = self.kernels().get(shape.kernel()?);
-        Ok(kernel.occupancy_max_active_blocks_per_multiprocessor(THREADS, SHARED_BYTES, None)? > 0)
+        Ok(kernel.occupancy_max_active_blocks_per_multiprocessor(
+            PERSISTENT_THREADS as u32,
+            SHARED_BYTES,
+            None,
+        )? > 0)
     }
 
     pub fn persistent_step(&self, op: PersistentStep<'_>) -> Result<(), CudaError> {
@@ -321,7 +318,7 @@ impl Device {
             ring_slots as i32,
         ];
         let blocks = shape.blocks(multiprocessors) as u32;
-        let grid = Shape::new([blocks, 1, 1], THREADS).shared(shared).together();
+        let grid = Shape::new([blocks, 1, 1], PERSISTENT_THREADS as u32).shared(shared).together();
         // SAFETY: signature of persistent_step; lengths checked here and in `PersistentState::new`, ids, positions,
         // places, tables and contexts on the device are trusted.
         unsafe { self.launch_mapped(shape.kernel()?, grid, &[model], arguments) }

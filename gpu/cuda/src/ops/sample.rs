@@ -5,10 +5,9 @@ use super::{check, check_len};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
+    sizes::MAX_TOP,
 };
 
-/// Most likely tokens that a row can report.
-pub const MAX_TOP: usize = 20;
 /// Blocks that share a row.
 const CLUSTER: usize = 8;
 

@@ -1,22 +1,19 @@
 use half::bf16;
 
-use super::{KvPages, MAX_GROUP, TILE_KEYS, log2_scale, window};
+use super::{KvPages, MAX_GROUP, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
     ops::{GemmMode, check, check_len},
+    sizes::{DECODE_RING_BYTES, DECODE_WARPS, QUERY_ROWS, TILE_KEYS},
 };
 
-/// Query heads that share an item of work.
-const QUERY_ROWS: usize = 8;
-/// Warps of a block that multiply.
-const WARPS: usize = 4;
 /// Tiles of a run from which on blocks are better balanced by two shorter ones.
 const LONG_RUN: usize = 16;
 /// Multiprocessors that the products of a half of the rows have while the other half attends.
 const PRODUCT_MULTIPROCESSORS: usize = 40;
 /// Shared memory of a block: the ring of tiles, what is said of them, and room to align the ring.
-const SHARED_BYTES: usize = (192 + 16) << 10;
+const SHARED_BYTES: usize = DECODE_RING_BYTES + (16 << 10);
 
 /// How the decode kernel shares out the sequences of a step.
 #[derive(Debug, Clone, Copy)]
@@ -83,12 +80,12 @@ pub struct DecodeAttention<'a> {
 
 /// Elements of [`DecodeAttention::part_stats`].
 pub fn part_stats(tiles: usize, heads: usize) -> usize {
-    tiles * heads * WARPS * 2
+    tiles * heads * DECODE_WARPS * 2
 }
 
 /// Elements of [`DecodeAttention::tickets`].
 pub fn decode_tickets(sequences: usize, heads: usize, kv_heads: usize) -> usize {
-    sequences * items(heads, kv_heads) * WARPS
+    sequences * items(heads, kv_heads) * DECODE_WARPS
 }
 
 fn items(heads: usize, kv_heads: usize) -> usize {
@@ -148,7 +145,7 @@ impl Device {
             i32::from(op.half),
             log2_scale(op.scale),
         ];
-        let shape = Shape::new([blocks as u32, 1, 1], 32 * (WARPS as u32 + 1)).shared(SHARED_BYTES);
+        let shape = Shape::new([blocks as u32, 1, 1], 32 * (DECODE_WARPS as u32 + 1)).shared(SHARED_BYTES);
         // SAFETY: signature of attention_decode; lengths checked, tables, contexts and starts are trusted.
         unsafe { self.launch_mapped(kernel, shape, &[map], arguments) }
     }

@@ -1,19 +1,16 @@
 use half::bf16;
 
-use super::{KvPages, KvView, TILE_KEYS, log2_scale, window};
+use super::{KvPages, KvView, log2_scale, window};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
     ops::{GemmMode, check, check_len},
+    sizes::{PREFILL_CODE_STAGES, PREFILL_GROUPS, PREFILL_ROWS, PREFILL_STAGES, TILE_KEYS},
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Query positions of one work of the prefill kernel.
-pub const PREFILL_ROWS: usize = 128;
-/// Tiles of keys, and of values, that a block holds: bf16, and what codes become.
-const STAGES: usize = 3;
-const CODE_STAGES: usize = 2;
-const THREADS: u32 = 384;
+/// Those that compute, and a group that copies.
+const THREADS: u32 = 128 * (PREFILL_GROUPS as u32 + 1);
 
 /// Attention of a run of query positions a sequence, the last ones of its context.
 #[derive(Debug, Clone, Copy)]
@@ -77,8 +74,8 @@ impl Device {
         ];
         let pairs = (op.work_count * op.heads).div_ceil(2).min(self.info().multiprocessors as usize / 2);
         let (stages, codes) = match op.kv.pages {
-            KvView::Bf16(_) => (STAGES, 0),
-            KvView::Fp8(_) => (CODE_STAGES, 2 * TILE_KEYS * head_dim),
+            KvView::Bf16(_) => (PREFILL_STAGES, 0),
+            KvView::Fp8(_) => (PREFILL_CODE_STAGES, 2 * TILE_KEYS * head_dim),
         };
         let tiles = (PREFILL_ROWS + stages * 2 * TILE_KEYS) * head_dim * 2;
         let shape = Shape::new([2 * pairs as u32, 1, 1], THREADS).shared(tiles + codes + SWIZZLE_ALIGNMENT);

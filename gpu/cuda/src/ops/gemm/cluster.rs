@@ -2,13 +2,12 @@ use super::{Gemm, QkvHead, RowScale, Target, Weights};
 use crate::{
     CudaError, Device,
     launch::{Shape, arguments},
+    sizes::{SCALE_WARPS, SPLIT_SEGMENTS},
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
 /// Most rows of x.
 pub(super) const ROWS: usize = 64;
-/// Blocks of a cluster: one for each segment of k.
-const SEGMENTS: usize = 4;
 /// Clusters that run at once if their blocks have a multiprocessor each, on an H100: the groups that its multiprocessors
 /// form do not divide evenly. One more, and some work twice as long.
 const CLUSTERS: usize = 31;
@@ -27,7 +26,7 @@ pub(super) struct Cluster {
 }
 
 const fn tile(columns: usize, rows: usize, stages: usize, name: &'static str) -> Cluster {
-    Cluster { columns, rows, stages, blocks: SEGMENTS, name }
+    Cluster { columns, rows, stages, blocks: SPLIT_SEGMENTS, name }
 }
 
 /// Those of up to 128 columns leave room for two blocks on a multiprocessor.
@@ -105,8 +104,8 @@ impl Cluster {
     }
 
     fn shape(&self, m: usize, n: usize) -> Shape {
-        // four warps for 64 columns, at least eight; one that copies; four for scales
-        let warps = (4 * self.columns / 64).max(8) + 5;
+        // four warps for 64 columns, at least eight; one that copies; some for scales
+        let warps = (4 * self.columns / 64).max(8) + 1 + SCALE_WARPS;
         let ring = self.stages * (self.columns + self.rows) * 2 * BLOCK_K;
         let blocks = self.clusters(m, n) * self.blocks;
         Shape::new([blocks as u32, 1, 1], 32 * warps as u32).shared(ring + SWIZZLE_ALIGNMENT)
@@ -175,10 +174,30 @@ fn scale_words(scale: RowScale<'_>) -> [u64; 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::Cluster;
+    use super::*;
+    use crate::KernelFile;
 
     fn columns(m: usize, n: usize) -> usize {
         Cluster::new(m, n).columns
+    }
+
+    #[test]
+    fn kernels_are_compiled_with_the_tiles_and_rings_of_their_launches() {
+        let source = KernelFile::GemmCluster.source();
+        let tiles = [&LOW[..], &HIGH, &[ONE], &PAIRED, &ALONE].concat();
+        for Cluster { columns, rows, stages, blocks, name } in tiles {
+            let name = name.trim_start_matches("gemm_cluster_");
+            let line = format!("\nCLUSTER({name}, {columns}, {rows}, {stages}, {blocks})");
+            assert!(source.contains(&line), "no{line}");
+        }
+        for head_dim in [64, 128] {
+            for (rows, half) in [(32, false), (64, false), (32, true)] {
+                let Cluster { columns, rows, stages, name, .. } = Cluster::of_heads(rows, head_dim, half);
+                let name = name.trim_start_matches("gemm_heads_");
+                let line = format!("\nCLUSTER_HEADS({name}, {head_dim}, {columns}, {rows}, {stages})");
+                assert!(source.contains(&line), "no{line}");
+            }
+        }
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! Which kernel makes a product.
 
 use super::{
-    Gemm, GemmMode, GemmOutput, STREAM_ROWS, Weights,
+    Gemm, GemmMode, GemmOutput, Weights,
     cluster::Cluster,
     fused_rows,
     many::{self, Many},
     segments,
     stream::Stream,
-    wide::{self, Cut, Wide},
+    wide::{Cut, Wide},
 };
-use crate::ops::KvView;
+use crate::{
+    ops::KvView,
+    sizes::{STREAM_ROWS, WIDE_COLUMNS},
+};
 
 /// From so many rows on FP8 weights are unpacked once, in place of by every block.
 const UNPACKED_ROWS: usize = 384;
 /// Rows of x from which on pairs of blocks take tiles.
 const MANY_ROWS: usize = 129;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
-const STREAM_WARPS: usize = 528;
+const BUSY_WARPS: usize = 528;
 /// Blocks of 128 rows of the wide kernel from which on they fill the GPU without being split.
 const ENOUGH_BLOCKS: usize = 132;
 /// Up to this k, blocks of 64 rows that are not split are faster, if they nearly fill the GPU, and once.
@@ -114,7 +117,7 @@ pub(super) fn choose([m, n, k]: [usize; 3], kind: Kind) -> Plan {
 }
 
 fn stream([m, n]: [usize; 2], fp8: bool) -> Stream {
-    let enough = |blocks: usize| n / (8 * blocks) * segments(n) >= STREAM_WARPS;
+    let enough = |blocks: usize| n / (8 * blocks) * segments(n) >= BUSY_WARPS;
     let token_tiles = m.div_ceil(8);
     // one tile of x leaves room for deep rings, which read faster than wide ones
     let blocks = if token_tiles > 1 && enough(if fp8 { 4 } else { 8 }) {
@@ -130,7 +133,7 @@ fn stream([m, n]: [usize; 2], fp8: bool) -> Stream {
 /// Of the kernels of more rows those that follow the canonical order.
 fn canonical([m, n, k]: [usize; 3], fp8: bool, output: OutputKind) -> Kernel {
     let whole = segments(n) == 1;
-    let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(wide::COLUMNS);
+    let blocks = |rows: usize| m.div_ceil(rows) * n.div_ceil(WIDE_COLUMNS);
     // the copy engine stores rows of multiples of 16 bytes
     let stores = output != OutputKind::Gate || n.is_multiple_of(16);
     let (rows, cut) = match m {

@@ -4,10 +4,9 @@ use super::{Gemm, RowScale, Target, Weights, segments};
 use crate::{
     CudaError, Device,
     launch::{Shape, arguments},
+    sizes::STREAM_WARPS,
 };
 
-/// Of a block.
-const WARPS: usize = 4;
 /// Blocks that run at once if three share a multiprocessor, but not if two do; else long rings read faster.
 const SHORT_RINGS: std::ops::RangeInclusive<usize> = 265..=396;
 
@@ -62,7 +61,7 @@ impl Stream {
     }
 
     fn grid(&self, n: usize) -> usize {
-        n.div_ceil(8 * self.blocks * WARPS / segments(n))
+        n.div_ceil(8 * self.blocks * STREAM_WARPS / segments(n))
     }
 
     fn shape(&self, n: usize, k: usize) -> Shape {
@@ -70,8 +69,8 @@ impl Stream {
         let (parts, scales) =
             if self.fp8 { (2, scale_blocks(k, segments(n)) * self.blocks * 16) } else { (1, 0) };
         let ring = self.stages * (self.blocks + parts * self.token_tiles) * 512;
-        let shape = Shape::new([self.grid(n) as u32, 1, 1], 32 * WARPS as u32);
-        shape.shared(WARPS * (ring + scales))
+        let shape = Shape::new([self.grid(n) as u32, 1, 1], 32 * STREAM_WARPS as u32);
+        shape.shared(STREAM_WARPS * (ring + scales))
     }
 }
 
@@ -110,5 +109,24 @@ impl Device {
         ];
         // SAFETY: signature of gemm_stream; lengths checked by `Gemm::check`.
         unsafe { self.launch(stream.name, stream.shape(n, k), arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::KernelFile;
+
+    #[test]
+    fn kernels_are_compiled_with_the_tiles_and_rings_of_their_launches() {
+        let source = KernelFile::Gemm.source();
+        let line = |Stream { blocks, token_tiles, stages, .. }| format!("{blocks}, {token_tiles}, {stages}");
+        for kernel in BF16 {
+            assert!(source.contains(&format!("\nSTREAM({})", line(kernel))), "{kernel:?}");
+        }
+        assert!(source.contains(&format!("\nSTREAM_OF(2_1_short, {}, ", line(SHORT))));
+        for Stream { stages, .. } in FP8 {
+            assert!(source.contains(&format!("_fp8, R, TILES, {stages}, Fp8Weights)")));
+        }
     }
 }

@@ -4,12 +4,12 @@ use super::{Gemm, RowScale, Target, Weights, segments};
 use crate::{
     CudaError, Device,
     launch::{Shape, arguments},
+    sizes::{WIDE_COLUMNS, WIDE_WARPS},
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Of a tile.
-pub(super) const COLUMNS: usize = 128;
-const THREADS: u32 = 288;
+/// Those that multiply, and one warp that copies.
+const THREADS: u32 = 32 * (WIDE_WARPS as u32 + 1);
 
 /// A wide kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +67,9 @@ impl Wide {
     }
 
     fn shape(&self, m: usize, n: usize) -> Shape {
-        let tiles = m.div_ceil(self.rows) * n.div_ceil(COLUMNS);
+        let tiles = m.div_ceil(self.rows) * n.div_ceil(WIDE_COLUMNS);
         let blocks = if self.cut == Cut::Split { tiles * segments(n) } else { tiles };
-        let w_bytes = if self.fp8 { COLUMNS * 64 } else { COLUMNS * 128 };
+        let w_bytes = if self.fp8 { WIDE_COLUMNS * 64 } else { WIDE_COLUMNS * 128 };
         let ring = self.stages * (w_bytes + self.rows * 128);
         Shape::new([blocks as u32, 1, 1], THREADS).shared(ring + SWIZZLE_ALIGNMENT)
     }
@@ -84,8 +84,8 @@ impl Device {
         // else it would read weights before the launch before has ended
         let shape = if fresh { shape.alone() } else { shape };
         let (w_map, w_scales) = match op.w {
-            Weights::Bf16(w) => (TensorMap::new(w, [n, k], COLUMNS)?, None),
-            Weights::Fp8(w) => (TensorMap::new(w.codes, [n, k], COLUMNS)?, Some(w.scales)),
+            Weights::Bf16(w) => (TensorMap::new(w, [n, k], WIDE_COLUMNS)?, None),
+            Weights::Fp8(w) => (TensorMap::new(w.codes, [n, k], WIDE_COLUMNS)?, Some(w.scales)),
         };
         let maps = [w_map, TensorMap::new(op.x, [m, k], wide.rows)?];
         let scales = match op.scale {
@@ -96,5 +96,25 @@ impl Device {
             arguments![w_scales, address, m as i32, n as i32, k as i32, segments(n) as i32, output, scales,];
         // SAFETY: signature of gemm_wide; lengths checked by `Gemm::check`.
         unsafe { self.launch_mapped(wide.name, shape, &maps, arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::KernelFile;
+
+    #[test]
+    fn kernels_are_compiled_with_the_tiles_and_rings_of_their_launches() {
+        let source = KernelFile::GemmWide.source();
+        for Wide { name, rows, cut, stages, .. } in KERNELS {
+            let how = match cut {
+                Cut::Whole => "WHOLE",
+                Cut::Split => "SPLIT",
+                Cut::Folded => "FOLDED",
+            };
+            let line = format!("\nWIDE({}, {rows}, {stages}, {how}, ", name.trim_start_matches("gemm_wide_"));
+            assert!(source.contains(&line), "no{line}");
+        }
     }
 }
