@@ -210,6 +210,37 @@ async fn a_prefill_engine_that_does_not_answer_is_done_without() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_is_pushed_out_at_its_prefill_engine_is_handed_over_all_the_same() {
+    let longer = chat(&(long("the moon") + &long("the stars")));
+    let mut urgent = chat(&long("the sun"));
+    urgent["priority"] = json!(1);
+    let expected = undisturbed(&[longer.clone(), urgent.clone()]).await;
+    // Decode lends slots for fewer blocks than a step computes, and is busy for as long as all this takes.
+    let plan = plan("auto")
+        .with(Service::Router, &["--remote-prefill-patience-ms", "60000"])
+        .with(Service::Prefill, &["--max-running-requests", "1"])
+        .with(Service::Prefill, &["--step-floor-ms", "200", "--chunked-prefill-size", "128"])
+        .with(Service::Decode, &["--step-floor-ms", "200"]);
+    let mut cluster = Cluster::start(plan).await;
+    let answer = midway(&mut cluster, &longer).await;
+    assert_eq!(texts(&cluster.http(), &urgent).await, expected[1], "{}", cluster.logs());
+    assert_eq!(answer.await.unwrap(), expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "done").await, 2.0, "{}", cluster.logs());
+    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_while_a_prompt_is_computed_elsewhere_frees_both_engines() {
+    let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &SLOW)).await;
+    let body = serde_json::to_vec(&chat(&long("the moon"))).unwrap().into();
+    let headers = [("x-request-deadline-ms", "600")];
+    let reply = cluster.http().send("POST", "/v1/chat/completions", &headers, body).await.unwrap();
+    assert_eq!(reply.status, 504, "{}", reply.body);
+    clean(&mut cluster).await;
+    assert_eq!(outcomes(&mut cluster, "done").await, 0.0, "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_midway_frees_both_engines() {
     let mut cluster = Cluster::start(plan("auto").with(Service::Prefill, &SLOW)).await;
     let answer = midway(&mut cluster, &chat(&long("the moon"))).await;

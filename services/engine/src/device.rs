@@ -62,13 +62,14 @@ pub enum Copy {
     Land { run: RunKey, block: u32, page: LandedPage },
     /// The run goes on with what has landed.
     GoOn(RunKey),
-    /// A computed block is to be read out into the run's feed.
+    /// A computed block is to be read out into the run's feed, which ends if that cannot be done.
     Read { run: RunKey, block: u32 },
     /// The device is to copy computed blocks out.
     Out(CopyOut),
 }
 
-/// Blocks and the places where they go. No answer comes if the run has ended.
+/// Blocks and the places where they go. No answer comes if one of them is not there: the run has ended or was pushed out
+/// of the batch.
 pub struct CopyOut {
     pub run: RunKey,
     /// At most [`COPIED_AT_ONCE`].

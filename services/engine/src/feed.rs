@@ -24,6 +24,8 @@ pub enum Piece {
     Page { block: u32, bytes: Held },
     /// These leading blocks are computed: they may be asked for, and no further layer of them comes.
     Computed(u32),
+    /// A block that was asked for is not there: its run was pushed out of the batch. Once it is, [`Piece::Computed`] comes.
+    Missed(u32),
 }
 
 /// Bytes that count as waiting until they are dropped.
@@ -79,6 +81,10 @@ impl Feeds {
     /// Hands on a whole block.
     pub fn page(&self, run: RunKey, block: u32, bytes: &[u8]) {
         self.send(run.0, Piece::Page { block, bytes: Held::new(bytes, &self.backlog) });
+    }
+
+    pub fn missed(&self, run: RunKey, block: u32) {
+        self.send(run.0, Piece::Missed(block));
     }
 
     /// Whoever reads a feed may have gone.

@@ -279,7 +279,7 @@ impl PrefillActor {
                 metrics::histogram!("stator_engine_push_seconds").record(began.elapsed());
                 None
             }
-            Ok(Err(PushError::Ended)) => None,
+            Ok(Err(PushError::Ended)) if !self.tasks.lock().knows(run) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(panicked) => Some(panicked.to_string()),
         };

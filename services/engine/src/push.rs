@@ -46,7 +46,7 @@ pub enum PushError {
     Write(#[from] WriteError),
     #[error("{0}")]
     Device(String),
-    #[error("the task has ended")]
+    #[error("the feed of blocks has ended")]
     Ended,
 }
 
@@ -88,7 +88,7 @@ impl Push {
                 let place = writer.place(PageIndex(page))?.ok_or(PushError::Ended)?;
                 places.push((page, place));
             }
-            let sums = self.copy_out(&places)?;
+            let Some(sums) = self.copy_out(&places, progress)? else { continue };
             let stored: Vec<_> =
                 places.iter().zip(sums).map(|(&(page, _), sum)| (PageIndex(page), sum)).collect();
             writer.stored(&stored)?;
@@ -113,7 +113,9 @@ impl Push {
             let place =
                 |(&page, at): (&u32, usize)| (page, Place { address: room.address().at(at as u64), seed: 0 });
             let places: Vec<_> = pages.iter().zip(starts).map(place).collect();
-            self.copy_out(&places)?;
+            if self.copy_out(&places, progress)?.is_none() {
+                continue;
+            }
             for (page, bytes) in pages.into_iter().zip(room.bytes().chunks_exact(page_bytes)) {
                 writer.write(PageIndex(page), 0, bytes)?;
                 progress.wrote(page, self.layout.layers);
@@ -135,17 +137,24 @@ impl Push {
         }
     }
 
-    /// Has the device copy pages out, and waits for it; their checksums.
-    fn copy_out(&self, places: &[(u32, Place)]) -> Result<Vec<u64>, PushError> {
+    /// Has the device copy pages out, and waits for it; their checksums. `None`: they are not there at present.
+    fn copy_out(
+        &self,
+        places: &[(u32, Place)],
+        progress: &mut Progress,
+    ) -> Result<Option<Vec<u64>>, PushError> {
         let (answer, answered) = channel();
         let blocks = places.iter().map(|&(page, place)| (self.first + page, place)).collect();
         self.command(Copy::Out(CopyOut { run: self.run, blocks, answer }));
-        let copying = answered.recv().map_err(|_| PushError::Ended)?;
+        let Ok(copying) = answered.recv() else {
+            progress.missed(places[0].0);
+            return Ok(None);
+        };
         let sums = self.device.clock.watch(|| copying.wait());
         let sums = sums.map_err(|error| PushError::Device(error.to_string()))?;
         let bytes = places.len() as u64 * self.layout.page_bytes();
         metrics::counter!("stator_kv_transfer_bytes_total", "direction" => "out").increment(bytes);
-        Ok(sums)
+        Ok(Some(sums))
     }
 
     fn take(
@@ -171,6 +180,10 @@ impl Push {
             }
             Piece::Computed(blocks) => {
                 progress.computed(blocks.saturating_sub(self.first));
+                0
+            }
+            Piece::Missed(block) => {
+                progress.missed(block.saturating_sub(self.first));
                 0
             }
         };
@@ -202,7 +215,7 @@ struct Progress {
     complete: u32,
     /// Leading pages that are computed.
     computed: u32,
-    /// Leading pages that were asked for, or need not be.
+    /// Leading pages that were asked for and have come or will, or need not be.
     asked: u32,
 }
 
@@ -232,6 +245,12 @@ impl Progress {
         self.computed = self.computed.max(pages.min(self.written.len() as u32));
     }
 
+    /// From this page on none is there at present: they are asked for again once they are computed.
+    fn missed(&mut self, page: u32) {
+        self.computed = self.computed.min(page);
+        self.asked = self.asked.min(page);
+    }
+
     /// Pages that are computed, may be written, and are not complete, so that they must be fetched; each once, and no
     /// more than `ahead` beyond those that are complete.
     fn due(&mut self, ahead: u32) -> Vec<u32> {
@@ -241,6 +260,9 @@ impl Progress {
         pages.filter(|page| self.written[*page as usize] < self.layers).collect()
     }
 }
+
+#[cfg(test)]
+mod preemption;
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +295,22 @@ mod tests {
             progress.wrote(page, 2);
         }
         assert!(progress.is_complete());
+    }
+
+    #[test]
+    fn pages_that_were_missed_are_asked_for_again_once_they_are_computed() {
+        let mut progress = Progress::new(4, 2, 4);
+        progress.computed(3);
+        assert_eq!(progress.due(READ_AHEAD), [0, 1, 2]);
+        progress.wrote(0, 2);
+        progress.missed(1);
+        progress.missed(2);
+        assert!(progress.due(READ_AHEAD).is_empty(), "they are not there");
+        progress.computed(2);
+        assert_eq!(progress.due(READ_AHEAD), [1]);
+        progress.wrote(1, 2);
+        progress.computed(4);
+        assert_eq!(progress.due(READ_AHEAD), [2, 3]);
     }
 
     #[test]

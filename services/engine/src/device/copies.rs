@@ -65,7 +65,7 @@ impl Copies {
                             }
                             None => executor.write_page(to.0, page.bytes()),
                         })
-                        .or_else(refused)?;
+                        .or_else(|error| refused(error).map(|()| Landing::Refused))?;
                     if landed == Landing::Complete {
                         scheduler.go_on(run);
                     }
@@ -77,13 +77,15 @@ impl Copies {
                 Some(Copy::GoOn(run)) => {
                     scheduler.go_on(run);
                 }
-                Some(Copy::Read { run, block }) => {
-                    // A run that ended meanwhile wants nothing any more.
-                    let Some(page) = scheduler.block(run, block) else { continue };
-                    executor.read_page(page.0, &mut self.page)?;
-                    feeds.page(run, block, &self.page);
-                }
-                Some(Copy::Out(out)) => copy_out(&out, executor, scheduler)?,
+                Some(Copy::Read { run, block }) => match scheduler.block(run, block) {
+                    Some(page) => match executor.read_page(page.0, &mut self.page) {
+                        Ok(()) => feeds.page(run, block, &self.page),
+                        Err(error) => refused(error).map(|()| feeds.close(run))?,
+                    },
+                    None => feeds.missed(run, block),
+                },
+                Some(Copy::Out(out)) => copy_out(&out, executor, scheduler)
+                    .or_else(|error| refused(error).map(|()| feeds.close(out.run)))?,
                 None => break,
             }
         }
@@ -107,7 +109,7 @@ impl Copies {
     }
 }
 
-/// Has the device copy blocks out. A run that ended meanwhile wants nothing any more.
+/// Has the device copy blocks out, if all of them are there.
 fn copy_out(out: &CopyOut, executor: &mut dyn Executor, scheduler: &Scheduler) -> Result<(), ExecutorError> {
     let moves = out.blocks.iter().map(|&(block, Place { address, seed })| {
         let page = scheduler.block(out.run, block)?;
@@ -119,12 +121,12 @@ fn copy_out(out: &CopyOut, executor: &mut dyn Executor, scheduler: &Scheduler) -
     Ok(())
 }
 
-/// What the executor does not take has not landed; the run goes on without it.
-fn refused(error: ExecutorError) -> Result<Landing, ExecutorError> {
+/// What the executor does not take concerns one run only.
+fn refused(error: ExecutorError) -> Result<(), ExecutorError> {
     match error {
         ExecutorError::Batch(reason) => {
             tracing::error!(reason, "page refused by the executor");
-            Ok(Landing::Refused)
+            Ok(())
         }
         lost @ ExecutorError::Device(_) => Err(lost),
     }

@@ -368,3 +368,59 @@ fn a_device_that_hangs_ends_the_process_with_the_same_code_whatever_it_is_at() {
         assert!(log.contains("the device hangs"), "{at}: {log}");
     }
 }
+
+/// An executor that lets no page be read.
+struct Unreadable(SimExecutor);
+
+impl Executor for Unreadable {
+    fn spec(&self) -> &ExecutorSpec {
+        self.0.spec()
+    }
+
+    fn submit(&mut self, batch: &models::Batch) -> Result<models::Ticket, ExecutorError> {
+        self.0.submit(batch)
+    }
+
+    fn collect(&mut self, ticket: models::Ticket) -> Result<models::Outputs, ExecutorError> {
+        self.0.collect(ticket)
+    }
+
+    fn read_page(&mut self, page: u32, _: &mut [u8]) -> Result<(), ExecutorError> {
+        Err(ExecutorError::Batch(format!("no page {page}")))
+    }
+
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError> {
+        self.0.write_page(page, from)
+    }
+
+    fn export_to(&mut self, sink: Arc<dyn models::PageSink>) {
+        self.0.export_to(sink);
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_ends_the_feed_of_its_run_and_nothing_else() {
+    let build = || {
+        let timing = Timing { step: Duration::ZERO, prefill_token: Duration::ZERO, page: Duration::ZERO };
+        Ok(Built::on_host(Unreadable(SimExecutor::new(spec(), timing))))
+    };
+    let config = SchedulerConfig::new(ClusterKey::derive("test"));
+    let started = Device::start("prefill-1".parse().unwrap(), build, config, Duration::ZERO).await;
+    let (device, mut reports) = started.unwrap();
+    let run = RunKey(1);
+    let pieces = device.feeds.open(run);
+    let mut command = request(1, 7, 0, &[]);
+    if let Command::Admit { request, .. } = &mut command {
+        (request.goal, request.prompt) = (Goal::Blocks { from: 0 }, (0..32).collect());
+    }
+    device.command(command).unwrap();
+    let computed = Event::BlocksComputed { run, blocks: 2 };
+    while !matches!(reports.recv().await.unwrap(), Report::Step { events, .. } if events.contains(&computed))
+    {
+    }
+    device.command(Command::Copy(Copy::Read { run, block: 0 })).unwrap();
+    let ended = tokio::task::spawn_blocking(move || pieces.iter().last());
+    assert!(ended.await.is_ok());
+    device.command(request(2, 7, 4, &[])).unwrap();
+    assert_eq!(outcome(&mut reports, 1).await[&2].0.len(), 4);
+}
