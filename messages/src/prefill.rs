@@ -64,10 +64,9 @@ pub enum PrefillAnswer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefillNews {
-    /// The task is alive and will take this long; said four times a second, and after each chunk.
+    /// These tasks are alive: said of all of them four times a second, and after a step of those that it got on with.
     Pulse {
-        run: RunId,
-        remaining_ms: u32,
+        tasks: Vec<TaskPulse>,
     },
     /// Computing begins: lend me slots for these blocks. Answered by [`SlotAnswer`].
     WantSlots {
@@ -88,6 +87,13 @@ pub enum PrefillNews {
     Closed {
         epoch: u64,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskPulse {
+    pub run: RunId,
+    /// Until its last block is computed; 0 if it is.
+    pub remaining_ms: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

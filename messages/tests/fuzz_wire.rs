@@ -25,7 +25,7 @@ use messages::{
     kv::{BlockIds, KvChange, KvEvents, KvSnapshot},
     lease::Lease,
     load::Load,
-    prefill::{PrefillNews, PrefillTask},
+    prefill::{PrefillNews, PrefillTask, TaskPulse},
     submit::{ChoiceStart, Custody, Routing, Sampling, Submit},
 };
 use mutate::Random;
@@ -150,6 +150,9 @@ fn corpus() -> Vec<Bytes> {
             blocks: 2,
             cached_blocks: 1,
             layout: Some("bf16".to_owned()),
+        })),
+        codec::encode(&Control::Prefill(PrefillNews::Pulse {
+            tasks: vec![TaskPulse { run: RunId(7), remaining_ms: 20 }],
         })),
         codec::encode(&ToTokenizer::Generate(Box::new(generate))),
         codec::encode(&submit),

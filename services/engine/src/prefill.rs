@@ -80,7 +80,11 @@ impl PrefillActor {
                     self.cached.lock().hear(&changes);
                     self.broadcast.changes(&changes);
                 }
-                Report::Step { events, .. } => events.into_iter().for_each(|event| self.event(event)),
+                Report::Step { events, .. } => {
+                    let got_on: Vec<RunId> = events.iter().filter_map(computed).collect();
+                    events.into_iter().for_each(|event| self.event(event));
+                    self.tell_progress(|run| got_on.contains(&run));
+                }
                 Report::Refused { run, why } => self.fail(RunId(run.0), refusal(&why)),
                 Report::Waits { .. } | Report::Landed { .. } => {}
             }
@@ -91,13 +95,12 @@ impl PrefillActor {
         match event {
             Event::Started { run, cached_tokens, .. } => {
                 let cached_blocks = cached_tokens / self.layout.page_size;
-                self.tasks.lock().computed(RunId(run.0), cached_blocks);
+                self.tasks.lock().started(RunId(run.0), cached_blocks);
                 tokio::spawn(self.clone().serve(RunId(run.0), cached_blocks));
             }
             Event::BlocksComputed { run, blocks } => {
                 self.device.feeds.computed(run, blocks);
                 self.tasks.lock().computed(RunId(run.0), blocks);
-                self.tell_progress();
             }
             Event::Ended { run, reason, .. } => {
                 let fault = match reason {
@@ -139,18 +142,16 @@ impl PrefillActor {
             return;
         }
         // A device that hangs has nothing good to say.
-        if clock.age_ms <= clock.bound_ms {
-            self.tell_progress();
+        if clock.age_ms <= clock.bound_ms || clock.age_ms == 0 {
+            self.tell_progress(|_| true);
         }
     }
 
-    fn tell_progress(&self) {
+    fn tell_progress(&self, of: impl Fn(RunId) -> bool) {
         let per_token = self.device.load().prefill_token_time;
-        let states = self.tasks.lock().states(self.layout.page_size);
-        for state in states {
-            let remaining = per_token.saturating_mul(state.tokens_ahead);
-            let news = PrefillNews::Pulse { run: state.run, remaining_ms: millis(remaining) };
-            self.tell(&state.decode, news);
+        let news = self.tasks.lock().news(self.layout.page_size, per_token, of);
+        for (decode, tasks) in news {
+            self.tell(&decode, PrefillNews::Pulse { tasks });
         }
     }
 
@@ -162,8 +163,8 @@ impl PrefillActor {
         subject::instance_control(self.context.bus.namespace(), Role::Decode, &self.context.me.pool, decode)
     }
 
-    /// Takes a task in and says when it will be done, or why it is not taken.
-    fn admit(&self, envelope: &Envelope, task: &PrefillTask) -> Result<Duration, Fault> {
+    /// Takes a task in and says in how many milliseconds it will be done, or why it is not taken.
+    fn admit(&self, envelope: &Envelope, task: &PrefillTask) -> Result<u32, Fault> {
         let page_size = self.layout.page_size as usize;
         if self.context.life.is_draining() {
             return Err(Fault::new(FaultCode::Draining, "the engine is draining"));
@@ -203,13 +204,15 @@ impl PrefillActor {
             request: envelope.request,
             attempt: envelope.attempt,
             decode: task.decode.clone(),
+            priority: task.priority,
             held: task.held_blocks,
             blocks: (task.prompt.len() / page_size) as u32,
             computed,
+            started: false,
             feed: Some(feed),
         });
-        let ahead = tasks.states(self.layout.page_size).last().map_or(0, |state| state.tokens_ahead);
-        Ok(load.prefill_token_time.saturating_mul(ahead))
+        let pulse = tasks.pulse(task.run, self.layout.page_size, load.prefill_token_time);
+        Ok(pulse.map_or(0, |pulse| pulse.remaining_ms))
     }
 
     /// Whether pages of this engine are of use to who asks for them.
@@ -352,7 +355,7 @@ impl Service for PrefillActor {
 
     fn receive(&self, envelope: Envelope, task: PrefillTask, reply: Responder) {
         let answer = match self.admit(&envelope, &task) {
-            Ok(estimate) => PrefillAnswer::Accepted { estimate_ms: millis(estimate) },
+            Ok(estimate_ms) => PrefillAnswer::Accepted { estimate_ms },
             Err(fault) => {
                 metrics::counter!("stator_engine_refusals_total").increment(1);
                 tracing::debug!(run = %task.run, %fault, "refused");
@@ -381,6 +384,10 @@ impl Service for PrefillActor {
     }
 }
 
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+/// The run of which an event says that blocks are computed.
+fn computed(event: &Event) -> Option<RunId> {
+    match event {
+        Event::BlocksComputed { run, .. } => Some(RunId(run.0)),
+        _ => None,
+    }
 }

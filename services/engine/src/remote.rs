@@ -17,7 +17,7 @@ use messages::{
     Envelope, Fault, FaultCode, InstanceId, Role, RunId, codec,
     control::{Cancel, Control},
     lease::Lease,
-    prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer},
+    prefill::{PrefillAnswer, PrefillNews, PrefillTask, SlotAnswer, TaskPulse},
     subject,
     submit::Submit,
 };
@@ -137,8 +137,10 @@ impl Remote {
     /// What a prefill engine says.
     pub fn news(&self, news: PrefillNews, reply: Responder) {
         match news {
-            PrefillNews::Pulse { run, remaining_ms, .. } => {
-                self.hear(run, News::Going { remaining: Duration::from_millis(remaining_ms.into()) });
+            PrefillNews::Pulse { tasks } => {
+                for TaskPulse { run, remaining_ms } in tasks {
+                    self.hear(run, News::Going { remaining: Duration::from_millis(remaining_ms.into()) });
+                }
             }
             PrefillNews::WantSlots { run, blocks, layout, .. } => {
                 reply.send(&self.lend(run, blocks, layout));
