@@ -5,7 +5,9 @@
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use serde_json::{Value, json};
-use stator_tests::{Cluster, Service, Signal, cluster::Plan, eventually, http::Http, model::toy};
+use stator_tests::{
+    Cluster, Network, Proxy, Service, Signal, cluster::Plan, eventually, free_port, http::Http, model::toy,
+};
 
 /// Whatever a prefill engine could compute is sent there.
 const ALWAYS_REMOTE: [&str; 4] = ["--remote-prefill-tokens", "1", "--remote-prefill-slack", "1000000"];
@@ -199,12 +201,14 @@ async fn a_prefill_engine_that_wakes_after_its_slots_were_taken_back_corrupts_no
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefill_engine_that_does_not_answer_is_done_without() {
-    let request = chat(&long("the moon"));
-    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let requests = [chat(&long("the moon")), chat(&long("the sun"))];
+    let expected = undisturbed(&requests).await;
     let mut cluster = Cluster::start(plan("auto")).await;
     cluster.child(Service::Prefill, 0).signal(Signal::STOP);
-    assert_eq!(texts(&cluster.http(), &request).await, expected[0], "{}", cluster.logs());
-    assert_eq!(outcomes(&mut cluster, "unanswered").await, 1.0, "{}", cluster.logs());
+    for (request, expected) in requests.iter().zip(&expected) {
+        assert_eq!(texts(&cluster.http(), request).await, *expected, "{}", cluster.logs());
+    }
+    assert_eq!(outcomes(&mut cluster, "unanswered").await, 1.0, "only one waited\n{}", cluster.logs());
     cluster.child(Service::Prefill, 0).signal(Signal::CONT);
     clean(&mut cluster).await;
 }
@@ -226,6 +230,24 @@ async fn a_prompt_that_is_pushed_out_at_its_prefill_engine_is_handed_over_all_th
     assert_eq!(texts(&cluster.http(), &urgent).await, expected[1], "{}", cluster.logs());
     assert_eq!(answer.await.unwrap(), expected[0], "{}", cluster.logs());
     assert_eq!(outcomes(&mut cluster, "done").await, 2.0, "{}", cluster.logs());
+    clean(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_whose_blocks_do_not_come_is_computed_here() {
+    let request = chat(&long("the moon"));
+    let expected = undisturbed(std::slice::from_ref(&request)).await;
+    let pages = format!("127.0.0.1:{}", free_port());
+    let road = Proxy::to(pages.clone()).await.unwrap();
+    let reached_at = road.address().to_string();
+    let plan = plan("tcp")
+        .with(Service::Prefill, &SLOW)
+        .with(Service::Decode, &["--kv-listen", &pages, "--kv-advertise", &reached_at]);
+    let mut cluster = Cluster::start(plan).await;
+    let answer = midway(&mut cluster, &request).await;
+    road.becomes(Network::Silent);
+    assert_eq!(answer.await.unwrap(), expected[0], "{}", cluster.logs());
+    assert_eq!(outcomes(&mut cluster, "stalled").await, 1.0, "{}", cluster.logs());
     clean(&mut cluster).await;
 }
 

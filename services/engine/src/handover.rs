@@ -11,6 +11,8 @@ use scheduler::Landing;
 pub const SILENCE: Duration = Duration::from_millis(600);
 /// How long a prompt waits for transfer slots.
 pub const NO_SLOTS: Duration = Duration::from_secs(2);
+/// How long a prompt that is computed waits for the next of its blocks.
+pub const STALLED: Duration = Duration::from_secs(2);
 /// Computing here must seem this much faster, and by this margin, before a prompt is taken back from who has begun.
 const FASTER: u32 = 2;
 const MARGIN: Duration = Duration::from_millis(100);
@@ -37,7 +39,7 @@ pub enum News {
         held: u32,
         wanted: u32,
     },
-    /// The prefill engine has it and will be done after this time.
+    /// The prefill engine has it and will be done after this time; none if all is computed.
     Going {
         remaining: Duration,
     },
@@ -45,7 +47,9 @@ pub enum News {
     Slots {
         lent: bool,
     },
-    /// That many blocks have come over and wait for their turn to land; their sender has nothing more to say.
+    /// A block has come over and waits for its turn to land.
+    Came,
+    /// That many blocks have come over in all; their sender has nothing more to say.
     Arrived {
         blocks: u32,
     },
@@ -63,9 +67,13 @@ pub enum Why {
     Unanswered,
     Silent,
     Slow,
+    /// Its device or the transfer failed.
     Failed,
+    /// It will not do this task, for reasons of the task or because it is going away.
+    GivenUp,
     Gone,
     NoSlots,
+    Stalled,
     NoRoom,
     TransferBroke,
 }
@@ -79,8 +87,10 @@ impl Why {
             Self::Silent => "silent",
             Self::Slow => "slow",
             Self::Failed => "failed",
+            Self::GivenUp => "given_up",
             Self::Gone => "gone",
             Self::NoSlots => "no_slots",
+            Self::Stalled => "stalled",
             Self::NoRoom => "no_room",
             Self::TransferBroke => "transfer_broke",
         }
@@ -102,16 +112,29 @@ pub struct Handover {
     heard: Instant,
     held: u32,
     wanted: u32,
+    came: u32,
     landed: u32,
     /// Everything has come over.
     arrived: bool,
+    /// When a block moved last, or none was to be expected.
+    moved: Instant,
     /// Since when slots were wanted and not to be had.
     without_slots: Option<Instant>,
 }
 
 impl Handover {
     pub fn new(now: Instant) -> Self {
-        Self { began: now, heard: now, held: 0, wanted: 0, landed: 0, arrived: false, without_slots: None }
+        Self {
+            began: now,
+            heard: now,
+            held: 0,
+            wanted: 0,
+            came: 0,
+            landed: 0,
+            arrived: false,
+            moved: now,
+            without_slots: None,
+        }
     }
 
     /// Blocks that the prefill engine is to send.
@@ -129,6 +152,11 @@ impl Handover {
         self.missing() - self.landed
     }
 
+    /// Whether blocks have come over that wait here: they hold up those that follow.
+    pub fn is_behind(&self) -> bool {
+        self.came > self.landed
+    }
+
     /// Takes news. `here` is what computing what is left would mean here, if that is known.
     pub fn hear(&mut self, news: News, here: Option<Here>, now: Instant) -> Verdict {
         if news != News::Tick {
@@ -142,13 +170,24 @@ impl Handover {
             News::Going { remaining } if here.is_some_and(|here| here.is_better(remaining)) => {
                 Verdict::TakeBack(Why::Slow)
             }
+            News::Going { remaining } => {
+                if !remaining.is_zero() {
+                    self.moved = now;
+                }
+                Verdict::Wait
+            }
             News::Slots { lent } => {
+                self.moved = now;
                 self.without_slots = if lent { None } else { self.without_slots.or(Some(now)) };
                 Verdict::Wait
             }
             News::Landed(Landing::Refused) => Verdict::TakeBack(Why::NoRoom),
+            News::Came => {
+                (self.came, self.moved) = (self.came + 1, now);
+                Verdict::Wait
+            }
             News::Landed(Landing::Taken) => {
-                self.landed += 1;
+                (self.landed, self.moved) = (self.landed + 1, now);
                 Verdict::Wait
             }
             News::Landed(Landing::Complete) => Verdict::Done,
@@ -162,7 +201,10 @@ impl Handover {
             News::Tick if self.without_slots.is_some_and(|since| now.duration_since(since) > NO_SLOTS) => {
                 Verdict::TakeBack(Why::NoSlots)
             }
-            News::Going { .. } | News::Tick => Verdict::Wait,
+            News::Tick if !self.is_behind() && now.duration_since(self.moved) > STALLED => {
+                Verdict::TakeBack(Why::Stalled)
+            }
+            News::Tick => Verdict::Wait,
         }
     }
 }
@@ -172,6 +214,7 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const COMPUTED: News = News::Going { remaining: Duration::ZERO };
 
     fn asked(start: Instant) -> Handover {
         let mut handover = Handover::new(start);
@@ -248,6 +291,40 @@ mod tests {
         assert_eq!(handover.hear(News::Tick, None, later + MS), Verdict::TakeBack(Why::NoSlots));
         assert_eq!(handover.hear(News::Slots { lent: true }, None, later), Verdict::Wait);
         assert_eq!(handover.hear(News::Tick, None, later + MS), Verdict::Wait);
+    }
+
+    #[test]
+    fn computed_blocks_that_do_not_come_are_waited_for_no_longer() {
+        let start = Instant::now();
+        let late = start + STALLED + MS;
+        let verdict_after = |news: News| {
+            let mut handover = asked(start);
+            handover.hear(News::Slots { lent: true }, None, start);
+            handover.hear(news, None, late);
+            handover.hear(News::Tick, None, late)
+        };
+        let stalled = Verdict::TakeBack(Why::Stalled);
+        assert_eq!(verdict_after(COMPUTED), stalled, "a sign of life is no block");
+        let computing = News::Going { remaining: MS };
+        for news in [computing, News::Slots { lent: false }, News::Came, News::Landed(Landing::Taken)] {
+            assert_eq!(verdict_after(news), Verdict::Wait, "{news:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_wait_here_are_no_reason_to_take_a_prompt_back() {
+        let start = Instant::now();
+        let mut handover = asked(start);
+        assert_eq!(handover.hear(News::Came, None, start), Verdict::Wait);
+        let late = start + STALLED + MS;
+        handover.hear(COMPUTED, None, late);
+        assert_eq!(handover.hear(News::Tick, None, late), Verdict::Wait);
+        assert!(handover.is_behind());
+        handover.hear(News::Landed(Landing::Taken), None, late);
+        assert!(!handover.is_behind());
+        let later = late + STALLED + MS;
+        handover.hear(COMPUTED, None, later);
+        assert_eq!(handover.hear(News::Tick, None, later), Verdict::TakeBack(Why::Stalled));
     }
 
     #[test]

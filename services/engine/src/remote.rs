@@ -146,19 +146,10 @@ impl Remote {
                 reply.send(&self.lend(run, blocks, layout));
             }
             PrefillNews::Failed { run, fault } => {
-                if shunned::is_engines_fault(&fault) {
-                    self.shun(run, &fault);
-                }
-                self.hear(run, News::Broken(Why::Failed));
+                tracing::info!(%run, %fault, "prefill failed");
+                self.hear(run, News::Broken(shunned::meaning(&fault)));
             }
             PrefillNews::Closed { epoch } => self.slots.closed(Epoch(epoch)),
-        }
-    }
-
-    fn shun(&self, run: RunId, fault: &Fault) {
-        let Some(prefill) = self.entries.lock().get(&run).map(|entry| entry.prefill.clone()) else { return };
-        if self.shunned.lock().add(&prefill, Instant::now()) {
-            tracing::warn!(%run, %prefill, %fault, "prefill failed; nothing is asked of it for half a minute");
         }
     }
 
@@ -229,6 +220,7 @@ impl Remote {
                         None => continue,
                     };
                     for (block, page) in ready {
+                        self.hear(run, News::Came);
                         let land = Copy::Land { run: RunKey(run.0), block, page };
                         self.device.insist(Command::Copy(land)).await;
                     }
@@ -279,10 +271,22 @@ impl Remote {
         metrics::histogram!("stator_engine_handover_seconds").record(entry.handover.began.elapsed());
         if let Some(why) = outcome {
             tracing::info!(%run, prefill = %entry.prefill, why = why.label(), "prompt taken back");
+            self.judge(&entry, why);
             self.call_off(run, entry);
         }
         // Where the last block has landed this says nothing new.
         self.command(Command::Copy(Copy::GoOn(RunKey(run.0))));
+    }
+
+    /// Asks nothing for a while of who let a prompt down, unless that may be the fault of this engine.
+    fn judge(&self, entry: &Entry, why: Why) {
+        if self.context.bus.cut_off().is_some() || entry.handover.is_behind() {
+            return;
+        }
+        let Some(time) = shunned::after(why) else { return };
+        if self.shunned.lock().add(&entry.prefill, time, Instant::now()) {
+            tracing::warn!(prefill = %entry.prefill, why = why.label(), ?time, "prefill engine shunned");
+        }
     }
 
     /// What computing that many blocks here would take; unknown while nothing was measured. `patience`: how much later

@@ -5,24 +5,43 @@ use std::{
 
 use messages::{Fault, FaultCode, InstanceId};
 
-const SHUNNED_FOR: Duration = Duration::from_secs(30);
+use crate::handover::Why;
 
-/// Prefill engines whose blocks did not get through: for a while nothing is asked of them, then once more.
+/// Where blocks do not get through.
+const NO_WAY: Duration = Duration::from_secs(30);
+/// Where nobody answers. One that has died is forgotten by then.
+const NO_ANSWER: Duration = Duration::from_secs(5);
+
+/// Prefill engines that let a prompt down: for a while nothing is asked of them, then once more.
 #[derive(Debug, Default)]
 pub(super) struct Shunned {
     until: HashMap<InstanceId, Instant>,
 }
 
-/// Whether a failed task says something of the engine, not of the task: its device or the transfer failed.
-pub(super) fn is_engines_fault(fault: &Fault) -> bool {
-    matches!(fault.code, FaultCode::EngineFault | FaultCode::Internal)
+/// What a failed task says of the engine.
+pub(super) fn meaning(fault: &Fault) -> Why {
+    match fault.code {
+        FaultCode::EngineFault | FaultCode::Internal => Why::Failed,
+        _ => Why::GivenUp,
+    }
+}
+
+/// How long to ask nothing of an engine from which a prompt was taken back, if that speaks against it.
+pub(super) fn after(why: Why) -> Option<Duration> {
+    match why {
+        Why::Failed | Why::Stalled => Some(NO_WAY),
+        Why::Unanswered | Why::Silent | Why::Gone => Some(NO_ANSWER),
+        Why::Refused | Why::Slow | Why::GivenUp | Why::NoSlots | Why::NoRoom | Why::TransferBroke => None,
+    }
 }
 
 impl Shunned {
     /// True if it was not shunned already.
-    pub fn add(&mut self, prefill: &InstanceId, now: Instant) -> bool {
+    pub fn add(&mut self, prefill: &InstanceId, time: Duration, now: Instant) -> bool {
         self.until.retain(|_, until| *until > now);
-        self.until.insert(prefill.clone(), now + SHUNNED_FOR).is_none()
+        let known = self.until.get(prefill).copied();
+        self.until.insert(prefill.clone(), known.unwrap_or(now).max(now + time));
+        known.is_none()
     }
 
     pub fn contains(&self, prefill: &InstanceId, now: Instant) -> bool {
@@ -47,11 +66,11 @@ mod tests {
     fn one_that_failed_is_asked_nothing_for_a_while() {
         let (mut shunned, start) = (Shunned::default(), Instant::now());
         let (failed, other) = ("prefill-1".parse().unwrap(), "prefill-2".parse().unwrap());
-        assert!(shunned.add(&failed, start), "that is news");
-        assert!(!shunned.add(&failed, start), "another of the same moment is none");
-        assert!(shunned.contains(&failed, start) && !shunned.contains(&other, start));
-        assert!(!shunned.contains(&failed, start + SHUNNED_FOR));
-        assert!(shunned.add(&failed, start + SHUNNED_FOR), "it failed again");
+        assert!(shunned.add(&failed, NO_WAY, start), "that is news");
+        assert!(!shunned.add(&failed, NO_ANSWER, start), "another of the same moment is none");
+        assert!(shunned.contains(&failed, start + NO_ANSWER) && !shunned.contains(&other, start));
+        assert!(!shunned.contains(&failed, start + NO_WAY));
+        assert!(shunned.add(&failed, NO_WAY, start + NO_WAY), "it failed again");
     }
 
     #[test]
@@ -67,8 +86,18 @@ mod tests {
             (Draining, false),
             (Cancelled, false),
         ] {
-            assert_eq!(is_engines_fault(&Fault::new(code, "")), speaks, "{code:?}");
+            let why = meaning(&Fault::new(code, ""));
+            assert_eq!(after(why).is_some(), speaks, "{code:?}");
         }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_nothing_for_a_shorter_while() {
+        for why in [Why::Unanswered, Why::Silent, Why::Gone] {
+            assert_eq!(after(why), Some(NO_ANSWER), "{why:?}");
+        }
+        assert_eq!(after(Why::Stalled), Some(NO_WAY));
+        assert_eq!(after(Why::Slow), None);
     }
 
     #[test]
@@ -76,11 +105,11 @@ mod tests {
         let (mut shunned, start) = (Shunned::default(), Instant::now());
         let prefills: [InstanceId; 2] = ["prefill-1", "prefill-2"].map(|name| name.parse().unwrap());
         assert!(!shunned.leave_any([].iter(), start));
-        shunned.add(&prefills[0], start);
+        shunned.add(&prefills[0], NO_WAY, start);
         assert!(shunned.leave_any(prefills.iter(), start));
         assert!(!shunned.leave_any(prefills[..1].iter(), start), "the only one is shunned");
         assert_eq!(shunned.all(start), [prefills[0].clone()]);
-        assert!(shunned.leave_any(prefills[..1].iter(), start + SHUNNED_FOR));
-        assert!(shunned.all(start + SHUNNED_FOR).is_empty());
+        assert!(shunned.leave_any(prefills[..1].iter(), start + NO_WAY));
+        assert!(shunned.all(start + NO_WAY).is_empty());
     }
 }
