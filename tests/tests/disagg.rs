@@ -230,6 +230,7 @@ async fn a_prompt_that_is_pushed_out_at_its_prefill_engine_is_handed_over_all_th
     assert_eq!(texts(&cluster.http(), &urgent).await, expected[1], "{}", cluster.logs());
     assert_eq!(answer.await.unwrap(), expected[0], "{}", cluster.logs());
     assert_eq!(outcomes(&mut cluster, "done").await, 2.0, "{}", cluster.logs());
+    becomes(&mut cluster, "prefill", "stator_engine_preemptions_total", |times| times > 0.0).await;
     clean(&mut cluster).await;
 }
 

@@ -97,6 +97,7 @@ impl Broadcast {
         metrics::gauge!("stator_engine_kv_blocks_used").set(f64::from(load.blocks_used));
         metrics::gauge!("stator_engine_kv_blocks_cached").set(f64::from(load.blocks_cached));
         metrics::gauge!("stator_engine_kv_blocks_total").set(f64::from(load.blocks_total));
+        metrics::counter!("stator_engine_preemptions_total").absolute(self.device.load().preemptions);
         let me = &self.context.me;
         let subject = subject::load(self.context.bus.namespace(), &me.pool, &me.instance);
         let _ = self.context.bus.tell(subject, None, &load);

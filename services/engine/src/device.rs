@@ -68,8 +68,7 @@ pub enum Copy {
     Out(CopyOut),
 }
 
-/// Blocks and the places where they go. No answer comes if one of them is not there: the run has ended or was pushed out
-/// of the batch.
+/// Blocks and the places where they go. If one of them is not there, no answer comes and the run's feed tells of it.
 pub struct CopyOut {
     pub run: RunKey,
     /// At most [`COPIED_AT_ONCE`].

@@ -24,7 +24,8 @@ pub enum Piece {
     Page { block: u32, bytes: Held },
     /// These leading blocks are computed: they may be asked for, and no further layer of them comes.
     Computed(u32),
-    /// A block that was asked for is not there: its run was pushed out of the batch. Once it is, [`Piece::Computed`] comes.
+    /// What was asked for of the blocks from this one on is not there, for the run was pushed out of the batch, and does not
+    /// come. Once they are computed [`Piece::Computed`] says so.
     Missed(u32),
 }
 

@@ -88,7 +88,7 @@ impl Push {
                 let place = writer.place(PageIndex(page))?.ok_or(PushError::Ended)?;
                 places.push((page, place));
             }
-            let Some(sums) = self.copy_out(&places, progress)? else { continue };
+            let Some(sums) = self.copy_out(&places)? else { continue };
             let stored: Vec<_> =
                 places.iter().zip(sums).map(|(&(page, _), sum)| (PageIndex(page), sum)).collect();
             writer.stored(&stored)?;
@@ -113,7 +113,7 @@ impl Push {
             let place =
                 |(&page, at): (&u32, usize)| (page, Place { address: room.address().at(at as u64), seed: 0 });
             let places: Vec<_> = pages.iter().zip(starts).map(place).collect();
-            if self.copy_out(&places, progress)?.is_none() {
+            if self.copy_out(&places)?.is_none() {
                 continue;
             }
             for (page, bytes) in pages.into_iter().zip(room.bytes().chunks_exact(page_bytes)) {
@@ -131,25 +131,20 @@ impl Push {
             if !due.is_empty() {
                 return Ok(due);
             }
-            if let Piece::Computed(blocks) = self.pieces.recv().map_err(|_| PushError::Ended)? {
-                progress.computed(blocks.saturating_sub(self.first));
+            match self.pieces.recv().map_err(|_| PushError::Ended)? {
+                Piece::Computed(blocks) => progress.computed(blocks.saturating_sub(self.first)),
+                Piece::Missed(block) => progress.missed(block.saturating_sub(self.first)),
+                Piece::Layer { .. } | Piece::Page { .. } => {}
             }
         }
     }
 
     /// Has the device copy pages out, and waits for it; their checksums. `None`: they are not there at present.
-    fn copy_out(
-        &self,
-        places: &[(u32, Place)],
-        progress: &mut Progress,
-    ) -> Result<Option<Vec<u64>>, PushError> {
+    fn copy_out(&self, places: &[(u32, Place)]) -> Result<Option<Vec<u64>>, PushError> {
         let (answer, answered) = channel();
         let blocks = places.iter().map(|&(page, place)| (self.first + page, place)).collect();
         self.command(Copy::Out(CopyOut { run: self.run, blocks, answer }));
-        let Ok(copying) = answered.recv() else {
-            progress.missed(places[0].0);
-            return Ok(None);
-        };
+        let Ok(copying) = answered.recv() else { return Ok(None) };
         let sums = self.device.clock.watch(|| copying.wait());
         let sums = sums.map_err(|error| PushError::Device(error.to_string()))?;
         let bytes = places.len() as u64 * self.layout.page_bytes();

@@ -84,7 +84,7 @@ impl Copies {
                     },
                     None => feeds.missed(run, block),
                 },
-                Some(Copy::Out(out)) => copy_out(&out, executor, scheduler)
+                Some(Copy::Out(out)) => copy_out(&out, executor, scheduler, feeds)
                     .or_else(|error| refused(error).map(|()| feeds.close(out.run)))?,
                 None => break,
             }
@@ -110,12 +110,21 @@ impl Copies {
 }
 
 /// Has the device copy blocks out, if all of them are there.
-fn copy_out(out: &CopyOut, executor: &mut dyn Executor, scheduler: &Scheduler) -> Result<(), ExecutorError> {
+fn copy_out(
+    out: &CopyOut,
+    executor: &mut dyn Executor,
+    scheduler: &Scheduler,
+    feeds: &Feeds,
+) -> Result<(), ExecutorError> {
     let moves = out.blocks.iter().map(|&(block, Place { address, seed })| {
         let page = scheduler.block(out.run, block)?;
         Some(PageMove { page: page.0, address: address.0, seed })
     });
-    let Some(moves) = moves.collect::<Option<Vec<_>>>() else { return Ok(()) };
+    let Some(moves) = moves.collect::<Option<Vec<_>>>() else {
+        let first = out.blocks.iter().map(|(block, _)| *block).min();
+        first.into_iter().for_each(|first| feeds.missed(out.run, first));
+        return Ok(());
+    };
     // Who asked may have gone; what was started is waited for when it is dropped.
     let _ = out.answer.send(executor.push_pages(&moves)?);
     Ok(())

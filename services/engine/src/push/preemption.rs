@@ -1,11 +1,18 @@
 use std::{
+    io,
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
-use kv::transfer::{Event as Transfer, LinkConfig, ReceiverConfig, TcpTransport, TransferKey};
+use kv::transfer::{
+    DeviceAddress, DeviceHandle, DeviceSlab, Event as Transfer, HostRoom, LinkConfig, ReceiverConfig,
+    TcpTransport, TransferKey,
+};
 use messages::block::{CacheScope, ClusterKey};
-use models::{ExecutorSpec, KvLayout, SamplingBounds, SamplingParams};
+use models::{
+    Batch, Copying, Executor, ExecutorError, ExecutorSpec, KvLayout, Outputs, PageMove, PageSink,
+    SamplingBounds, SamplingParams, Ticket,
+};
 use scheduler::{Choice, Event, Goal, Micros, Request, SchedulerConfig};
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,14 +41,80 @@ fn spec() -> ExecutorSpec {
     }
 }
 
-async fn device() -> (Device, mpsc::Receiver<Report>) {
-    let build = || {
-        let timing =
-            Timing { step: Duration::from_millis(5), prefill_token: Duration::ZERO, page: Duration::ZERO };
-        Ok(Built::on_host(SimExecutor::new(spec(), timing)))
-    };
-    let config = SchedulerConfig::new(ClusterKey::derive("test"));
-    Device::start("prefill-1".parse().unwrap(), build, config, Duration::ZERO).await.unwrap()
+fn sim() -> SimExecutor {
+    let step = Duration::from_millis(5);
+    SimExecutor::new(spec(), Timing { step, prefill_token: Duration::ZERO, page: Duration::ZERO })
+}
+
+/// The same with memory of a device: pages are stored in host rooms, which hold zeros as all of its pages do.
+struct SimDevice(SimExecutor);
+
+struct Stored(usize);
+
+struct Memory;
+
+impl Executor for SimDevice {
+    fn spec(&self) -> &ExecutorSpec {
+        self.0.spec()
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<Ticket, ExecutorError> {
+        self.0.submit(batch)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Outputs, ExecutorError> {
+        self.0.collect(ticket)
+    }
+
+    fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError> {
+        self.0.read_page(page, to)
+    }
+
+    fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError> {
+        self.0.write_page(page, from)
+    }
+
+    fn export_to(&mut self, _: Arc<dyn PageSink>) {}
+
+    fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
+        Ok(Box::new(Stored(moves.len())))
+    }
+}
+
+impl Copying for Stored {
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    fn wait(self: Box<Self>) -> Result<Vec<u64>, ExecutorError> {
+        Ok(vec![0; self.0])
+    }
+}
+
+impl DeviceMemory for Memory {
+    fn allocate(&self, _: u64) -> io::Result<Arc<dyn DeviceSlab>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn open(&self, _: &DeviceHandle) -> io::Result<Arc<dyn DeviceSlab>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn room(&self, bytes: usize) -> io::Result<Box<dyn HostRoom>> {
+        Ok(Box::new(Room(vec![0; bytes])))
+    }
+}
+
+struct Room(Vec<u8>);
+
+impl HostRoom for Room {
+    fn address(&self) -> DeviceAddress {
+        DeviceAddress(0)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 fn admit(run: RunKey, goal: Goal, priority: i32, prompt: std::ops::Range<u32>) -> Command {
@@ -84,13 +157,16 @@ async fn until(told: &mut mpsc::Receiver<Event>, right: impl Fn(&Event) -> bool)
     while !right(&told.recv().await.expect("the device goes on")) {}
 }
 
-#[tokio::test]
-async fn all_blocks_of_a_prompt_that_was_preempted_get_through() {
+/// Pushes a prompt out of the batch, then its blocks to a receiver.
+async fn push_what_was_preempted(executor: fn() -> Built) {
     const CACHED: u32 = 4;
     const BLOCKS: u32 = 32;
     const ENOUGH: Duration = Duration::from_secs(60);
     let (earlier, pushed, urgent) = (RunKey(1), RunKey(2), RunKey(3));
-    let (device, reports) = device().await;
+    let config = SchedulerConfig::new(ClusterKey::derive("test"));
+    let name = "prefill-1".parse().unwrap();
+    let started = Device::start(name, move || Ok(executor()), config, Duration::ZERO).await;
+    let (device, reports) = started.unwrap();
     let mut told = follow(&device, reports);
     let blocks = Goal::Blocks { from: 0 };
     device.command(admit(earlier, blocks, 0, 0..CACHED * 16)).unwrap();
@@ -125,4 +201,19 @@ async fn all_blocks_of_a_prompt_that_was_preempted_get_through() {
     let ended = tokio::time::timeout(ENOUGH, ended).await.expect("it does not wait for ever").unwrap();
     ended.unwrap();
     assert_eq!(landed.load(Ordering::Relaxed), BLOCKS);
+}
+
+#[tokio::test]
+async fn all_blocks_of_a_prompt_that_was_preempted_get_through() {
+    push_what_was_preempted(|| Built::on_host(sim())).await;
+}
+
+#[tokio::test]
+async fn all_blocks_that_a_device_has_of_it_get_through() {
+    push_what_was_preempted(|| Built {
+        executor: Box::new(SimDevice(sim())),
+        memory: Some(Arc::new(Memory)),
+        weight_bytes: 0,
+    })
+    .await;
 }
