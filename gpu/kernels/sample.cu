@@ -208,13 +208,13 @@ DEVICE Cut select(Shared& shared, const float* logits, int count, u64 wanted, u3
 
 // ---- the kernel ------------------------------------------------------------------------------------------------------
 
-// logits [rows, vocab]; slots, positions (output position) per row. Per slot: params, `bias` [max_bias] of
+// logits [rows, columns], of which the first `vocab` count; slots, positions (output position) per row. Per slot: params, `bias` [max_bias] of
 // (id, value bits), `stops` [max_stops], output `counts` [vocab], bit mask `prompts` [vocab / 32] of prompt tokens.
 // Writes drawn[row], last_tokens[slot] and counts.
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 2)
     sample(Drawn* drawn, u32* last_tokens, const float* logits, const u32* slots, const u32* positions,
            const Params* params, const uint2* bias, const u32* stops, u16* counts, const u32* prompts, int vocab,
-           int slice, int max_bias, int max_stops) {
+           int columns, int slice, int max_bias, int max_stops) {
     extern __shared__ __align__(16) float mine[];
     __shared__ Shared shared;
     allow_consumer();
@@ -226,7 +226,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int first = rank * slice;
     int count = vocab - first < slice ? vocab - first : slice;
     count = count > 0 ? count : 0;
-    const float* source = logits + (u64)row * vocab + first;
+    const float* source = logits + (u64)row * columns + first;
     u64 highest = 0;  // of what this thread brings
     auto take = [&](int i, float v) {
         v = v == v ? v : NEGATIVE_INFINITY;
@@ -234,26 +234,24 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         if (r > highest) highest = r;
         return v;
     };
-    if (vocab % 4 == 0 && slice % 4 == 0) {
-        constexpr int BATCH = 4;  // loads under way
-        for (int base = threadIdx.x; base < count / 4; base += BATCH * THREADS) {
-            float4 v[BATCH];
+    int vectors = columns % 4 == 0 ? count / 4 : 0;
+    constexpr int BATCH = 4;  // loads under way
+    for (int base = threadIdx.x; base < vectors; base += BATCH * THREADS) {
+        float4 v[BATCH];
 #pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                int i = base + b * THREADS;
-                if (i < count / 4) v[b] = __ldcg((const float4*)source + i);
-            }
-#pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                int i = base + b * THREADS;
-                if (i < count / 4)
-                    ((float4*)mine)[i] = make_float4(take(4 * i, v[b].x), take(4 * i + 1, v[b].y),
-                                                     take(4 * i + 2, v[b].z), take(4 * i + 3, v[b].w));
-            }
+        for (int b = 0; b < BATCH; b++) {
+            int i = base + b * THREADS;
+            if (i < vectors) v[b] = __ldcg((const float4*)source + i);
         }
-    } else {
-        for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = take(i, source[i]);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            int i = base + b * THREADS;
+            if (i < vectors)
+                ((float4*)mine)[i] = make_float4(take(4 * i, v[b].x), take(4 * i + 1, v[b].y),
+                                                 take(4 * i + 2, v[b].z), take(4 * i + 3, v[b].w));
+        }
     }
+    for (int i = 4 * vectors + threadIdx.x; i < count; i += THREADS) mine[i] = take(i, source[i]);
     __syncthreads();
     auto best = [&](u64 below) {
         u64 found = 0;
@@ -381,7 +379,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (rank == 0 && threadIdx.x == 0) {
         drawn[row].token = token;
         last_tokens[slot] = token;
-        float raw = logits[(u64)row * vocab + token];
+        float raw = logits[(u64)row * columns + token];
         drawn[row].logprob = p.top_logprobs >= 0 ? raw - log_total : 0.0f;
         if (p.track_counts) {
             u16* at = counts + (u64)slot * vocab + token;
@@ -395,7 +393,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
 // For each row: log probability of `targets[row]` and of the `top` most likely tokens. One cluster a row, as above.
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    score(Drawn* scored, const float* logits, const u32* targets, const u32* tops, int vocab, int slice) {
+    score(Drawn* scored, const float* logits, const u32* targets, const u32* tops, int vocab, int columns, int slice) {
     extern __shared__ __align__(16) float mine[];
     __shared__ Shared shared;
     allow_consumer();
@@ -404,7 +402,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int first = rank * slice;
     int count = vocab - first < slice ? vocab - first : slice;
     count = count > 0 ? count : 0;
-    for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = logits[(u64)row * vocab + first + i];
+    for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = logits[(u64)row * columns + first + i];
     __syncthreads();
     auto best = [&](u64 below) {
         u64 found = 0;
@@ -430,6 +428,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     if (rank == 0 && threadIdx.x == 0) {
         scored[row].token = targets[row];
-        scored[row].logprob = logits[(u64)row * vocab + targets[row]] - log_total;
+        scored[row].logprob = logits[(u64)row * columns + targets[row]] - log_total;
     }
 }

@@ -257,7 +257,9 @@ impl CudaExecutor {
     #[doc(hidden)]
     pub fn logits(&self, rows: usize) -> Result<Vec<f32>, CudaError> {
         let Decoder { buffers, dimensions, .. } = &self.forward.decoder;
-        self.device.read(buffers.logits.slice(..rows * dimensions.vocab))
+        let columns = dimensions.logit_columns();
+        let padded = self.device.read(buffers.logits.slice(..rows * columns))?;
+        Ok(padded.chunks_exact(columns).flat_map(|row| &row[..dimensions.vocab]).copied().collect())
     }
 
     fn start(&mut self, batch: &Batch) -> Result<usize, CudaError> {

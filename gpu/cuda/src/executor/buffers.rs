@@ -39,7 +39,7 @@ pub(super) struct Buffers {
     pub unpacked: Option<Buffer<bf16>>,
     /// [LOGIT_ROWS, hidden]
     pub last: Buffer<bf16>,
-    /// [LOGIT_ROWS, vocab]
+    /// [LOGIT_ROWS, logit columns]
     pub logits: Buffer<f32>,
     pub part_values: Buffer<f32>,
     pub part_stats: Buffer<f32>,
@@ -80,7 +80,7 @@ impl Buffers {
             gated: device.allocate(tokens * intermediate)?,
             unpacked: if room > 0 { Some(device.allocate(room)?) } else { None },
             last: device.allocate(LOGIT_ROWS * hidden)?,
-            logits: device.allocate(LOGIT_ROWS * dimensions.vocab)?,
+            logits: device.allocate(LOGIT_ROWS * dimensions.logit_columns())?,
             part_values: device.allocate(max_tiles * heads * head_dim)?,
             part_stats: device.allocate(part_stats(max_tiles, heads))?,
             tickets: device.allocate(decode_tickets(tokens, heads, kv_heads))?,

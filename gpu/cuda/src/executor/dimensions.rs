@@ -43,16 +43,18 @@ impl Dimensions {
         if !spec.heads.is_multiple_of(spec.kv_heads) || dimensions.heads / dimensions.kv_heads > MAX_GROUP {
             return unsupported(format!("{} heads over {} key heads", spec.heads, spec.kv_heads));
         }
-        for (name, size) in [
-            ("vocabulary", spec.vocab_size),
-            ("hidden size", spec.hidden_size),
-            ("intermediate size", spec.intermediate_size),
-        ] {
+        for (name, size) in [("hidden size", spec.hidden_size), ("intermediate size", spec.intermediate_size)]
+        {
             if !size.is_multiple_of(8) {
                 return unsupported(format!("a {name} of {size}, no multiple of 8"));
             }
         }
         Ok(dimensions)
+    }
+
+    /// Rows of the head, as products take them, and columns of logits: those of the vocabulary, then zeros.
+    pub fn logit_columns(&self) -> usize {
+        self.vocab.next_multiple_of(8)
     }
 
     /// Whether heads are wider in the kernels than in the model.
@@ -96,14 +98,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_products_cannot_take_are_refused_by_name() {
-        let refusal = |spec: DecoderSpec| Dimensions::new(&spec).unwrap_err().to_string();
-        assert!(
-            refusal(DecoderSpec { vocab_size: 1001, ..synthetic::toy_spec() })
-                .contains("a vocabulary of 1001")
-        );
-        assert!(
-            refusal(DecoderSpec { hidden_size: 60, ..synthetic::toy_spec() }).contains("a hidden size of 60")
-        );
+    fn vocabularies_of_any_size_are_padded_and_other_sizes_refused() {
+        let columns = |vocab_size| {
+            let spec = DecoderSpec { vocab_size, ..synthetic::toy_spec() };
+            Dimensions::new(&spec)
+                .map(|dimensions| dimensions.logit_columns())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(columns(1000), Ok(1000));
+        assert_eq!(columns(1001), Ok(1008));
+        let narrow = DecoderSpec { hidden_size: 60, ..synthetic::toy_spec() };
+        assert!(Dimensions::new(&narrow).unwrap_err().to_string().contains("a hidden size of 60"));
     }
 }

@@ -64,8 +64,8 @@ impl Float32 {
             progress(layers.len());
         }
         Ok(Self {
-            embedding: loader.stacked(&[WeightId::Embedding])?,
-            head: if model.spec.tied_embeddings { None } else { Some(loader.stacked(&[WeightId::Head])?) },
+            embedding: loader.vocabulary(WeightId::Embedding)?,
+            head: if model.spec.tied_embeddings { None } else { Some(loader.vocabulary(WeightId::Head)?) },
             layers,
             normed: device.allocate(tokens * hidden)?,
             qkv: device.allocate(tokens * dimensions.qkv_width())?,
@@ -206,7 +206,8 @@ impl Float32 {
             eps,
         })?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        product(device, &decoder.buffers.logits, &self.last, head, [count, decoder.dimensions.vocab, width])
+        let columns = decoder.dimensions.logit_columns();
+        product(device, &decoder.buffers.logits, &self.last, head, [count, columns, width])
     }
 
     /// Bytes of matrices that a step reads.
@@ -273,6 +274,13 @@ impl Loader<'_> {
             gate_up: self.stacked(&[id(Gate), id(Up)])?,
             down: self.stacked(&[id(Down)])?,
         })
+    }
+
+    /// A row for each token, and rows of zeros behind them.
+    fn vocabulary(&self, id: WeightId) -> Result<Buffer<f32>, CudaError> {
+        let mut rows = self.floats(id)?;
+        rows.resize(self.dimensions.logit_columns() * self.dimensions.hidden, 0.0);
+        self.device.upload(&rows)
     }
 
     /// Matrices one below the other.

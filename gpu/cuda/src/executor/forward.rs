@@ -130,6 +130,7 @@ impl Forward {
                 prompts: slots.prompts.view(),
                 rows,
                 vocab: dimensions.vocab,
+                columns: dimensions.logit_columns(),
                 max_bias: MAX_BIAS,
                 max_stops: MAX_STOPS,
             })?;
@@ -149,6 +150,7 @@ impl Forward {
                 tops: lists.score_tops.slice(first..),
                 rows,
                 vocab: dimensions.vocab,
+                columns: dimensions.logit_columns(),
             })?;
         }
         Ok(())
@@ -188,7 +190,7 @@ impl Forward {
             w: weights.head().view().into(),
             scale: RowScale::One,
             m: count,
-            n: dimensions.vocab,
+            n: dimensions.logit_columns(),
             k: hidden,
             mode: self.mode,
             half: false,

@@ -39,9 +39,9 @@ impl Layer {
 /// A decoder on the device.
 #[derive(Debug)]
 pub(super) struct Weights {
-    /// [vocab, hidden]
+    /// [logit columns, hidden]
     pub embedding: Buffer<bf16>,
-    /// [vocab, hidden]; `None`: the embedding.
+    /// [logit columns, hidden]; `None`: the embedding.
     pub head: Option<Buffer<bf16>>,
     /// [hidden]
     pub final_norm: Buffer<f32>,
@@ -70,8 +70,8 @@ impl Weights {
         }
         let (cosines, sines) = rotary_tables(&model.spec.rope, dimensions.head_dim, context_length);
         Ok(Self {
-            embedding: loader.matrix(WeightId::Embedding)?,
-            head: if model.spec.tied_embeddings { None } else { Some(loader.matrix(WeightId::Head)?) },
+            embedding: loader.vocabulary(WeightId::Embedding)?,
+            head: if model.spec.tied_embeddings { None } else { Some(loader.vocabulary(WeightId::Head)?) },
             final_norm: loader.vector(WeightId::FinalNorm)?,
             layers,
             cosines: device.upload(&cosines)?,
@@ -105,7 +105,8 @@ impl Weights {
         context_length: u32,
         format: WeightFormat,
     ) -> Result<Self, CudaError> {
-        let Dimensions { hidden, vocab, intermediate, head_dim, .. } = *dimensions;
+        let Dimensions { hidden, intermediate, head_dim, .. } = *dimensions;
+        let vocab = dimensions.logit_columns();
         let matrix = |rows: usize, columns: usize| -> Result<_, CudaError> {
             let buffer = device.allocate(rows * columns)?;
             let scale = 1.7 / (columns as f32).sqrt();
@@ -294,6 +295,18 @@ impl Loader<'_> {
 
     fn matrix(&self, id: WeightId) -> Result<Buffer<bf16>, CudaError> {
         self.stacked(&[id])
+    }
+
+    /// A row for each token, and rows of zeros behind them.
+    fn vocabulary(&self, id: WeightId) -> Result<Buffer<bf16>, CudaError> {
+        let Dimensions { vocab, hidden, .. } = *self.dimensions;
+        let buffer = self.device.allocate(self.dimensions.logit_columns() * hidden)?;
+        self.uploader.copy(self.device, &self.get(id)?, buffer.view(), Rows { first: 0, step: 1 })?;
+        let padding = buffer.slice(vocab * hidden..);
+        if !padding.is_empty() {
+            self.device.fill_bytes(padding, 0)?;
+        }
+        Ok(buffer)
     }
 
     /// Matrices one below the other.

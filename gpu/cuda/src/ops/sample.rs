@@ -89,7 +89,7 @@ pub struct Sample<'a> {
     pub drawn: View<'a, Drawn>,
     /// [slots]
     pub last_tokens: View<'a, u32>,
-    /// [rows, vocab]
+    /// [rows, columns], of which the first `vocab` count
     pub logits: View<'a, f32>,
     /// Each row's slot (`u32::MAX`: none) and output position.
     pub slots: View<'a, u32>,
@@ -106,6 +106,7 @@ pub struct Sample<'a> {
     pub prompts: View<'a, u32>,
     pub rows: usize,
     pub vocab: usize,
+    pub columns: usize,
     pub max_bias: usize,
     pub max_stops: usize,
 }
@@ -115,29 +116,31 @@ pub struct Sample<'a> {
 pub struct Score<'a> {
     /// [rows]
     pub scored: View<'a, Drawn>,
-    /// [rows, vocab]
+    /// [rows, columns], of which the first `vocab` count
     pub logits: View<'a, f32>,
     /// Each row's token, and how many most likely ones to report (at most [`MAX_TOP`]).
     pub targets: View<'a, u32>,
     pub tops: View<'a, u32>,
     pub rows: usize,
     pub vocab: usize,
+    pub columns: usize,
 }
 
 /// Largest part of a row that a block keeps in shared memory.
 const MAX_SLICE: usize = 50_000;
 
-fn slice(vocab: usize) -> Result<usize, CudaError> {
-    let slice = vocab.div_ceil(CLUSTER);
-    check(slice <= MAX_SLICE, || format!("a vocabulary of {vocab} tokens"))?;
+/// Of what a row has, a block takes so much: whole vectors of four.
+fn slice(vocab: usize, columns: usize) -> Result<usize, CudaError> {
+    let slice = vocab.div_ceil(CLUSTER).next_multiple_of(4);
+    check(slice <= MAX_SLICE && vocab <= columns, || format!("{vocab} tokens of {columns} logits"))?;
     Ok(slice)
 }
 
 impl Device {
     pub fn sample(&self, op: Sample<'_>) -> Result<(), CudaError> {
-        let slice = slice(op.vocab)?;
+        let slice = slice(op.vocab, op.columns)?;
         check_len("drawn", op.drawn, op.rows)?;
-        check_len("logits", op.logits, op.rows * op.vocab)?;
+        check_len("logits", op.logits, op.rows * op.columns)?;
         check_len("slots", op.slots, op.rows)?;
         check_len("positions", op.positions, op.rows)?;
         let slots = op.params.len();
@@ -158,6 +161,7 @@ impl Device {
             op.counts,
             op.prompts,
             op.vocab as i32,
+            op.columns as i32,
             slice as i32,
             op.max_bias as i32,
             op.max_stops as i32,
@@ -168,12 +172,13 @@ impl Device {
     }
 
     pub fn score(&self, op: Score<'_>) -> Result<(), CudaError> {
-        let slice = slice(op.vocab)?;
+        let slice = slice(op.vocab, op.columns)?;
         check_len("scored", op.scored, op.rows)?;
-        check_len("logits", op.logits, op.rows * op.vocab)?;
+        check_len("logits", op.logits, op.rows * op.columns)?;
         check_len("targets", op.targets, op.rows)?;
         check_len("tops", op.tops, op.rows)?;
-        let arguments = arguments![op.scored, op.logits, op.targets, op.tops, op.vocab as i32, slice as i32];
+        let (vocab, columns) = (op.vocab as i32, op.columns as i32);
+        let arguments = arguments![op.scored, op.logits, op.targets, op.tops, vocab, columns, slice as i32];
         let shape = Shape::new([CLUSTER as u32, op.rows as u32, 1], 512).shared(slice * 4);
         // SAFETY: signature of score; lengths checked, targets are trusted.
         unsafe { self.launch("score", shape, arguments) }

@@ -350,6 +350,7 @@ impl Bench<'_> {
                         prompts: prompts.view(),
                         rows,
                         vocab: VOCAB,
+                        columns: VOCAB,
                         max_bias: 1,
                         max_stops: 1,
                     })

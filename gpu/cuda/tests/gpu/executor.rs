@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use cpu::{CpuConfig, CpuExecutor, KvDtype, Precision};
 use cuda::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
 use formats::Safetensors;
 use half::{bf16, f16};
 use models::{
-    Batch, DType, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score, SequenceStep,
-    SlotId, StepId, fixtures, synthetic,
+    Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score,
+    SequenceStep, SlotId, StepId, fixtures, synthetic,
 };
 
 use crate::{
@@ -25,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "executor: reference checkpoints in f32", run: references_in_f32 },
         Case { name: "executor: mixed steps give the tokens of lone runs", run: mixed },
         Case { name: "executor: a last layer of few rows gives the bits of all", run: last_layer },
+        Case { name: "executor: vocabularies of any size", run: vocabularies },
         Case { name: "executor: weights in f16 are rounded to bf16", run: f16_weights },
         Case { name: "executor: histories of many sequences that open at once", run: histories },
         Case { name: "executor: refused batches change nothing", run: refusals },
@@ -157,6 +159,61 @@ fn last_layer(_: &Context, random: &mut Random) -> Outcome {
     }
     std::fs::remove_dir_all(&folder).map_err(failure)?;
     Ok(format!("{compared} positions bit-equal"))
+}
+
+/// Vocabularies whose products are padded: the padding is neither weighed nor drawn.
+fn vocabularies(_: &Context, random: &mut Random) -> Outcome {
+    const F32_BOUND: f64 = 1e-3;
+    const SLOTS: u32 = 8;
+    let folder = std::env::temp_dir().join(format!("stator-gpu-vocabularies-{}", std::process::id()));
+    let mut draws = 0;
+    for (vocab_size, tied_embeddings) in [(1003, true), (1001, false), (999, true)] {
+        let spec = DecoderSpec { vocab_size, tied_embeddings, ..random_spec(64, 6, 2, None) };
+        synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
+        let model = Model::open(&folder).map_err(failure)?;
+        let tokens: Vec<u32> = (0..100).map(|_| random.below(vocab_size as usize) as u32).collect();
+        let kv = cpu::KvBudget::Pages(16);
+        let cpu = CpuConfig { kv_dtype: KvDtype::F32, kv, precision: Precision::F32, ..CpuConfig::default() };
+        let mut cpu = CpuExecutor::new(&model, &cpu, &mut |_| ()).map_err(failure)?;
+        let reference = score(&mut cpu, &tokens)?;
+        for weights in [WeightFormat::Float32, WeightFormat::AsStored] {
+            let config = CudaConfig { weights, ..config(SLOTS, 256, KvBudget::Pages(96)) };
+            let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
+            let found = score(&mut executor, &tokens)?;
+            let logits = executor.logits(found.len())?;
+            for (position, logits) in logits.chunks_exact(vocab_size as usize).enumerate() {
+                let expected = log_softmax(logits)[tokens[position + 1] as usize];
+                let off = (f64::from(found[position].0) - expected).abs();
+                ensure(off < 1e-4, || {
+                    format!("{vocab_size}, {weights:?}: {off:.1e} off its own logits at {position}")
+                })?;
+            }
+            let off = found.iter().zip(&reference).map(|(a, b)| f64::from((a.0 - b.0).abs())).sum::<f64>()
+                / found.len() as f64;
+            ensure(weights == WeightFormat::AsStored || off < F32_BOUND, || {
+                format!("{vocab_size}: {off:.1e} off the CPU's")
+            })?;
+            let requests: Vec<Request> = (0..SLOTS)
+                .map(|_| {
+                    // all tokens are about as likely
+                    let params = SamplingParams {
+                        temperature: 1e4,
+                        frequency_penalty: 0.1,
+                        seed: random.word(),
+                        ..SamplingParams::default()
+                    };
+                    Request { prompt: vec![1], params, choice: 0, tokens: 150 }
+                })
+                .collect();
+            for text in Run::new(&mut executor).all(&requests, random, SLOTS as usize)? {
+                let beyond = text.iter().find(|&&(token, _)| token >= vocab_size);
+                ensure(beyond.is_none(), || format!("{beyond:?} of {vocab_size} tokens was drawn"))?;
+                draws += text.len();
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder).map_err(failure)?;
+    Ok(format!("{draws} draws within the vocabulary"))
 }
 
 /// A checkpoint in f16 gives the bits of one whose matrices were rounded before; vectors are f32 on the device.

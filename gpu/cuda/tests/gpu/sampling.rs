@@ -57,9 +57,15 @@ fn random_choice(random: &mut Random, vocab: usize) -> Choice {
     Choice { params, prompt, output, number: random.below(3) as u32 }
 }
 
+/// Rows [rows, vocab] as [rows, columns]; what lies behind a row's logits would win if it counted.
+fn padded(logits: &[f32], vocab: usize, columns: usize) -> Vec<f32> {
+    let padding = vec![f32::MAX; columns - vocab];
+    logits.chunks_exact(vocab).flat_map(|row| row.iter().chain(&padding)).copied().collect()
+}
+
 /// Samples each row with the choice of the same number; slots are dealt backwards.
 fn draw(device: &Device, logits: &[f32], vocab: usize, choices: &[Choice]) -> Result<Vec<Drawn>, Failure> {
-    let rows = choices.len();
+    let (rows, columns) = (choices.len(), vocab.next_multiple_of(8));
     let slot = |row: usize| rows - 1 - row;
     let mut params = vec![None; rows];
     let mut bias = vec![BiasEntry { token: 0, value: 0.0 }; rows * MAX_BIAS];
@@ -93,7 +99,7 @@ fn draw(device: &Device, logits: &[f32], vocab: usize, choices: &[Choice]) -> Re
     device.sample(Sample {
         drawn: drawn.view(),
         last_tokens: last.view(),
-        logits: device.upload(logits)?.view(),
+        logits: device.upload(&padded(logits, vocab, columns))?.view(),
         slots: device.upload(&slots)?.view(),
         positions: device.upload(&positions)?.view(),
         params: device.upload(&params)?.view(),
@@ -103,6 +109,7 @@ fn draw(device: &Device, logits: &[f32], vocab: usize, choices: &[Choice]) -> Re
         prompts: device.upload(&prompts)?.view(),
         rows,
         vocab,
+        columns,
         max_bias: MAX_BIAS,
         max_stops: MAX_STOPS,
     })?;
@@ -200,11 +207,12 @@ fn scores(context: &Context, random: &mut Random) -> Outcome {
     let scored = poisoned::<Drawn>(device, rows)?;
     device.score(Score {
         scored: scored.view(),
-        logits: device.upload(&logits)?.view(),
+        logits: device.upload(&padded(&logits, vocab, vocab + 5))?.view(),
         targets: device.upload(&targets)?.view(),
         tops: device.upload(&tops)?.view(),
         rows,
         vocab,
+        columns: vocab + 5,
     })?;
     let (mut scratch, mut top) = (Scratch::default(), Vec::new());
     for (row, scored) in device.read(scored.view())?.iter().enumerate() {
