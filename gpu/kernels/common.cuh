@@ -89,6 +89,11 @@ DEVICE uint4 load_shared(u32 address) {
     return v;
 }
 
+DEVICE float2 load_shared_pair(u32 address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+    return v;
+}
 DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
 DEVICE void store_shared(u32 address, float v0, float v1) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v0), "f"(v1) : "memory");
@@ -295,21 +300,29 @@ DEVICE void matrices_wait() {
     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// Arguments: N, then of d how many a thread holds and where they are; numbers of the operands that follow.
-#define MULTIPLY(N, COUNT, OUTPUTS, A, B, ADD)                                                                   \
-    DEVICE void multiply(float (&d)[COUNT], u64 a, u64 b, bool add) {                                            \
+// Arguments: name, N, elements and kinds of a step, what follows the factors, how many of d a thread holds, and numbers of the
+// operands that follow.
+#define MULTIPLY_KIND(NAME, N, KIND, TURNS, COUNT, A, B, ADD)                                                    \
+    DEVICE void NAME(float (&d)[COUNT], u64 a, u64 b, bool add) {                                                \
         asm volatile("{.reg .pred p; setp.ne.b32 p, %" #ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N          \
-                     "k16.f32.bf16.bf16 {" OPERANDS_##COUNT "}, %" #A ", %" #B ", p, 1, 1, 0, 0;}"               \
-                     : OUTPUTS                                                                                   \
+                     KIND " {" OPERANDS_##COUNT "}, %" #A ", %" #B ", p, 1, 1" TURNS ";}"                        \
+                     : ACCUMULATORS_##COUNT(d, 0)                                                                \
                      : "l"(a), "l"(b), "r"((int)add));                                                           \
     }
-MULTIPLY(16, 8, ACCUMULATORS_8(d, 0), 8, 9, 10)
-MULTIPLY(32, 16, ACCUMULATORS_16(d, 0), 16, 17, 18)
-MULTIPLY(64, 32, ACCUMULATORS_32(d, 0), 32, 33, 34)
-MULTIPLY(96, 48, ACCUMULATORS_48(d, 0), 48, 49, 50)
-MULTIPLY(128, 64, ACCUMULATORS_64(d, 0), 64, 65, 66)
-MULTIPLY(192, 96, ACCUMULATORS_96(d, 0), 96, 97, 98)
-MULTIPLY(256, 128, ACCUMULATORS_128(d, 0), 128, 129, 130)
+#define MULTIPLY(N, COUNT, A, B, ADD) MULTIPLY_KIND(multiply, N, "k16.f32.bf16.bf16", ", 0, 0", COUNT, A, B, ADD)
+MULTIPLY(16, 8, 8, 9, 10)
+MULTIPLY(32, 16, 16, 17, 18)
+MULTIPLY(64, 32, 32, 33, 34)
+MULTIPLY(96, 48, 48, 49, 50)
+MULTIPLY(128, 64, 64, 65, 66)
+MULTIPLY(192, 96, 96, 97, 98)
+MULTIPLY(256, 128, 128, 129, 130)
+
+// The same of fp8 codes, 32 a step.
+#define MULTIPLY_CODES(N, COUNT, A, B, ADD) MULTIPLY_KIND(multiply_codes, N, "k32.f32.e4m3.e4m3", "", COUNT, A, B, ADD)
+MULTIPLY_CODES(64, 32, 32, 33, 34)
+MULTIPLY_CODES(128, 64, 64, 65, 66)
+MULTIPLY_CODES(192, 96, 96, 97, 98)
 
 // The same with the left operand in registers, as `mma` takes it, and the right one turned.
 #define MULTIPLY_TURNED(N, COUNT, OUTPUTS, A0, A1, A2, A3, B, ADD)                                               \

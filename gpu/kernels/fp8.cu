@@ -4,10 +4,6 @@
 // a quad needs for a tensor-core step of 16. Scales are [n / 8][ceil(k / 128)][2] words (`pack_scale`): of 8 rows by 128
 // columns one for the even and one for the odd rows, since gate and up alternate.
 
-DEVICE u32* scale_of(u32* scales, int row, int block, int k) {
-    return scales + ((u64)(row / 8) * ((k + 127) / 128) + block) * 2 + row % 2;
-}
-
 DEVICE u32 byte_of(const uint4& v, int i) {
     u32 words[4] = {v.x, v.y, v.z, v.w};
     return words[i / 4] >> (i % 4 * 8) & 0xff;
@@ -42,15 +38,14 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Quantises weights [n, k]: each scale takes the largest of its 4 x 128 elements to the largest code. A warp takes those.
+// Quantises weights [n, k]: a scale takes the largest of 32 x 128 elements, the even or the odd rows of 64, to the largest
+// code. A block takes those.
 extern "C" __global__ void __launch_bounds__(256) fp8_quantise(u8* packed, u32* scales, const u16* w, int n, int k) {
     constexpr float LARGEST = 448.0f, MOST = 255.0f;
-    int blocks = (k + 127) / 128, lane = threadIdx.x % 32;
-    u64 unit = ((u64)blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    if (unit >= (u64)n / 4 * blocks) return;
-    int block = unit % blocks, rows = unit / blocks;
-    int row = rows / 2 * 8 + lane / 8 * 2 + rows % 2, column = block * 128 + lane % 8 * 16;
-    bool valid = column < k;
+    __shared__ float warps[8];
+    int blocks = (k + 127) / 128, block = blockIdx.x % blocks, rows = blockIdx.x / blocks;
+    int row = rows / 2 * 64 + threadIdx.x / 8 * 2 + rows % 2, column = block * 128 + threadIdx.x % 8 * 16;
+    bool valid = column < k && row < n;
     float v[16];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -65,7 +60,12 @@ extern "C" __global__ void __launch_bounds__(256) fp8_quantise(u8* packed, u32* 
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < 16; i++) largest = fmaxf(largest, fabsf(v[i]));
-    float scale = fminf(from_bf16(to_bf16(warp_max(largest) / LARGEST)), MOST);
+    largest = warp_max(largest);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 8; i++) largest = fmaxf(largest, warps[i]);
+    float scale = fminf(from_bf16(to_bf16(largest / LARGEST)), MOST);
     u32 words[4] = {};
 #pragma unroll
     for (int i = 0; i < 16; i += 2) {
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(256) fp8_quantise(u8* packed, u32* 
     }
     if (!valid) return;
     *(uint4*)(packed + (u64)row * k + column) = pack_run(make_uint4(words[0], words[1], words[2], words[3]));
-    if (lane % 8 == 0) *scale_of(scales, row, block, k) = pack_scale(scale);
+    if (threadIdx.x % 8 == 0) *scale_of(scales, row, block, k) = pack_scale(scale);
 }
 
 // out [n, k] = the bf16 that packed weights stand for.

@@ -10,6 +10,17 @@ DEVICE u32 pack_codes(u32 c0, u32 c1, u32 c2, u32 c3) {
            (second & 0x00700070u) << 8 | (second & 0x000f000fu);
 }
 
+// The way back: codes 0 and 1, and 2 and 3, in the lower bytes of the halves of a word.
+DEVICE void plain_codes(u32 word, u32& first, u32& second) {
+    first = (word >> 8 & 0x00800080u) | (word >> 4 & 0x007f007fu);
+    second = (word >> 4 & 0x00800080u) | (word >> 8 & 0x00700070u) | (word & 0x000f000fu);
+}
+
+// Where the scale of a row's block of 128 columns is.
+DEVICE u32* scale_of(u32* scales, int row, int block, int k) {
+    return scales + ((u64)(row / 8) * ((k + 127) / 128) + block) * 2 + row % 2;
+}
+
 // What a block of codes is multiplied by, widened by 2^120: a bf16 and what that lacks, again in bf16.
 DEVICE u32 pack_scale(float scale) {
     constexpr float WIDEN = 1.329227995784916e36f;  // 2^120

@@ -14,6 +14,7 @@ pub enum KernelFile {
     Fp8,
     Gemm,
     GemmCluster,
+    GemmCodes,
     GemmMany,
     GemmWide,
     Pages,
@@ -25,13 +26,14 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::DecodeAttention,
         Self::Elementwise,
         Self::Float32,
         Self::Fp8,
         Self::Gemm,
         Self::GemmCluster,
+        Self::GemmCodes,
         Self::GemmMany,
         Self::GemmWide,
         Self::Pages,
@@ -50,6 +52,7 @@ impl KernelFile {
             Self::Fp8 => "fp8.cu",
             Self::Gemm => "gemm.cu",
             Self::GemmCluster => "gemm_cluster.cu",
+            Self::GemmCodes => "gemm_codes.cu",
             Self::GemmMany => "gemm_many.cu",
             Self::GemmWide => "gemm_wide.cu",
             Self::Persistent => "persistent.cu",
@@ -75,6 +78,7 @@ impl KernelFile {
             Self::Fp8 => include_str!("../../kernels/fp8.cu"),
             Self::Gemm => include_str!("../../kernels/gemm.cu"),
             Self::GemmCluster => include_str!("../../kernels/gemm_cluster.cu"),
+            Self::GemmCodes => include_str!("../../kernels/gemm_codes.cu"),
             Self::GemmMany => include_str!("../../kernels/gemm_many.cu"),
             Self::GemmWide => include_str!("../../kernels/gemm_wide.cu"),
             Self::Persistent => include_str!("../../kernels/persistent.cu"),
@@ -94,6 +98,7 @@ impl KernelFile {
         const ATTENTION: (&str, &str) = ("attention.cuh", include_str!("../../kernels/attention.cuh"));
         const FP8: (&str, &str) = ("fp8.cuh", include_str!("../../kernels/fp8.cuh"));
         const GEMM: (&str, &str) = ("gemm.cuh", include_str!("../../kernels/gemm.cuh"));
+        const MANY: (&str, &str) = ("gemm_many.cuh", include_str!("../../kernels/gemm_many.cuh"));
         const WEIGHTS: (&str, &str) = ("gemm_weights.cuh", include_str!("../../kernels/gemm_weights.cuh"));
         const QKV: (&str, &str) = ("qkv.cuh", include_str!("../../kernels/qkv.cuh"));
         const WORK: (&str, &str) = ("decode_work.cuh", include_str!("../../kernels/decode_work.cuh"));
@@ -115,7 +120,8 @@ impl KernelFile {
             Self::Qkv => &[COMMON, FP8, QKV],
             Self::Gemm | Self::GemmWide => &[COMMON, FP8, GEMM, WEIGHTS],
             Self::GemmCluster => &[COMMON, FP8, GEMM, QKV],
-            Self::GemmMany => &[COMMON, GEMM],
+            Self::GemmMany => &[COMMON, GEMM, MANY],
+            Self::GemmCodes => &[COMMON, FP8, GEMM, MANY],
             Self::Persistent => &[
                 COMMON,
                 FP8,
@@ -199,6 +205,15 @@ impl KernelFile {
                 "gemm_many_192",
                 "gemm_many_256",
                 "gemm_many_192_beside",
+            ],
+            Self::GemmCodes => &[
+                "codes_of_weights",
+                "codes_of_rows",
+                "gemm_codes_64",
+                "gemm_codes_128",
+                "gemm_codes_192",
+                "gemm_codes_128_beside",
+                "gemm_codes_192_beside",
             ],
             Self::PrefillAttention => &[
                 "attention_prefill_64",

@@ -51,7 +51,7 @@ impl LayerMatrix {
             return Ok(None);
         }
         let n = parts.iter().map(|(_, part)| part.rows).sum();
-        let matrix = Fp8Matrix::new(device, n, parts.first().map_or(0, |(_, part)| part.cols))?;
+        let mut matrix = Fp8Matrix::new(device, n, parts.first().map_or(0, |(_, part)| part.cols))?;
         let mut row = 0;
         for (number, (id, part)) in parts.iter().enumerate() {
             let (first, step) = match order {

@@ -97,10 +97,10 @@ impl Plan {
         counts.last = Some(last).filter(|&last| last < counts.tokens && last <= LOGIT_ROWS);
     }
 
-    /// Whether the step only decodes and samples every row, so that a graph can replay it.
+    /// Whether the step has rows, only decodes and samples every one, so that a graph can replay it.
     pub fn is_plain_decode(&self) -> bool {
         let Counts { tokens, decodes, prefills, rows, scores, copies, .. } = self.counts;
-        tokens == decodes && rows == tokens && prefills + scores + copies == 0
+        tokens > 0 && tokens == decodes && rows == tokens && prefills + scores + copies == 0
     }
 
     /// Words that the block takes with a given layout.

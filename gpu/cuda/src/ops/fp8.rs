@@ -17,14 +17,20 @@ pub struct Fp8Matrix {
     scales: Buffer<u32>,
     n: usize,
     k: usize,
+    /// Whether of any [`GROUP`] rows the even ones share their scales, and the odd ones.
+    grouped: bool,
 }
+
+/// Rows that share two scales a block where parts begin at multiples of it.
+pub(super) const GROUP: usize = 64;
 
 /// What a product reads of an [`Fp8Matrix`].
 #[derive(Debug, Clone, Copy)]
 pub struct Fp8View<'a> {
     pub(super) codes: View<'a, u8>,
     pub(super) scales: View<'a, u32>,
-    /// [n, k]: where products of many rows may unpack the weights.
+    pub(super) grouped: bool,
+    /// At least [n, k]: where products of many rows may unpack the weights, or leave codes of rows as well.
     pub(super) room: Option<View<'a, bf16>>,
 }
 
@@ -94,11 +100,12 @@ impl Fp8Matrix {
         check(n.is_multiple_of(8) && k.is_multiple_of(16), || format!("FP8 weights of {n} x {k}"))?;
         let codes = device.allocate(n * k)?;
         let scales = device.allocate(n / 4 * k.div_ceil(SCALE_BLOCK))?;
-        Ok(Self { codes, scales, n, k })
+        Ok(Self { codes, scales, n, k, grouped: true })
     }
 
     pub fn view(&self) -> Fp8View<'_> {
-        Fp8View { codes: self.codes.view(), scales: self.scales.view(), room: None }
+        let (codes, scales) = (self.codes.view(), self.scales.view());
+        Fp8View { codes, scales, grouped: self.grouped, room: None }
     }
 
     /// Elements.
@@ -116,7 +123,12 @@ impl Fp8Matrix {
     }
 
     /// Packs rows of a checkpoint; `faults` [1] counts 16-byte runs that hold a NaN.
-    pub fn pack(&self, device: &Device, part: Fp8Rows<'_>, faults: View<'_, u32>) -> Result<(), CudaError> {
+    pub fn pack(
+        &mut self,
+        device: &Device,
+        part: Fp8Rows<'_>,
+        faults: View<'_, u32>,
+    ) -> Result<(), CudaError> {
         let Fp8Rows { codes, scales, rows, first, step } = part;
         let last = first + step * rows.saturating_sub(1);
         check(matches!(step, 1 | 2) && first % 8 < step && last < self.n, || {
@@ -125,6 +137,7 @@ impl Fp8Matrix {
         check_len("codes", codes, rows * self.k)?;
         check_len("scales", scales, rows.div_ceil(SCALE_BLOCK) * self.k.div_ceil(SCALE_BLOCK))?;
         check_len("faults", faults, 1)?;
+        self.grouped &= first % GROUP < step;
         let runs = rows * self.k / 16;
         let arguments = arguments![
             self.codes.view(),
@@ -142,13 +155,13 @@ impl Fp8Matrix {
         unsafe { device.launch("fp8_pack", shape, arguments) }
     }
 
-    /// Quantises weights [n, k], with a scale for every four rows by 128 columns.
+    /// Quantises weights [n, k], with two scales for every [`GROUP`] rows by 128 columns.
     pub fn quantise(&self, device: &Device, weights: View<'_, bf16>) -> Result<(), CudaError> {
         check_len("weights", weights, self.n * self.k)?;
-        let warps = self.n / 4 * self.k.div_ceil(SCALE_BLOCK);
+        let blocks = 2 * self.n.div_ceil(GROUP) * self.k.div_ceil(SCALE_BLOCK);
         let arguments =
             arguments![self.codes.view(), self.scales.view(), weights, self.n as i32, self.k as i32];
-        let shape = Shape::new([warps.div_ceil(8) as u32, 1, 1], 256).alone();
+        let shape = Shape::new([blocks as u32, 1, 1], 256).alone();
         // SAFETY: signature of fp8_quantise; lengths checked.
         unsafe { device.launch("fp8_quantise", shape, arguments) }
     }

@@ -1,4 +1,5 @@
 mod cluster;
+mod codes;
 mod many;
 mod plan;
 mod stream;
@@ -168,6 +169,7 @@ impl Device {
             Kernel::Cluster(cluster) | Kernel::Heads(cluster) => self.gemm_cluster(op, cluster),
             Kernel::Wide(wide) => self.gemm_wide(op, wide, fresh),
             Kernel::Many(many) => self.gemm_many(op, many, fresh),
+            Kernel::Codes(many) => self.gemm_codes(op, many),
             Kernel::Library => self.gemm_blas(op),
         }
     }

@@ -3,6 +3,8 @@
 //! Each time is the median of replays of a graph that holds many launches. Weights and pages rotate over copies
 //! that together outgrow the L2 cache, as they do in a step.
 
+mod fp8;
+
 use cuda::{
     Buffer, CudaError, Device, Graph, Timer,
     ops::{
@@ -54,6 +56,7 @@ pub fn run(context: &Context) -> Result<(), CudaError> {
         bench.prefill_attention(shape)?;
         bench.row_kernels(shape)?;
     }
+    bench.fp8()?;
     bench.sampling()
 }
 

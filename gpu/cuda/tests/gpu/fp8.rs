@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "fp8: products agree with f64 at odd sizes", run: agrees },
         Case { name: "fp8: products give the bits of bf16", run: same_as_bf16 },
         Case { name: "fp8: rows do not depend on the batch", run: invariant },
+        Case { name: "fp8: products of quantised rows agree with f64", run: quantised_rows },
         Case { name: "fp8: parts interleave", run: interleaved },
         Case { name: "fp8: weights are quantised as on the host", run: quantised },
         Case { name: "fp8: codes that are no numbers are counted", run: faults },
@@ -66,7 +67,13 @@ impl Stored {
         self.values().map(|value| bf16::from_f32(value as f32)).collect()
     }
 
-    fn pack(&self, device: &Device, matrix: &Fp8Matrix, first: usize, step: usize) -> Result<u32, Failure> {
+    fn pack(
+        &self,
+        device: &Device,
+        matrix: &mut Fp8Matrix,
+        first: usize,
+        step: usize,
+    ) -> Result<u32, Failure> {
         let (codes, scales) = (device.upload(&self.codes)?, device.upload(&self.scales)?);
         let faults = device.upload(&[0u32])?;
         let (codes, scales) = (codes.view(), scales.view());
@@ -75,8 +82,8 @@ impl Stored {
     }
 
     fn matrix(&self, device: &Device) -> Result<Fp8Matrix, Failure> {
-        let matrix = Fp8Matrix::new(device, self.rows, self.k)?;
-        let faults = self.pack(device, &matrix, 0, 1)?;
+        let mut matrix = Fp8Matrix::new(device, self.rows, self.k)?;
+        let faults = self.pack(device, &mut matrix, 0, 1)?;
         ensure(faults == 0, || format!("{faults} faults"))?;
         Ok(matrix)
     }
@@ -201,14 +208,77 @@ fn invariant(context: &Context, random: &mut Random) -> Outcome {
     Ok(format!("{compared} batches bit-equal"))
 }
 
+/// Rows as the batch variant quantises them: of 128 elements the largest becomes the largest code.
+fn host_quantised(x: &[bf16]) -> Vec<f64> {
+    let blocks = x.chunks(128).flat_map(|block| {
+        let largest = block.iter().map(|v| v.to_f32().abs()).fold(1e-10, f32::max);
+        let code = move |v: &bf16| e4m3_to_f32(e4m3_from_f32(v.to_f32() * (E4M3_MAX / largest)));
+        block.iter().map(move |v| f64::from(code(v)) * f64::from(largest / E4M3_MAX))
+    });
+    blocks.collect()
+}
+
+/// The batch variant's products of many rows by gate and up in turn, in every form of output; its tensor cores add with fewer bits than f32.
+fn quantised_rows(context: &Context, random: &mut Random) -> Outcome {
+    const CODES_BOUND: f64 = 1e-3;
+    let device = &context.device;
+    let shapes: &[[usize; 3]] = if context.light {
+        &[[387, 208, 256]]
+    } else {
+        &[[384, 208, 128], [400, 64, 640], [700, 1536, 1024], [1100, 2064, 384], [520, 4096, 1152]]
+    };
+    let (mut worst, mut off): (f64, f64) = (0.0, 0.0);
+    for &[m, n, k] in shapes {
+        let parts = [(); 2].map(|()| Stored::random(random, n / 2, k, true));
+        let mut matrix = Fp8Matrix::new(device, n, k)?;
+        for (first, part) in parts.iter().enumerate() {
+            part.pack(device, &mut matrix, first, 2)?;
+        }
+        let (x, before) = (random.halves(m * k, 1.0), random.floats(m * n, 1.0));
+        let row = |row: usize| (0..k).map(move |column| (row, column));
+        let weights: Vec<f64> =
+            (0..n).flat_map(row).map(|(row, column)| parts[row % 2].value(row / 2, column)).collect();
+        let expected = host::product_f64(&host_quantised(&x), &weights, m, n, k);
+        let plain = host::product_f64(&wide(&x).collect::<Vec<_>>(), &weights, m, n, k);
+        off = off.max(relative_error(expected.iter().copied(), &plain));
+        let x = device.upload(&x)?;
+        let room = poisoned::<bf16>(device, n * k + m * k)?;
+        let sum = device.upload(&before)?;
+        let (halves, gated) = (poisoned::<bf16>(device, m * n)?, poisoned::<bf16>(device, m * n / 2)?);
+        let out = poisoned::<f32>(device, m * n)?;
+        for output in [
+            GemmOutput::F32(out.view()),
+            GemmOutput::Bf16(halves.view()),
+            GemmOutput::AddF32(sum.view()),
+            GemmOutput::Gate(gated.view()),
+        ] {
+            let w = Weights::Fp8(matrix.view().with_room(Some(room.view())));
+            let (x, scale, mode) = (x.view(), RowScale::One, GemmMode::BatchVariant);
+            device.gemm(Gemm { output, x, w, scale, m, n, k, mode, half: false })?;
+        }
+        let out: Vec<f64> = device.read(out.view())?.into_iter().map(f64::from).collect();
+        let error = relative_error(out.iter().copied(), &expected);
+        bound(&format!("m {m} n {n} k {k}"), error, CODES_BOUND)?;
+        worst = worst.max(error);
+        let sums =
+            device.read(sum.view())?.into_iter().zip(&before).map(|(v, b)| f64::from(v) - f64::from(*b));
+        bound("sums", relative_error(sums, &out), 1e-5)?;
+        let halves = device.read(halves.view())?;
+        bound("halves", relative_error(wide(&halves), &out), BF16_BOUND)?;
+        let gates: Vec<f64> = out.chunks_exact(2).map(|pair| host::silu(pair[0]) * pair[1]).collect();
+        bound("gates", relative_error(wide(&device.read(gated.view())?), &gates), BF16_BOUND)?;
+    }
+    Ok(format!("error {worst:.1e}; quantised rows are {off:.1e} off plain ones"))
+}
+
 /// Gate and up, row by row in turn, have scales of their own.
 fn interleaved(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let (rows, k) = (264, 320);
     let parts = [(); 2].map(|()| Stored::random(random, rows, k, false));
-    let matrix = Fp8Matrix::new(device, 2 * rows, k)?;
+    let mut matrix = Fp8Matrix::new(device, 2 * rows, k)?;
     for (first, part) in parts.iter().enumerate() {
-        part.pack(device, &matrix, first, 2)?;
+        part.pack(device, &mut matrix, first, 2)?;
     }
     let [gate, up] = parts.each_ref().map(Stored::halves);
     let rows_in_turn: Vec<bf16> =
@@ -233,7 +303,7 @@ fn quantised(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     for (n, k, scale) in [(8, 16, 1.0), (136, 80, 1e-3), (264, 640, 30.0)] {
         let mut weights = random.halves(n * k, scale);
-        weights[..4 * k].fill(bf16::ZERO);
+        weights[..if n > 64 { 64 } else { 4 } * k].fill(bf16::ZERO);
         let matrix = Fp8Matrix::new(device, n, k)?;
         matrix.quantise(device, device.upload(&weights)?.view())?;
 
@@ -243,9 +313,9 @@ fn quantised(context: &Context, random: &mut Random) -> Outcome {
         let shown = product(device, &device.upload(&identity)?, Weights::Fp8(matrix.view()), [k, n, k])?;
         for row in 0..n {
             for column in 0..k {
-                // four rows of eight, even or odd, share a scale
+                // of 64 rows the even ones share a scale, and the odd ones
                 let columns = column / 128 * 128..k.min(column / 128 * 128 + 128);
-                let rows = (0..4).map(|i| row / 8 * 8 + 2 * i + row % 2);
+                let rows = (0..32).map(|i| row / 64 * 64 + 2 * i + row % 2).filter(|&row| row < n);
                 let block = rows.flat_map(|row| columns.clone().map(move |column| row * k + column));
                 let largest = block.map(|at| weights[at].to_f32().abs()).fold(0.0, f32::max);
                 let scale = bf16::from_f32(largest / E4M3_MAX).to_f32();
@@ -266,8 +336,8 @@ fn faults(context: &Context, random: &mut Random) -> Outcome {
     let mut stored = Stored::random(random, 16, 64, false);
     stored.codes[70] = 0x7f;
     stored.codes[700] = 0xff;
-    let matrix = Fp8Matrix::new(&context.device, 16, 64)?;
-    let found = stored.pack(&context.device, &matrix, 0, 1)?;
+    let mut matrix = Fp8Matrix::new(&context.device, 16, 64)?;
+    let found = stored.pack(&context.device, &mut matrix, 0, 1)?;
     ensure(found == 2, || format!("{found} of 2 found"))?;
     Ok("2 of 2 found".into())
 }

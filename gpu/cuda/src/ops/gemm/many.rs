@@ -15,7 +15,7 @@ const PAIRS: usize = 66;
 const TILE_NS: usize = 3000;
 
 /// Rows of a box where x ends.
-const PART_ROWS: usize = 32;
+pub(super) const PART_ROWS: usize = 32;
 
 /// What the blocks of a pair share, as in gemm_many.cu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,18 @@ const WHOLE: [Many; 3] = [
     Many { whole: true, ..folded("gemm_many_192_beside", Pair::Beside, 192, 5, 7800) },
 ];
 
+const fn codes(name: &'static str, pair: Pair, columns: usize, stages: usize, slope_ns: usize) -> Many {
+    Many { whole: true, ..folded(name, pair, columns, stages, slope_ns) }
+}
+
+const CODES: [Many; 5] = [
+    codes("gemm_codes_64", Pair::Stacked, 64, 8, 3300),
+    codes("gemm_codes_128", Pair::Stacked, 128, 6, 4800),
+    codes("gemm_codes_192", Pair::Stacked, 192, 5, 6600),
+    codes("gemm_codes_128_beside", Pair::Beside, 128, 6, 4800),
+    codes("gemm_codes_192_beside", Pair::Beside, 192, 5, 6600),
+];
+
 /// Bytes of a buffer.
 const BUFFER: usize = 8192;
 /// Rows that a group of warps stores at once.
@@ -77,6 +89,11 @@ impl Many {
     /// Of those that take k as one run.
     pub fn whole(m: usize, n: usize, k: usize) -> Self {
         Self::quickest(&WHOLE, m, n, k)
+    }
+
+    /// Of those over FP8 codes.
+    pub fn codes(m: usize, n: usize, k: usize) -> Self {
+        Self::quickest(&CODES, m, n, k)
     }
 
     /// The kernel that needs the least time, by rounds of tiles over all pairs of blocks.
@@ -111,22 +128,45 @@ impl Many {
         self.stages * (ROWS + self.columns) * 128 + 2 * self.buffers * BUFFER
     }
 
-    fn shape(&self, m: usize, n: usize, multiprocessors: usize) -> Shape {
+    pub fn shape(&self, m: usize, n: usize, multiprocessors: usize) -> Shape {
         let blocks = self.blocks(m, n, multiprocessors);
         Shape::new([blocks as u32, 1, 1], Self::THREADS).shared(self.shared_bytes() + SWIZZLE_ALIGNMENT)
     }
 
-    /// Of w, of x, and of x where it ends; of what a pair shares each block copies one half.
+    /// Rows of w and of x that a box holds: of what a pair shares each block copies one half.
+    pub fn boxes(&self) -> (usize, usize) {
+        match self.pair {
+            Pair::Stacked => (self.columns / 2, ROWS),
+            Pair::Beside => (self.columns, ROWS / 2),
+        }
+    }
+
+    /// Of w, of x, and of x where it ends.
     fn maps(&self, op: &Gemm<'_>) -> Result<[TensorMap; 3], CudaError> {
         let Weights::Bf16(w) = op.w else {
             return Err(CudaError::Unsupported("pairs of blocks over FP8 weights".into()));
         };
-        let (w_rows, x_rows) = match self.pair {
-            Pair::Stacked => (self.columns / 2, ROWS),
-            Pair::Beside => (self.columns, ROWS / 2),
-        };
+        let (w_rows, x_rows) = self.boxes();
         let x = |rows| TensorMap::new(op.x, [op.m, op.k], rows);
         Ok([TensorMap::new(w, [op.n, op.k], w_rows)?, x(x_rows)?, x(PART_ROWS)?])
+    }
+
+    /// Where what becomes of a product is stored, and what that is, as in gemm.cuh.
+    pub fn stored(&self, op: &Gemm<'_>) -> Result<(TensorMap, i32), CudaError> {
+        let Gemm { m, n, .. } = *op;
+        let boxes = |column_bytes| [STORED_ROWS, self.stored_columns(column_bytes)];
+        Ok(match op.output {
+            GemmOutput::Bf16(out) => (TensorMap::of_boxes(out, [m, n], boxes(2))?, 0),
+            GemmOutput::F32(out) => (TensorMap::of_boxes(out, [m, n], boxes(4))?, 1),
+            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => {
+                (TensorMap::of_boxes(out, [m, n], boxes(4))?, 2)
+            }
+            GemmOutput::Gate(out) => {
+                let [rows, columns] = boxes(1);
+                (TensorMap::of_boxes(out, [m, n / 2], [rows, columns / 2])?, 3)
+            }
+            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
+        })
     }
 
     /// Columns of the product that are stored at once, where they become so many bytes each: as many as divide a tile and
@@ -144,19 +184,7 @@ impl Device {
     /// With `fresh` weights they are what the launch before writes.
     pub(super) fn gemm_many(&self, op: Gemm<'_>, many: Many, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
-        let stored = |column_bytes| [STORED_ROWS, many.stored_columns(column_bytes)];
-        let (out, output) = match op.output {
-            GemmOutput::Bf16(out) => (TensorMap::of_boxes(out, [m, n], stored(2))?, 0),
-            GemmOutput::F32(out) => (TensorMap::of_boxes(out, [m, n], stored(4))?, 1),
-            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => {
-                (TensorMap::of_boxes(out, [m, n], stored(4))?, 2)
-            }
-            GemmOutput::Gate(out) => {
-                let [rows, columns] = stored(1);
-                (TensorMap::of_boxes(out, [m, n / 2], [rows, columns / 2])?, 3)
-            }
-            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
-        };
+        let (out, output) = many.stored(&op)?;
         let [w, x, x_end] = many.maps(&op)?;
         let shape = many.shape(m, n, self.info().multiprocessors as usize);
         let shape = if fresh { shape.alone() } else { shape };

@@ -3,6 +3,7 @@
 use super::{
     Gemm, GemmMode, GemmOutput, Weights,
     cluster::Cluster,
+    codes::Codes,
     fused_rows,
     many::{self, Many},
     segments,
@@ -10,11 +11,11 @@ use super::{
     wide::{Cut, Wide},
 };
 use crate::{
-    ops::KvView,
+    ops::{KvView, fp8::Fp8View},
     sizes::{STREAM_ROWS, WIDE_COLUMNS},
 };
 
-/// From so many rows on FP8 weights are unpacked once, in place of by every block.
+/// From so many rows on FP8 weights are unpacked once, in place of by every block, or rows become codes as well.
 const UNPACKED_ROWS: usize = 384;
 /// Rows of x from which on pairs of blocks take tiles.
 const MANY_ROWS: usize = 129;
@@ -41,10 +42,17 @@ pub(super) struct Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WeightKind {
     Bf16,
-    Fp8 {
-        /// Whether there is room to unpack them.
-        room: bool,
-    },
+    Fp8(Room),
+}
+
+/// What there is room for beside FP8 weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Nothing,
+    /// The weights unpacked.
+    Weights,
+    /// Also plain codes of weights and rows.
+    Codes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +67,9 @@ impl Kind {
     pub fn of(op: &Gemm<'_>, library: bool) -> Self {
         let weights = match op.w {
             Weights::Bf16(_) => WeightKind::Bf16,
-            Weights::Fp8(w) => WeightKind::Fp8 { room: w.room.is_some() },
+            Weights::Fp8(Fp8View { room: None, .. }) => WeightKind::Fp8(Room::Nothing),
+            Weights::Fp8(w) if Codes::new(w, [op.m, op.n, op.k]).is_none() => WeightKind::Fp8(Room::Weights),
+            Weights::Fp8(_) => WeightKind::Fp8(Room::Codes),
         };
         let output = match op.output {
             GemmOutput::Gate(_) => OutputKind::Gate,
@@ -91,13 +101,21 @@ pub(super) enum Kernel {
     Wide(Wide),
     /// Pairs of blocks take tile after tile.
     Many(Many),
+    /// The same of codes of weights and rows.
+    Codes(Many),
     /// cuBLASLt.
     Library,
 }
 
 /// The kernel for sizes m, n and k.
 pub(super) fn choose([m, n, k]: [usize; 3], kind: Kind) -> Plan {
-    let unpacks = m >= UNPACKED_ROWS && kind.weights == WeightKind::Fp8 { room: true };
+    if m >= UNPACKED_ROWS
+        && kind.mode == GemmMode::BatchVariant
+        && kind.weights == WeightKind::Fp8(Room::Codes)
+    {
+        return Plan { unpacks: false, kernel: Kernel::Codes(Many::codes(m, n, k)) };
+    }
+    let unpacks = m >= UNPACKED_ROWS && matches!(kind.weights, WeightKind::Fp8(Room::Weights | Room::Codes));
     let fp8 = kind.weights != WeightKind::Bf16 && !unpacks;
     let kernel = if m <= STREAM_ROWS {
         Kernel::Stream(stream([m, n], fp8))
@@ -176,7 +194,7 @@ mod tests {
         half: false,
         library: true,
     };
-    const FP8: Kind = Kind { weights: WeightKind::Fp8 { room: true }, ..BF16 };
+    const FP8: Kind = Kind { weights: WeightKind::Fp8(Room::Codes), ..BF16 };
     const VARIANT: Kind = Kind { mode: GemmMode::BatchVariant, ..BF16 };
 
     fn kernel(sizes: [usize; 3], kind: Kind) -> &'static str {
@@ -184,7 +202,7 @@ mod tests {
             Kernel::Stream(stream) => stream.name,
             Kernel::Cluster(cluster) | Kernel::Heads(cluster) => cluster.name,
             Kernel::Wide(wide) => wide.name,
-            Kernel::Many(many) => many.name,
+            Kernel::Many(many) | Kernel::Codes(many) => many.name,
             Kernel::Library => "cublaslt",
         }
     }
@@ -243,7 +261,7 @@ mod tests {
                 ([512, 4096, 4096], "gemm_many_128_fold"),
             ],
         );
-        let roomless = Kind { weights: WeightKind::Fp8 { room: false }, ..FP8 };
+        let roomless = Kind { weights: WeightKind::Fp8(Room::Nothing), ..FP8 };
         expect(roomless, &[([512, 4096, 4096], "gemm_wide_128_split_fp8")]);
         let unpacks = |m, kind| choose([m, 4096, 4096], kind).unpacks;
         assert!(unpacks(384, FP8) && !unpacks(383, FP8) && !unpacks(384, roomless) && !unpacks(384, BF16));
@@ -263,7 +281,16 @@ mod tests {
         );
         expect(Kind { library: false, ..VARIANT }, &[([256, 4096, 4096], "gemm_many_64_fold")]);
         let fp8 = Kind { mode: GemmMode::BatchVariant, ..FP8 };
-        expect(fp8, &[([256, 51_200, 5120], "gemm_wide_128_fold_fp8"), ([512, 4096, 4096], "cublaslt")]);
+        expect(
+            fp8,
+            &[
+                ([256, 51_200, 5120], "gemm_wide_128_fold_fp8"),
+                ([512, 4096, 4096], "gemm_codes_64"),
+                ([2048, 51_200, 5120], "gemm_codes_192"),
+            ],
+        );
+        let narrow = Kind { weights: WeightKind::Fp8(Room::Weights), ..fp8 };
+        expect(narrow, &[([512, 4096, 4096], "cublaslt")]);
     }
 
     #[test]
