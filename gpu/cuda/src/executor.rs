@@ -344,6 +344,10 @@ impl Executor for CudaExecutor {
         self.pages.write(&self.device, &self.forward.decoder.kv, page, from)
     }
 
+    fn has_room(&self) -> bool {
+        self.pages.have_room()
+    }
+
     fn export_to(&mut self, _sink: Arc<dyn PageSink>) {}
 
     fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {

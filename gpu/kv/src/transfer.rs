@@ -16,8 +16,10 @@
 //! A receiver may revoke a grant at any time. A slot to which somebody might still store (shared memory, the writer
 //! has not closed) stays quarantined until the writer closes or its process is gone.
 //!
-//! With a transport that has device memory ([`IpcTransport`]) every slot is there twice, in host and in device memory; a
-//! grant uses those of its first connection. Pages that land in device memory never touch the host.
+//! With a transport that has device memory ([`IpcTransport`]), or where the receiver was given some
+//! ([`Receiver::keep_in`]), every slot is there twice, in host and in device memory. A grant uses those of its first
+//! connection. Pages that land in device memory never touch the host; those that land on the host are copied to device memory
+//! before the receiver hears of them, so that whoever owns the pool finds all pages in one place.
 
 mod arena;
 mod bodies;

@@ -38,11 +38,18 @@ pub trait Executor {
     /// [`ExecutorError::Device`] if the device is lost.
     fn read_page(&mut self, page: u32, to: &mut [u8]) -> Result<(), ExecutorError>;
 
-    /// Fills a page with what [`Self::read_page`] gave, in order with steps likewise.
+    /// Fills a page with what [`Self::read_page`] gave, in order with steps likewise. Without [`Self::has_room`] it waits for
+    /// steps that were submitted.
     ///
     /// # Errors
     /// As of [`Self::read_page`].
     fn write_page(&mut self, page: u32, from: &[u8]) -> Result<(), ExecutorError>;
+
+    /// Whether one call more of [`Self::write_page`], [`Self::push_pages`] or [`Self::pull_pages`] finds room for what it
+    /// starts. There may be none while earlier ones are under way.
+    fn has_room(&self) -> bool {
+        true
+    }
 
     /// Where the layers of [`Batch::exports`] go; called before the first step. An executor that cannot hand out layers
     /// while a step runs ignores it: what no sink got is read with [`Self::read_page`].
@@ -52,7 +59,7 @@ pub trait Executor {
     /// do not change what is copied.
     ///
     /// # Errors
-    /// As of [`Self::read_page`]; also if the executor has no device memory.
+    /// As of [`Self::read_page`]; also if the executor has no device memory, or no room.
     fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
         Err(no_device_memory(moves))
     }

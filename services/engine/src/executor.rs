@@ -50,8 +50,7 @@ impl Target {
         }
     }
 
-    /// Makes the executor; on the device thread, which it never leaves. Its device keeps memory for `transfer_slots` pages
-    /// if those may come there.
+    /// Makes the executor; on the device thread, which it never leaves. A GPU keeps memory for `transfer_slots` pages.
     pub(crate) fn build(
         self,
         settings: &EngineSettings,

@@ -61,7 +61,8 @@ impl Remote {
     ) -> anyhow::Result<Arc<Self>> {
         // Every page that waits here fills a slot, and every grant that ends had one: there is always room.
         let (landed, events) = mpsc::channel(2 * config.slots as usize);
-        let slots = Slots::start(config, transports, move |event| drop(landed.try_send(event)))?;
+        let on_event = move |event| drop(landed.try_send(event));
+        let slots = Slots::start(config, transports, device.memory.as_deref(), on_event)?;
         let (entries, shunned) = (Mutex::default(), Mutex::default());
         let remote = Arc::new(Self { context, device, slots, accepts, entries, shunned });
         tokio::spawn(remote.clone().follow(events));

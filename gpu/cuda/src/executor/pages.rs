@@ -30,6 +30,10 @@ impl Pages {
         Ok(Self { staging, mover: Mover::new(device)?, count: spec.pages, layout })
     }
 
+    pub fn have_room(&self) -> bool {
+        self.staging.is_free() && self.mover.has_room()
+    }
+
     pub fn read(
         &mut self,
         device: &Device,
@@ -73,6 +77,9 @@ impl Pages {
     }
 
     fn pool_of<'a>(&self, kv: &'a Buffer<u8>, moves: &[PageMove]) -> Result<PagePool<'a>, ExecutorError> {
+        if !self.mover.has_room() {
+            return Err(ExecutorError::Batch(format!("no room to move {} pages", moves.len())));
+        }
         let moved = moves.iter().map(|moved| moved.page);
         Ok(self.pool(kv, moved, self.layout.page_bytes())?.pages())
     }

@@ -56,6 +56,12 @@ impl Staging {
         Ok(Self { places: (0..STAGED_PAGES).map(|_| place()).collect::<Result<_, _>>()?, next: 0 })
     }
 
+    /// Whether the next page would not wait for one before it.
+    pub fn is_free(&self) -> bool {
+        // An error shows when it is waited for.
+        !matches!(self.places[self.next].left.try_is_complete(), Ok(false))
+    }
+
     fn place(&mut self) -> Result<&mut Place, CudaError> {
         let index = self.next;
         self.next = (index + 1) % self.places.len();

@@ -12,6 +12,8 @@ use crate::{
 
 /// Pages that one call moves at most.
 pub(crate) const MOVES: usize = 64;
+/// Calls that may be under way at once. What more there is goes together in a later call.
+const ROOMS: usize = 32;
 /// Blocks that share a layer of a page.
 const BLOCKS: u32 = 2;
 /// Above all steps: a push is short, and another engine waits for it.
@@ -43,6 +45,7 @@ pub(crate) struct Mover {
     aside: Arc<CudaStream>,
     out: CudaFunction,
     into: CudaFunction,
+    /// All are there from the start: setting memory aside may wait for steps.
     spare: Arc<Mutex<Vec<Room>>>,
 }
 
@@ -69,13 +72,19 @@ impl Room {
 impl Mover {
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let context = device.context().clone();
+        let rooms = (0..ROOMS).map(|_| Room::new(&context)).collect::<Result<_, _>>()?;
         Ok(Self {
             aside: context.new_stream_with_priority(PRIORITY)?,
             out: device.kernels().get("pages_out").clone(),
             into: device.kernels().get("pages_in").clone(),
-            spare: Arc::default(),
+            spare: Arc::new(Mutex::new(rooms)),
             context,
         })
+    }
+
+    /// Whether another call can be under way.
+    pub fn has_room(&self) -> bool {
+        !self.spare.lock().is_empty()
     }
 
     /// Starts to copy pages of steps that have ended to their places. Steps started later wait for it.
@@ -102,7 +111,7 @@ impl Mover {
             return Err(CudaError::Shape(format!("{count} pages at once, layers of {bytes} bytes")));
         }
         let spare = self.spare.lock().pop();
-        let mut room = spare.map_or_else(|| Room::new(&self.context), Ok)?;
+        let mut room = spare.ok_or_else(|| CudaError::Shape(format!("{ROOMS} calls are under way")))?;
         for (to, from) in room.moves.as_mut_slice().iter_mut().zip(moves) {
             *to = Move { place: from.address, seed: from.seed, page: from.page.into(), unused: 0 };
         }

@@ -13,10 +13,10 @@ use kv::{
     PageLayout,
     transfer::{
         DeviceMemory, Event, Grant, GrantEnd, IpcTransport, LinkConfig, PageIndex, Receiver, ReceiverConfig,
-        SlotCounts, Span, TransferKey, Transports, WriteError, device_checksum,
+        SlotCounts, Span, TcpTransport, TransferKey, Transports, WriteError, device_checksum,
     },
 };
-use models::{DecoderSpec, Executor, PageMove, synthetic};
+use models::{DecoderSpec, Executor, ExecutorError, PageMove, synthetic};
 
 use crate::{
     compare::same_bits,
@@ -40,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn cases() -> Vec<Case> {
     vec![
         Case { name: "transfer: pages move with the host's checksums", run: moves },
+        Case { name: "transfer: no more calls are under way than have room", run: crowded },
+        Case { name: "transfer: pages from another host go by device memory", run: by_the_host },
         Case { name: "transfer: another process pushes, or dies of it", run: writers },
         Case { name: "transfer: a receiver that dies harms no writer", run: receivers },
     ]
@@ -99,6 +101,30 @@ fn moves(_: &Context, random: &mut Random) -> Outcome {
     Ok(format!("{COUNT} pages of {bytes} bytes"))
 }
 
+fn crowded(_: &Context, _: &mut Random) -> Outcome {
+    let mut executor = engine()?;
+    let room = executor.device().shared_memory().room(executor.spec().kv.page_bytes()).map_err(failure)?;
+    let moves = [PageMove { page: 3, address: room.address().0, seed: 7 }];
+    let mut under_way = Vec::new();
+    while executor.has_room() {
+        under_way.push(executor.push_pages(&moves).map_err(failure)?);
+        ensure(under_way.len() < 1000, || "there is room without an end".into())?;
+    }
+    let refused = executor.push_pages(&moves);
+    ensure(matches!(refused, Err(ExecutorError::Batch(_))), || "pushed without room".into())?;
+    let most = under_way.len();
+    under_way.pop();
+    ensure(executor.has_room(), || "a call that is over keeps its room".into())?;
+    under_way.push(executor.push_pages(&moves).map_err(failure)?);
+    let host = device_checksum(7, &page(&mut executor, 3)?);
+    for copying in under_way {
+        let sums = copying.wait().map_err(failure)?;
+        ensure(sums == [host], || format!("checksums {sums:x?}, the host's is {host:x}"))?;
+    }
+    same_bits("a page on the host", room.bytes(), &page(&mut executor, 3)?)?;
+    Ok(format!("{most} calls at once"))
+}
+
 fn layout(executor: &CudaExecutor) -> PageLayout {
     let spec = executor.spec();
     let (revision, name) = ("test".to_owned(), spec.kv.name.clone());
@@ -117,12 +143,15 @@ fn transports(executor: &CudaExecutor, folder: &Path) -> Transports {
     Transports(vec![Box::new(IpcTransport::new(link, folder, memory))])
 }
 
-fn receiver(executor: &CudaExecutor, folder: &Path) -> Result<(Receiver, mpsc::Receiver<Event>), Failure> {
+fn receiver(
+    executor: &CudaExecutor,
+    transports: &Transports,
+) -> Result<(Receiver, mpsc::Receiver<Event>), Failure> {
     let (sender, events) = mpsc::channel();
     let config =
         ReceiverConfig { layout: layout(executor), others: Vec::new(), slots: SLOTS, slots_per_grant: SLOTS };
     let on_event = move |event| drop(sender.send(event));
-    let receiver = Receiver::start(config, &transports(executor, folder).0, on_event).map_err(failure)?;
+    let receiver = Receiver::start(config, &transports.0, on_event).map_err(failure)?;
     Ok((receiver, events))
 }
 
@@ -207,7 +236,8 @@ pub fn write_as_child(_: &Context) -> Result<(), String> {
 /// Lends slots, and says so on standard output.
 pub fn receive_as_child(_: &Context) -> Result<(), String> {
     let executor = engine().map_err(|Failure(why)| why)?;
-    let (receiver, _events) = receiver(&executor, &folder_of_parent()?).map_err(|Failure(why)| why)?;
+    let transports = transports(&executor, &folder_of_parent()?);
+    let (receiver, _events) = receiver(&executor, &transports).map_err(|Failure(why)| why)?;
     let grant = receiver.grant(SLOTS, "writer").map_err(|error| error.to_string())?;
     println!("grant {}", serde_json::to_string(&grant).map_err(|error| error.to_string())?);
     std::thread::sleep(PATIENCE);
@@ -246,6 +276,27 @@ fn all_free(receiver: &Receiver) -> Result<Duration, Failure> {
     Ok(began.elapsed())
 }
 
+fn by_the_host(_: &Context, _: &mut Random) -> Outcome {
+    let mut executor = engine()?;
+    let link = LinkConfig::new(TransferKey::derive(b"test"));
+    let transports = Transports(vec![Box::new(TcpTransport::new(link, ([127, 0, 0, 1], 0).into(), 2))]);
+    let (receiver, events) = receiver(&executor, &transports)?;
+    receiver.keep_in(&executor.device().shared_memory()).map_err(failure)?;
+    for _ in 0..3 {
+        let grant = receiver.grant(SLOTS, "writer").map_err(failure)?;
+        let mut writer = transports.open(&grant, &layout(&executor)).map_err(failure)?;
+        for index in 0..SLOTS {
+            let bytes = page(&mut executor, index % SOURCES)?;
+            writer.write(PageIndex(index), 0, &bytes).map_err(failure)?;
+        }
+        writer.finish().map_err(failure)?;
+        take(&mut executor, &events, SLOTS)?;
+        ensure(end(&events)? == GrantEnd::Finished, || "it did not finish".into())?;
+        all_free(&receiver)?;
+    }
+    Ok(format!("{SLOTS} pages three times"))
+}
+
 fn writers(context: &Context, _: &mut Random) -> Outcome {
     if context.light {
         return Ok("left out: several processes".to_owned());
@@ -253,7 +304,7 @@ fn writers(context: &Context, _: &mut Random) -> Outcome {
     let folder = tempfile::tempdir().map_err(failure)?;
     let sockets = folder.path().join("kv");
     let mut executor = engine()?;
-    let (receiver, events) = receiver(&executor, &sockets)?;
+    let (receiver, events) = receiver(&executor, &transports(&executor, &sockets))?;
     let grant = |pages| -> Result<String, Failure> {
         serde_json::to_string(&receiver.grant(pages, "writer").map_err(failure)?).map_err(failure)
     };

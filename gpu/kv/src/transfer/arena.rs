@@ -96,7 +96,7 @@ impl SlotArena {
         u64::from(self.counts().total()) * self.stride(Memory::Device)
     }
 
-    /// Has slots in a slab of [`SlotArena::device_bytes`] as well.
+    /// Has slots in a slab of [`SlotArena::device_bytes`] as well: pages that land on the host go on to these.
     pub(super) fn keep_in(&self, slab: Arc<dyn DeviceSlab>) {
         // One transport has device memory; a second slab would only lie idle.
         let _ = self.device.set(slab);
@@ -326,6 +326,7 @@ impl Claimed<'_> {
         };
         let rearrangement = arena.forms[*form].rearrangement.as_ref();
         page.rearranged = rearrangement.map(|rearrangement| rearrangement.page(page.in_slot()));
+        page.move_to_device();
         (arena.on_event)(Event::Landed(page));
     }
 }
@@ -338,7 +339,8 @@ impl Drop for Claimed<'_> {
     }
 }
 
-/// A page that landed, in its slot. Dropping it frees the slot for the grant's next page.
+/// A page that landed, in its slot: in device memory, if the receiver has slots there. Dropping it frees the slot for the
+/// grant's next page.
 #[derive(Debug)]
 pub struct LandedPage {
     arena: Arc<SlotArena>,
@@ -360,7 +362,7 @@ impl LandedPage {
         self.index
     }
 
-    /// Where it landed, if that is in device memory.
+    /// Where it is, if that is in device memory.
     pub fn address(&self) -> Option<DeviceAddress> {
         let slab = self.arena.device().filter(|_| self.memory == Memory::Device)?;
         Some(slab.address().at(self.arena.at(Memory::Device, self.slot) as u64))
@@ -372,6 +374,15 @@ impl LandedPage {
     /// If it is in device memory.
     pub fn bytes(&self) -> &[u8] {
         self.rearranged.as_deref().unwrap_or_else(|| self.in_slot())
+    }
+
+    /// Copies a page on the host to the same slot in device memory, where there is such.
+    fn move_to_device(&mut self) {
+        let Some(slab) = self.arena.device().filter(|_| self.memory == Memory::Host) else { return };
+        match slab.store(self.arena.at(Memory::Device, self.slot) as u64, self.bytes()) {
+            Ok(()) => (self.memory, self.rearranged) = (Memory::Device, None),
+            Err(error) => tracing::error!(%error, "a page that landed stays on the host"),
+        }
     }
 
     /// The page as it came.

@@ -1,7 +1,7 @@
 use std::{io, sync::Arc};
 
 use super::{
-    Epoch, Grant, KvTransport, LandedPage, Listening,
+    DeviceMemory, Epoch, Grant, KvTransport, LandedPage, Listening,
     arena::{Form, SlotArena},
 };
 use crate::{Mismatch, PageLayout, Rearrangement};
@@ -90,6 +90,18 @@ impl Receiver {
         }
         let arena = Arc::new(SlotArena::new(forms, slots, slots_per_grant, Box::new(on_event))?);
         Ok(Self { listening: listen(transports, &arena)?, arena })
+    }
+
+    /// Has slots in `memory` as well, if they are in no device's yet: pages that land on the host are copied there, on the
+    /// transport's thread, before they are told of. Call it before the first grant.
+    ///
+    /// # Errors
+    /// If there is not so much left.
+    pub fn keep_in(&self, memory: &dyn DeviceMemory) -> io::Result<()> {
+        if self.arena.device().is_none() {
+            self.arena.keep_in(memory.allocate(self.arena.device_bytes())?);
+        }
+        Ok(())
     }
 
     /// Lends slots for `pages` pages to `writer`, a name that [`Receiver::writer_gone`] knows it by.

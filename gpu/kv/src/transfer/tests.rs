@@ -4,6 +4,7 @@ mod device;
 mod fuzz;
 mod hand_over;
 mod hostile;
+mod kept;
 mod listening;
 mod rearranged;
 mod revocation;

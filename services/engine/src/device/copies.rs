@@ -39,7 +39,8 @@ impl Copies {
         self.waiting.push_back(copy);
     }
 
-    /// Copies some of what waits; no step that could touch these pages is running. Steps take `step`.
+    /// Copies some of what waits, as far as the executor has room, so that nothing waits for steps in flight; no step that
+    /// could touch these pages is running. Steps take `step`.
     ///
     /// # Errors
     /// If the device is lost.
@@ -53,7 +54,11 @@ impl Copies {
     ) -> Result<(), ExecutorError> {
         let (mut moves, mut moved) = (Vec::new(), Vec::new());
         let (began, pause) = (Instant::now(), PAUSE.max(step / SHARE));
-        while moves.len() < MOVES && began.elapsed() < pause {
+        while moves.len() < MOVES && began.elapsed() < pause && executor.has_room() {
+            if !moves.is_empty() && matches!(self.waiting.front(), Some(Copy::Out(_))) {
+                // What was begun takes the room.
+                break;
+            }
             match self.waiting.pop_front() {
                 Some(Copy::Land { run, block, page }) => {
                     let address = page.address();
@@ -140,3 +145,6 @@ fn refused(error: ExecutorError) -> Result<(), ExecutorError> {
         lost @ ExecutorError::Device(_) => Err(lost),
     }
 }
+
+#[cfg(test)]
+mod tests;

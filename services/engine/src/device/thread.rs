@@ -197,6 +197,7 @@ impl Thread {
             match self.intake.try_recv() {
                 Ok(command) => {
                     self.obey(command)?;
+                    self.take_commands()?;
                     self.copy_pages()?;
                 }
                 Err(TryRecvError::Empty) => std::hint::spin_loop(),

@@ -47,7 +47,7 @@ pub(super) fn build(
         page_size: settings.page_size,
         kv,
         kv_format: kv_format(settings)?,
-        transfer_slots: if settings.kv_transport.takes_device_memory() { transfer_slots } else { 0 },
+        transfer_slots,
         slots: limits.running,
         max_batch_tokens: limits.tokens(),
         context_length: Some(card.context_length),

@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use kv::{
     PageLayout,
-    transfer::{Epoch, Event, Grant, GrantError, Receiver, ReceiverConfig, Transports},
+    transfer::{DeviceMemory, Epoch, Event, Grant, GrantError, Receiver, ReceiverConfig, Transports},
 };
 use messages::{InstanceId, RunId, lease::Lease};
 use parking_lot::Mutex;
@@ -21,13 +21,18 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    /// Pages that land on the host go on to `memory`, if there is some.
     pub fn start(
         config: ReceiverConfig,
         transports: &Transports,
+        memory: Option<&dyn DeviceMemory>,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let layout = config.layout.clone();
         let receiver = Receiver::start(config, &transports.0, on_event)?;
+        if let Some(Err(error)) = memory.map(|memory| receiver.keep_in(memory)) {
+            tracing::warn!(%error, "no device memory for kv pages that come in: they go by the device thread");
+        }
         Ok(Self { receiver, layout, runs: Mutex::default(), departed: Mutex::default() })
     }
 

@@ -41,13 +41,6 @@ actors::choices! {
     }
 }
 
-impl Transport {
-    /// Whether pages may come into device memory.
-    pub fn takes_device_memory(self) -> bool {
-        matches!(self, Self::Auto | Self::CudaIpc)
-    }
-}
-
 /// What is to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {

@@ -99,6 +99,26 @@ fn device_memory_is_set_aside_for_pages_of_ours_alone() {
 }
 
 #[test]
+fn what_lands_on_the_host_goes_to_device_memory_as_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let transports = transports(Scheme::Tcp, link(b"secret"), folder.path());
+    let (receiver, events) = receiver(&transports);
+    receiver.keep_in(&device::HostMemory).unwrap();
+    let theirs = layout_of(Order::Rows { width: 64 }, KvDtype::F32);
+    let grant = receiver.grant_of(&theirs.to_string(), 3, "prefill-1").unwrap();
+    let mut writer = transports.open(&grant, &theirs).unwrap();
+    for index in (0..3).map(PageIndex) {
+        writer.write(index, 0, &page(&theirs, index)).unwrap();
+    }
+    let rearrangement = Rearrangement::new(&theirs, &ours()).unwrap();
+    for _ in 0..3 {
+        let Event::Landed(got) = events.recv_timeout(PATIENCE).unwrap() else { panic!("no page landed") };
+        let bytes = device::load(got.address().unwrap(), ours().page_bytes());
+        assert!(bytes == rearrangement.page(&page(&theirs, got.index())), "page {}", got.index().0);
+    }
+}
+
+#[test]
 fn layouts_that_are_not_taken_are_refused_with_both_values() {
     let folder = tempfile::tempdir().unwrap();
     let transports = transports(Scheme::Tcp, link(b"secret"), folder.path());
