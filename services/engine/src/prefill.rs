@@ -19,7 +19,7 @@ use kv::{
     transfer::{Grant, Transports},
 };
 use messages::{
-    Envelope, Fault, FaultCode, RequestId, Role, RunId,
+    Envelope, Fault, FaultCode, InstanceId, RequestId, Role, RunId,
     block::{CacheScope, ClusterKey},
     codec,
     control::{Cancel, Control},
@@ -38,7 +38,7 @@ use crate::{
     actor::{FENCE_AFTER, RETRY_AFTER_MS, refusal},
     broadcast::Broadcast,
     device::{Command, Device, Report},
-    push::{Push, PushError},
+    push::{Push, PushError, Rooms},
 };
 use cached::Cached;
 use tasks::{Task, Tasks};
@@ -53,6 +53,8 @@ pub struct PrefillActor {
     layout: PageLayout,
     key: ClusterKey,
     transports: Arc<Transports>,
+    /// On a device that other hosts do not reach.
+    rooms: Option<Arc<Rooms>>,
     tasks: Mutex<Tasks>,
     cached: Mutex<Cached>,
     tombstones: Tombstones,
@@ -69,7 +71,19 @@ impl PrefillActor {
     ) -> Arc<Self> {
         let (tasks, cached, tombstones) = (Mutex::default(), Mutex::default(), Tombstones::default());
         let transports = Arc::new(transports);
-        Arc::new(Self { context, device, broadcast, layout, key, transports, tasks, cached, tombstones })
+        let rooms = device.memory.clone().map(|memory| Arc::new(Rooms::new(memory, &layout)));
+        Arc::new(Self {
+            context,
+            device,
+            broadcast,
+            layout,
+            key,
+            transports,
+            rooms,
+            tasks,
+            cached,
+            tombstones,
+        })
     }
 
     /// Acts on what the device reports, for as long as it does.
@@ -155,11 +169,11 @@ impl PrefillActor {
         }
     }
 
-    fn tell(&self, decode: &messages::InstanceId, news: PrefillNews) {
+    fn tell(&self, decode: &InstanceId, news: PrefillNews) {
         let _ = self.context.bus.tell(self.control_of(decode), None, &Control::Prefill(news));
     }
 
-    fn control_of(&self, decode: &messages::InstanceId) -> String {
+    fn control_of(&self, decode: &InstanceId) -> String {
         subject::instance_control(self.context.bus.namespace(), Role::Decode, &self.context.me.pool, decode)
     }
 
@@ -274,6 +288,7 @@ impl PrefillActor {
             pieces,
             device: self.device.clone(),
             transports: self.transports.clone(),
+            rooms: self.rooms.clone(),
         };
         let began = Instant::now();
         let pushed = tokio::task::spawn_blocking(move || push.run()).await;
@@ -295,7 +310,7 @@ impl PrefillActor {
     }
 
     /// Asks for slots until there are some, or the task is no more.
-    async fn slots(&self, run: RunId, decode: &messages::InstanceId, want: PrefillNews) -> Option<Grant> {
+    async fn slots(&self, run: RunId, decode: &InstanceId, want: PrefillNews) -> Option<Grant> {
         let want = Control::Prefill(want);
         while self.tasks.lock().knows(run) {
             match self.context.bus.ask(self.control_of(decode), None, &want, ACCEPT_WITHIN).await {

@@ -24,14 +24,12 @@ const BLOCKS: u32 = 32;
 pub struct SharedMemory {
     context: Arc<CudaContext>,
     sum: CudaFunction,
-    /// Rooms that were given back: page-locking takes longer than filling them.
-    rooms: Arc<Mutex<Vec<PinnedBuffer<u8>>>>,
 }
 
 impl SharedMemory {
     pub(crate) fn new(device: &Device) -> Self {
         let sum = device.kernels().get("pages_sum").clone();
-        Self { context: device.context().clone(), sum, rooms: Arc::default() }
+        Self { context: device.context().clone(), sum }
     }
 
     fn slab(
@@ -82,36 +80,17 @@ impl DeviceMemory for SharedMemory {
     }
 
     fn room(&self, bytes: usize) -> io::Result<Box<dyn HostRoom>> {
-        let mut rooms = self.rooms.lock();
-        let found = rooms.iter().position(|room| room.as_slice().len() >= bytes);
-        let spare = found.map(|index| rooms.swap_remove(index));
-        drop(rooms);
-        let buffer = spare.map_or_else(|| PinnedBuffer::new(&self.context, bytes), Ok);
-        let buffer = Some(buffer.map_err(io::Error::other)?);
-        Ok(Box::new(Room { buffer, rooms: self.rooms.clone() }))
+        Ok(Box::new(PinnedBuffer::<u8>::new(&self.context, bytes).map_err(io::Error::other)?))
     }
 }
 
-/// Page-locked memory that is lent.
-#[derive(Debug)]
-struct Room {
-    buffer: Option<PinnedBuffer<u8>>,
-    rooms: Arc<Mutex<Vec<PinnedBuffer<u8>>>>,
-}
-
-impl HostRoom for Room {
+impl HostRoom for PinnedBuffer<u8> {
     fn address(&self) -> DeviceAddress {
-        DeviceAddress(self.buffer.as_ref().map_or(0, PinnedBuffer::address))
+        DeviceAddress(self.address())
     }
 
     fn bytes(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], PinnedBuffer::as_slice)
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.rooms.lock().extend(self.buffer.take());
+        self.as_slice()
     }
 }
 

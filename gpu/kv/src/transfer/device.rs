@@ -37,7 +37,8 @@ pub trait DeviceMemory: Send + Sync {
     /// If this process' device cannot reach it.
     fn open(&self, handle: &DeviceHandle) -> io::Result<Arc<dyn DeviceSlab>>;
 
-    /// Page-locked host memory of `bytes`, for what is on its way from the device to other hosts.
+    /// Page-locked host memory of `bytes`, for what is on its way from the device to other hosts. Getting it takes longer than
+    /// filling it.
     ///
     /// # Errors
     /// If it cannot be had.

@@ -5,8 +5,8 @@ use std::{
 };
 
 use kv::transfer::{
-    DeviceAddress, DeviceHandle, DeviceSlab, Event as Transfer, HostRoom, LinkConfig, ReceiverConfig,
-    TcpTransport, TransferKey,
+    DeviceAddress, DeviceHandle, DeviceMemory, DeviceSlab, Event as Transfer, HostRoom, LinkConfig,
+    ReceiverConfig, TcpTransport, TransferKey,
 };
 use messages::block::{CacheScope, ClusterKey};
 use models::{
@@ -195,7 +195,8 @@ async fn push_what_was_preempted(executor: fn() -> Built) {
     };
     let receiver = kv::transfer::Receiver::start(config, &transports.0, on_event).unwrap();
     let grant = receiver.grant(BLOCKS, "prefill-1").unwrap();
-    let push = Push { run: pushed, first: 0, grant, layout, pieces, device, transports };
+    let rooms = device.memory.clone().map(|memory| Arc::new(Rooms::new(memory, &layout)));
+    let push = Push { run: pushed, first: 0, grant, layout, pieces, device, transports, rooms };
     let (end, ended) = oneshot::channel();
     thread::spawn(move || end.send(push.run()));
     let ended = tokio::time::timeout(ENOUGH, ended).await.expect("it does not wait for ever").unwrap();
