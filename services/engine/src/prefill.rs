@@ -4,6 +4,7 @@ mod cached;
 mod tasks;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use actors::{
 };
 use kv::{
     PageLayout,
-    transfer::{Grant, Transports},
+    transfer::{Address, Grant, Transports},
 };
 use messages::{
     Envelope, Fault, FaultCode, InstanceId, RequestId, Role, RunId,
@@ -55,6 +56,8 @@ pub struct PrefillActor {
     transports: Arc<Transports>,
     /// On a device that other hosts do not reach.
     rooms: Option<Arc<Rooms>>,
+    /// Where decode engines have lent slots.
+    receivers: Mutex<HashMap<InstanceId, Vec<Address>>>,
     tasks: Mutex<Tasks>,
     cached: Mutex<Cached>,
     tombstones: Tombstones,
@@ -70,7 +73,7 @@ impl PrefillActor {
         transports: Transports,
     ) -> Arc<Self> {
         let (tasks, cached, tombstones) = (Mutex::default(), Mutex::default(), Tombstones::default());
-        let transports = Arc::new(transports);
+        let (transports, receivers) = (Arc::new(transports), Mutex::default());
         let rooms = device.memory.clone().map(|memory| Arc::new(Rooms::new(memory, &layout)));
         Arc::new(Self {
             context,
@@ -80,6 +83,7 @@ impl PrefillActor {
             key,
             transports,
             rooms,
+            receivers,
             tasks,
             cached,
             tombstones,
@@ -139,6 +143,7 @@ impl PrefillActor {
             Role::Decode => {
                 let orphans = self.tasks.lock().of(&lease.instance);
                 orphans.into_iter().for_each(|run| self.drop_task(run));
+                self.forget(&lease.instance);
             }
             Role::Router => self.device.forget_router(&lease.instance),
             _ => {}
@@ -280,6 +285,7 @@ impl PrefillActor {
             return;
         };
         let epoch = grant.epoch.0;
+        self.receivers.lock().insert(decode.clone(), grant.addresses.clone());
         let push = Push {
             run: RunKey(run.0),
             first,
@@ -351,6 +357,14 @@ impl PrefillActor {
         tokio::spawn(
             async move { device.insist(Command::Cancel { run: RunKey(run.0), choice: None }).await },
         );
+    }
+
+    /// Lets go of the memory of a decode engine that is gone.
+    fn forget(&self, decode: &InstanceId) {
+        let Some(addresses) = self.receivers.lock().remove(decode) else { return };
+        let transports = self.transports.clone();
+        // Unmapping asks the device.
+        tokio::task::spawn_blocking(move || transports.forget(&addresses));
     }
 
     pub fn is_idle(&self) -> bool {

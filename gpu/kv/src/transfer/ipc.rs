@@ -74,4 +74,9 @@ impl KvTransport for IpcTransport {
         let store = Store::Device(self.map(path, handle)?);
         Ok(Box::new(Pusher::new(grant, vec![socket], store, self.link.stall)?))
     }
+
+    fn forget(&self, address: &Address) {
+        let path = address.split().1;
+        self.mapped.lock().retain(|known| known.path != path);
+    }
 }

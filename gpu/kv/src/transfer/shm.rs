@@ -33,6 +33,8 @@ pub struct ShmTransport {
 
 /// A receiver's memory. Device and inode name it for as long as it is mapped.
 struct Mapped {
+    /// Of the receiver's socket.
+    path: String,
     device: u64,
     inode: u64,
     region: Arc<Region>,
@@ -45,7 +47,7 @@ impl ShmTransport {
     }
 
     /// The mapping of the memory behind `file`, perhaps one that an earlier grant made.
-    fn map(&self, file: OwnedFd) -> io::Result<Arc<Region>> {
+    fn map(&self, path: &str, file: OwnedFd) -> io::Result<Arc<Region>> {
         let found = rustix::fs::fstat(&file)?;
         let (device, inode) = (found.st_dev, found.st_ino);
         let mut mapped = self.mapped.lock();
@@ -56,7 +58,7 @@ impl ShmTransport {
         if mapped.len() == MAPPED {
             mapped.remove(0);
         }
-        mapped.push(Mapped { device, inode, region: region.clone() });
+        mapped.push(Mapped { path: path.to_owned(), device, inode, region: region.clone() });
         Ok(region)
     }
 }
@@ -71,12 +73,17 @@ impl KvTransport for ShmTransport {
     }
 
     fn open(&self, grant: &Grant, address: &Address) -> Result<Box<dyn PageWriter>, OpenError> {
-        let stream = UnixStream::connect(address.split().1)?;
-        let socket = Socket::from(OwnedFd::from(stream));
+        let path = address.split().1;
+        let socket = Socket::from(OwnedFd::from(UnixStream::connect(path)?));
         let Shared::File(file) = handshake::ask(&socket, grant.epoch, &self.link, Bodies::Shared)? else {
             return Err(OpenError::Unreachable("the receiver sent no memory".to_owned()));
         };
-        let store = Store::Region(self.map(file)?);
+        let store = Store::Region(self.map(path, file)?);
         Ok(Box::new(Pusher::new(grant, vec![socket], store, self.link.stall)?))
+    }
+
+    fn forget(&self, address: &Address) {
+        let path = address.split().1;
+        self.mapped.lock().retain(|known| known.path != path);
     }
 }

@@ -40,6 +40,9 @@ pub trait KvTransport: Send + Sync {
     /// # Errors
     /// [`OpenError::Unreachable`] if another address may do better; other errors hold for all addresses.
     fn open(&self, grant: &Grant, address: &Address) -> Result<Box<dyn PageWriter>, OpenError>;
+
+    /// Lets go of what is kept from one grant to the next of the receiver at an address, which is of this scheme.
+    fn forget(&self, _: &Address) {}
 }
 
 /// Accepts writers until it is dropped.
@@ -83,5 +86,14 @@ impl Transports {
             ));
         }
         Err(OpenError::Unreachable(failed.join("; ")))
+    }
+
+    /// Lets go of memory of the receiver at these addresses: it is gone, and would not give its memory back otherwise. If
+    /// it comes back, its next grant is opened as its first was.
+    pub fn forget(&self, addresses: &[Address]) {
+        for address in addresses {
+            let known = self.0.iter().filter(|transport| transport.scheme() == address.split().0);
+            known.for_each(|transport| transport.forget(address));
+        }
     }
 }

@@ -75,6 +75,11 @@ pub fn load(address: DeviceAddress, bytes: u64) -> Vec<u8> {
     all[at as usize..][..bytes as usize].to_vec()
 }
 
+/// How often a slab is held, this list of all included.
+pub fn holders(address: DeviceAddress) -> usize {
+    Arc::strong_count(&SLABS.lock()[(address.0 >> SLAB_BITS) as usize])
+}
+
 /// Bytes of the slab that an address is in.
 pub fn slab_bytes(address: DeviceAddress) -> u64 {
     slab_of(address).0.bytes()

@@ -1,4 +1,4 @@
-//! Receivers with slots in device memory.
+//! Receivers with slots in device memory, and writers that keep slots mapped.
 
 use super::{device::HostMemory, *};
 
@@ -78,5 +78,20 @@ fn pages_that_a_device_does_not_take_stay_on_the_host() {
     for page in landed(&bench, 1, 2) {
         assert_eq!(page.address(), None);
         assert!(page.bytes() == page_of(1, page.index()));
+    }
+}
+
+#[test]
+fn memory_of_a_receiver_that_is_forgotten_is_let_go_and_mapped_again_if_it_comes_back() {
+    for scheme in ALL {
+        let bench = Bench::new(scheme, 3);
+        let addresses = bench.receiver.grant(1, "prefill-1").unwrap().addresses;
+        let pages = landed(&bench, 1, 1);
+        let held = || pages[0].address().map(device::holders);
+        let mapped = held();
+        bench.transports.forget(&addresses);
+        assert_eq!(held(), mapped.map(|holders| holders - 1), "over {scheme:?}");
+        assert_eq!(landed(&bench, 2, 1).len(), 1);
+        assert_eq!(held(), mapped, "over {scheme:?}");
     }
 }
