@@ -49,9 +49,9 @@ DEVICE void prefill(const TensorMap& query_map, const TensorMap& kv_map, u16* ou
         else TAKE_REGISTERS(232);
         wait_for_producer();
         if constexpr (KIND == VARIANT)
-            prefill_compute_variant<D, STAGES>(barriers, work, out, query_tile, keys, values, lists, scale);
+            prefill_compute<D, STAGES, VariantRows<D>>(barriers, work, out, query_tile, keys, values, lists, scale);
         else
-            prefill_compute<D, STAGES>(barriers, work, out, query_tile, keys, values, lists, scale);
+            prefill_compute<D, STAGES, CanonicalRows<D>>(barriers, work, out, query_tile, keys, values, lists, scale);
     }
     // a block's shared memory must be there as long as the other copies to it
     cluster_sync();

@@ -1,18 +1,5 @@
-// The warps of a prefill attention block that compute: products, probabilities, and what becomes of them in the canonical
-// order. A thread of a warp has two rows: lane 4g + t has rows g and g + 8, of scores those of keys 8j + 2t and 8j + 2t + 1.
-
-// Starts the products of 64 rows of queries with the keys of a tile.
-template <int D>
-DEVICE void start_scores(float (&s)[64], u64 queries, u32 keys) {
-    u64 tile = matrix_descriptor(keys);
-    matrices_fence();
-#pragma unroll
-    for (int step = 0; step < D / 16; step++) {
-        u32 part = step / 4 * 128, within = step % 4 * 32;
-        multiply(s, advance(queries, part * PREFILL_ROWS + within), advance(tile, part * TILE_KEYS + within), step > 0);
-    }
-    matrices_commit();
-}
+// The warps of a prefill attention block that compute: products, probabilities, and what becomes of them. A thread of a warp
+// has two rows: lane 4g + t has rows g and g + 8, of scores those of keys 8j + 2t and 8j + 2t + 1.
 
 // Starts the products of 64 rows of probabilities with the values of a tile, added to `o` if `add`.
 template <int D>
@@ -70,77 +57,33 @@ DEVICE void store_rows(u16* out, const Work& work, int heads, int warp_row, cons
     }
 }
 
-// Two rows of a thread in the running result.
-template <int D>
-struct RunningRows {
-    float base[2], sum[2], total[D / 2];
-
-    __device__ __forceinline__ RunningRows() {
-#pragma unroll
-        for (int i = 0; i < 2; i++) base[i] = NEGATIVE_INFINITY, sum[i] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < D / 2; i++) total[i] = 0.0f;
-    }
-
-    __device__ __forceinline__ void fold(const float (&tile_maximum)[2], const float (&tile_sum)[2], const float (&o)[D / 2]) {
-        Fold low(base[0], tile_maximum[0]), high(base[1], tile_maximum[1]);
-        sum[0] = low(sum[0], tile_sum[0]);
-        sum[1] = high(sum[1], tile_sum[1]);
-        // nothing to make smaller where no base has risen
-        if (__all_sync(FULL_WARP, low.old_weight == 1.0f && high.old_weight == 1.0f)) {
-#pragma unroll
-            for (int i = 0; i < D / 2; i++) total[i] = __fmaf_rn(o[i], (i % 4 < 2 ? low : high).new_weight, total[i]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < D / 2; i++) total[i] = (i % 4 < 2 ? low : high)(total[i], o[i]);
-        }
-    }
-};
-
-// A group of four warps: attention of 64 rows of each work.
-template <int D, int STAGES>
+// A group of four warps: attention of 64 rows of each work. `Rows` are the two of a thread, in an order of additions: it starts
+// products with keys and with values, makes scores probabilities (`soften`), and joins what was weighed to the result, between
+// the start of the next scores and that of the next values (`fold`), once values are weighed (`lower`), and in the end.
+template <int D, int STAGES, typename Rows>
 DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, u16* out, u32 query_tile, u32 keys, u32 values,
                             const PrefillLists& lists, float scale) {
     constexpr u32 TILE_BYTES = TILE_KEYS * D * 2;
-    int group = __shfl_sync(FULL_WARP, threadIdx.x / 128, 0), warp_row = threadIdx.x / 32 * 16;
-    u64 queries = matrix_descriptor(query_tile + group * 64 * 128);
+    int warp_row = threadIdx.x / 32 * 16;
     Release release(barriers, lists.sharers);
+    Rows rows(query_tile);
     int slot = 0;
     u32 phase = 0, query_phase = 0;
     for (int round = 0; nth_item(round) < lists.items; round++) {
         barrier_wait(&barriers.query_full, query_phase);
         query_phase ^= 1;
         Work work = shared_work;
-        RunningRows<D> rows;
-        // of a tile; its values are folded when its successor's scores are under way
-        float s[64], o[D / 2], maxima[2], sums[2];
-        float weighed_maxima[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, weighed_sums[2] = {};
+        rows.begin();
+        if (Rows::KEEPS_QUERIES) barrier_arrive(&barriers.query_empty);
+        float s[64];
         uint4 p[8];
-#pragma unroll
-        for (int i = 0; i < D / 2; i++) o[i] = 0.0f;
-        auto fold = [&] {
-            rows.fold(weighed_maxima, weighed_sums, o);
-#pragma unroll
-            for (int half = 0; half < 2; half++) weighed_maxima[half] = maxima[half], weighed_sums[half] = sums[half];
-        };
-        // scores to probabilities
         auto soften = [&](int tile) {
             mask_scores(s, tile * TILE_KEYS, work.position0 + warp_row, lists.window);
-            row_maxima(maxima, s, scale);
-#pragma unroll
-            for (int i = 0; i < 64; i++) s[i] = probability(s[i], scale, maxima[i % 4 / 2]);
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float ranks[2];
-#pragma unroll
-                for (int rank = 0; rank < 2; rank++)
-                    ranks[rank] = sum_quarters([&](int j) { return s[4 * j + 2 * half + rank]; });
-                sums[half] = quad_sum(ranks[0] + ranks[1]);
-            }
+            rows.soften(s, scale);
         };
 
         barrier_wait(barriers.key_full + slot, phase);
-        start_scores<D>(s, queries, keys + slot * TILE_BYTES);
+        rows.start_scores(s, keys + slot * TILE_BYTES);
         matrices_wait<0>();
         release.keys(slot);
         soften(work.first_tile);
@@ -149,26 +92,27 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
             int next = slot + 1 == STAGES ? 0 : slot + 1;
             u32 next_phase = next ? phase : phase ^ 1;
             barrier_wait(barriers.key_full + next, next_phase);
-            start_scores<D>(s, queries, keys + next * TILE_BYTES);
-            fold();
+            rows.start_scores(s, keys + next * TILE_BYTES);
+            rows.fold();
             barrier_wait(barriers.value_full + slot, phase);
-            start_weighing<D>(o, p, values + slot * TILE_BYTES, false);
+            rows.start_weighing(p, values + slot * TILE_BYTES);
             matrices_wait<1>();
             release.keys(next);
             soften(tile + 1);
             matrices_wait<0>();
             release.values(slot);
+            rows.lower();
             slot = next;
             phase = next_phase;
         }
-        barrier_arrive(&barriers.query_empty);
+        if (!Rows::KEEPS_QUERIES) barrier_arrive(&barriers.query_empty);
         pack_probabilities(p, s);
-        fold();
+        rows.fold();
         barrier_wait(barriers.value_full + slot, phase);
-        start_weighing<D>(o, p, values + slot * TILE_BYTES, false);
+        rows.start_weighing(p, values + slot * TILE_BYTES);
         matrices_wait<0>();
         release.values(slot);
-        fold();
+        rows.finish();
         if (++slot == STAGES) slot = 0, phase ^= 1;
         store_rows<D>(out, work, lists.heads, warp_row, rows.total, rows.sum);
     }

@@ -114,6 +114,7 @@ impl KernelFile {
                 ("prefill_work.cuh", include_str!("../../kernels/prefill_work.cuh")),
                 ("prefill_load.cuh", include_str!("../../kernels/prefill_load.cuh")),
                 ("prefill_compute.cuh", include_str!("../../kernels/prefill_compute.cuh")),
+                ("prefill_canonical.cuh", include_str!("../../kernels/prefill_canonical.cuh")),
                 ("prefill_variant.cuh", include_str!("../../kernels/prefill_variant.cuh")),
             ],
             Self::Fp8 => &[COMMON, FP8],
