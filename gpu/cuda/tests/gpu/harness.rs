@@ -64,7 +64,7 @@ impl Context {
         Ok(Self { device, light: std::env::var_os("GPU_TEST_LIGHT").is_some(), seed })
     }
 
-    /// Runs the cases that match and prints one line each; fails if one does.
+    /// Runs the cases that match and prints one line each; fails if one does, or if none matches.
     pub fn run(&self, cases: &[Case], filter: &str) -> ExitCode {
         let (mut passed, mut failed) = (0, 0);
         for case in cases.iter().filter(|case| case.name.contains(filter)) {
@@ -85,17 +85,11 @@ impl Context {
                 }
             }
         }
+        if passed + failed == 0 {
+            println!("no case has {filter:?} in its name");
+            return ExitCode::FAILURE;
+        }
         println!("{passed} passed, {failed} failed");
-        (failed > 0).into_code()
-    }
-}
-
-trait IntoCode {
-    fn into_code(self) -> ExitCode;
-}
-
-impl IntoCode for bool {
-    fn into_code(self) -> ExitCode {
-        if self { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 }
