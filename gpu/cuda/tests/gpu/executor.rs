@@ -4,14 +4,13 @@ use std::path::Path;
 
 use cpu::{CpuConfig, CpuExecutor, KvDtype, Precision};
 use cuda::{CudaConfig, CudaExecutor, KvBudget, KvFormat, WeightFormat};
-use formats::Safetensors;
-use half::{bf16, f16};
 use models::{
     Batch, DType, DecoderSpec, Executor, Logprobs, Model, OpenSlot, PLACEHOLDER, SamplingParams, Score,
     SequenceStep, SlotId, StepId, fixtures, synthetic,
 };
 
 use crate::{
+    checkpoint::write_rounded,
     company::{Request, Run, random_request},
     compare::same_bits,
     harness::{Case, Context, Failure, Outcome, ensure},
@@ -241,33 +240,6 @@ fn f16_weights(_: &Context, random: &mut Random) -> Outcome {
         std::fs::remove_dir_all(&folder).map_err(failure)?;
     }
     Ok(format!("{positions} positions bit-equal"))
-}
-
-/// Writes a checkpoint in f16 with its matrices in bf16.
-fn write_rounded(from: &Path, to: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(to).map_err(failure)?;
-    std::fs::copy(from.join("config.json"), to.join("config.json")).map_err(failure)?;
-    let files = Safetensors::open(from).map_err(failure)?;
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for name in files.names() {
-        let tensor = files.tensor(name).map_err(failure)?;
-        ensure(tensor.dtype == DType::F16, || format!("{name} is not stored in f16"))?;
-        let start = data.len();
-        let dtype = if tensor.shape.len() == 2 {
-            let halves = tensor.data.chunks_exact(2).map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]));
-            data.extend(halves.flat_map(|half| bf16::from_f32(half.to_f32()).to_le_bytes()));
-            "BF16"
-        } else {
-            data.extend_from_slice(tensor.data);
-            "F16"
-        };
-        let place = [start, data.len()];
-        let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": place });
-        header.insert(name.to_owned(), entry);
-    }
-    let header = serde_json::Value::from(header).to_string().into_bytes();
-    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
-    std::fs::write(to.join("model.safetensors"), file).map_err(failure)
 }
 
 /// Sequences that go on from an output, with penalties: more of them in one step than its page-locked memory has room for.

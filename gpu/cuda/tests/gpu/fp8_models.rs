@@ -7,14 +7,15 @@ use std::{
 
 use cuda::{CudaConfig, CudaExecutor, KvBudget, WeightFormat};
 use formats::Safetensors;
-use models::{DType, DecoderSpec, Executor, LayerWeight, Model, WeightId, synthetic};
+use models::{DType, DecoderSpec, Executor, Model, synthetic};
 
 use crate::{
+    checkpoint::write_plain,
     compare::same_bits,
     harness::{Case, Context, Failure, Outcome, ensure},
     lone::score,
     random::Random,
-    setup::{config, random_spec},
+    setup::{config, failure, random_spec},
 };
 
 pub fn cases() -> Vec<Case> {
@@ -23,10 +24,6 @@ pub fn cases() -> Vec<Case> {
         Case { name: "fp8 models: bf16 checkpoints are quantised on load", run: on_load },
         Case { name: "fp8 models: weights that are no numbers are refused", run: not_a_number },
     ]
-}
-
-fn failure(error: impl ToString) -> Failure {
-    Failure(error.to_string())
 }
 
 /// A folder that is removed with it.
@@ -44,50 +41,6 @@ impl Drop for Folder {
             println!("cannot remove {}: {error}", self.0.display());
         }
     }
-}
-
-/// Writes the FP8 checkpoint `from` with its matrices in bf16, as their codes and scales say.
-pub fn write_plain(from: &Path, to: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(to).map_err(failure)?;
-    let config = fs::read(from.join("config.json")).map_err(failure)?;
-    let mut config: serde_json::Value = serde_json::from_slice(&config).map_err(failure)?;
-    config["quantization_config"] = serde_json::Value::Null;
-    fs::write(to.join("config.json"), config.to_string()).map_err(failure)?;
-    let (model, files) = (Model::open(from).map_err(failure)?, Safetensors::open(from).map_err(failure)?);
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    let mut add = |name: &str, shape: &[usize], bytes: &[u8]| {
-        let start = data.len();
-        data.extend_from_slice(bytes);
-        let entry =
-            serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()] });
-        header.insert(name.to_owned(), entry);
-    };
-    for name in files.names() {
-        let tensor = files.tensor(name).map_err(failure)?;
-        if tensor.dtype == DType::BF16 && !name.ends_with("_scale_inv") {
-            add(name, tensor.shape, tensor.data);
-        }
-    }
-    for (layer, name, weight) in (0..model.spec.layers).flat_map(|layer| {
-        [
-            ("self_attn.q_proj", LayerWeight::Q),
-            ("self_attn.k_proj", LayerWeight::K),
-            ("self_attn.v_proj", LayerWeight::V),
-            ("self_attn.o_proj", LayerWeight::O),
-            ("mlp.gate_proj", LayerWeight::Gate),
-            ("mlp.up_proj", LayerWeight::Up),
-            ("mlp.down_proj", LayerWeight::Down),
-        ]
-        .map(|(name, weight)| (layer, name, weight))
-    }) {
-        let matrix = model.weights.get(WeightId::Layer(layer, weight)).map_err(failure)?;
-        ensure(matrix.dtype == DType::F8E4M3, || format!("{name} is not stored in fp8"))?;
-        let (shape, plain) = ([matrix.rows, matrix.cols], matrix.without_scales());
-        add(&format!("model.layers.{layer}.{name}.weight"), &shape, &plain.data);
-    }
-    let header = serde_json::Value::from(header).to_string().into_bytes();
-    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
-    fs::write(to.join("model.safetensors"), file).map_err(failure)
 }
 
 fn engine(folder: &Path, weights: WeightFormat) -> Result<CudaExecutor, Failure> {

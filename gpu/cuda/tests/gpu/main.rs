@@ -8,6 +8,7 @@
 
 mod attention;
 mod bench;
+mod checkpoint;
 mod company;
 mod compare;
 mod elementwise;

@@ -22,7 +22,7 @@ use crate::{
     compare::same_bits,
     harness::{Case, Context, Failure, Outcome, ensure},
     random::Random,
-    setup::config,
+    setup::{config, failure},
 };
 
 /// Arguments of processes at the other end; the folder of sockets is in FOLDER.
@@ -45,10 +45,6 @@ pub fn cases() -> Vec<Case> {
         Case { name: "transfer: another process pushes, or dies of it", run: writers },
         Case { name: "transfer: a receiver that dies harms no writer", run: receivers },
     ]
-}
-
-fn failure(error: impl ToString) -> Failure {
-    Failure(error.to_string())
 }
 
 /// An executor whose pool holds the same random numbers in every process.
