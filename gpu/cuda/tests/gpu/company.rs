@@ -1,6 +1,6 @@
 //! Requests in random company.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use models::{
     Batch, Executor, Logprobs, OpenSlot, PLACEHOLDER, SamplingParams, SequenceStep, SlotId, StepId, Ticket,
@@ -9,7 +9,7 @@ use models::{
 use crate::{
     harness::{Failure, ensure},
     random::Random,
-    setup::{PAGE_SIZE, failure},
+    setup::failure,
 };
 
 /// What is asked for.
@@ -52,6 +52,10 @@ pub struct Run<'a> {
     executor: &'a mut dyn Executor,
     /// Steps so far.
     pub step: u64,
+    /// Of each step one in so many sequences is left out.
+    pub left_out: usize,
+    /// Rows of steps that only decoded.
+    pub decoded: BTreeSet<usize>,
     free_pages: Vec<u32>,
     tickets: VecDeque<(Ticket, Vec<(SlotId, usize)>)>,
 }
@@ -59,7 +63,8 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(executor: &'a mut dyn Executor) -> Self {
         let free_pages = (0..executor.spec().pages).collect();
-        Self { executor, step: 0, free_pages, tickets: VecDeque::new() }
+        let (decoded, tickets) = (BTreeSet::new(), VecDeque::new());
+        Self { executor, step: 0, left_out: 5, decoded, free_pages, tickets }
     }
 
     pub fn all(
@@ -95,7 +100,7 @@ impl<'a> Run<'a> {
             let (mut sampled, mut freed) = (Vec::new(), Vec::new());
             for (slot, place) in live.iter_mut().enumerate() {
                 let Some(one) = place else { continue };
-                if slots > 1 && random.below(5) == 0 {
+                if slots > 1 && random.below(self.left_out) == 0 {
                     continue;
                 }
                 self.add(&mut batch, SlotId(slot as u32), one, requests, random, slots, &mut sampled);
@@ -110,6 +115,9 @@ impl<'a> Run<'a> {
                 continue;
             }
             self.step += 1;
+            if batch.tokens.len() == sampled.len() {
+                self.decoded.insert(sampled.len());
+            }
             let ticket = self.executor.submit(&batch).map_err(failure)?;
             self.tickets.push_back((ticket, sampled));
             if self.tickets.len() == self.executor.spec().depth as usize {
@@ -139,7 +147,8 @@ impl<'a> Run<'a> {
         sampled: &mut Vec<(SlotId, usize)>,
     ) {
         let request = &requests[one.request];
-        let left = 256 - batch.tokens.len();
+        let spec = self.executor.spec();
+        let left = spec.max_batch_tokens as usize - batch.tokens.len();
         let (start, tokens) = if one.computed < request.prompt.len() {
             let rest = &request.prompt[one.computed..];
             let most = rest.len().min(left);
@@ -162,7 +171,7 @@ impl<'a> Run<'a> {
             });
         }
         one.computed += tokens.len();
-        while one.pages.len() * (PAGE_SIZE as usize) < one.computed {
+        while one.pages.len() * (spec.page_size as usize) < one.computed {
             let at = random.below(self.free_pages.len());
             one.pages.push(self.free_pages.swap_remove(at));
         }

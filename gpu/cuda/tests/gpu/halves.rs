@@ -7,7 +7,7 @@ use crate::{
     company::{Request, Run, Text, random_request},
     harness::{Case, Context, Outcome, ensure},
     random::Random,
-    setup::{config, failure, random_spec},
+    setup::{config, failure, random_spec, wide_spec},
 };
 
 pub fn cases() -> Vec<Case> {
@@ -20,11 +20,10 @@ const REQUESTS: usize = 80;
 
 /// Shapes that differ in heads, windows, biases and tiles of wide products.
 fn specs() -> Vec<DecoderSpec> {
-    let wide = DecoderSpec { hidden_size: 1088, intermediate_size: 2240, ..random_spec(128, 9, 3, None) };
     vec![
         random_spec(64, 6, 2, None),
         DecoderSpec { qkv_bias: true, qk_norm: false, ..random_spec(64, 4, 4, Some(50)) },
-        wide,
+        wide_spec(),
     ]
 }
 

@@ -11,6 +11,7 @@ mod bench;
 mod checkpoint;
 mod company;
 mod compare;
+mod crowd;
 mod elementwise;
 mod engine;
 mod exchange;
@@ -52,6 +53,7 @@ fn cases() -> Vec<Case> {
             let models = [
                 executor::cases(),
                 scheduled::cases(),
+                crowd::cases(),
                 persistent::cases(),
                 halves::cases(),
                 fp8_models::cases(),

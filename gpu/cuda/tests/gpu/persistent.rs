@@ -7,7 +7,7 @@ use crate::{
     company::{Request, Run, Text, random_request},
     harness::{Case, Context, Outcome, ensure},
     random::Random,
-    setup::{config, failure, random_spec},
+    setup::{config, failure, random_spec, wide_spec},
 };
 
 pub fn cases() -> Vec<Case> {
@@ -23,12 +23,7 @@ const PERSISTENT_LAUNCHES: u64 = 4;
 /// Shapes that differ in what the kernel shares out: heads, windows, biases, matrices of several places of its ring, units
 /// that do not divide evenly among blocks.
 fn specs() -> Vec<DecoderSpec> {
-    let wide = DecoderSpec {
-        hidden_size: 1088,
-        intermediate_size: 2240,
-        context_length: 8192,
-        ..random_spec(128, 9, 3, None)
-    };
+    let wide = DecoderSpec { context_length: 8192, ..wide_spec() };
     vec![
         random_spec(64, 6, 2, None),
         random_spec(128, 4, 1, None),

@@ -52,6 +52,11 @@ pub fn random_spec(head_dim: u32, heads: u32, kv_heads: u32, window: Option<u32>
     }
 }
 
+/// Products of as many columns as keep all blocks of several kernels busy.
+pub fn wide_spec() -> DecoderSpec {
+    DecoderSpec { hidden_size: 1088, intermediate_size: 2240, ..random_spec(128, 9, 3, None) }
+}
+
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&l| f64::from(l - maximum).exp()).sum();
