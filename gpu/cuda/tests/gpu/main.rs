@@ -32,6 +32,7 @@ mod scheduled;
 mod setup;
 mod smollm2;
 mod transfer;
+mod variant;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,7 @@ fn cases() -> Vec<Case> {
                 executor::cases(),
                 scheduled::cases(),
                 crowd::cases(),
+                variant::cases(),
                 persistent::cases(),
                 halves::cases(),
                 fp8_models::cases(),

@@ -32,7 +32,7 @@ const LEAST_STEPS: u64 = 2000;
 const SHARED_PREFIX: usize = 200;
 
 /// A scheduler and its executor, and what has come of it.
-struct Served<'a> {
+pub struct Served<'a> {
     executor: &'a mut dyn Executor,
     scheduler: Scheduler,
     key: ClusterKey,
@@ -44,12 +44,13 @@ struct Served<'a> {
     runs: u64,
     live: BTreeSet<RunKey>,
     cancelled: BTreeSet<RunKey>,
-    texts: BTreeMap<(RunKey, u32), Text>,
+    /// By run and choice.
+    pub texts: BTreeMap<(RunKey, u32), Text>,
     cached_tokens: u32,
 }
 
 impl<'a> Served<'a> {
-    fn new(executor: &'a mut dyn Executor) -> Self {
+    pub fn new(executor: &'a mut dyn Executor) -> Self {
         let key = ClusterKey::derive("test");
         let config = SchedulerConfig {
             chunked_prefill_size: 100,
@@ -131,7 +132,11 @@ impl<'a> Served<'a> {
     }
 
     /// Serves requests that come and go at random; the run of each.
-    fn serve(&mut self, requests: &[(Request, u32)], random: &mut Random) -> Result<Vec<RunKey>, Failure> {
+    pub fn serve(
+        &mut self,
+        requests: &[(Request, u32)],
+        random: &mut Random,
+    ) -> Result<Vec<RunKey>, Failure> {
         let mut runs = Vec::new();
         loop {
             while runs.len() < requests.len() && (self.live.is_empty() || random.below(3) == 0) {
@@ -153,7 +158,7 @@ impl<'a> Served<'a> {
 }
 
 /// Prompts that share some of their beginning with others, and how many choices are wanted of each.
-fn requests(count: usize, random: &mut Random) -> Vec<(Request, u32)> {
+pub fn requests(count: usize, random: &mut Random) -> Vec<(Request, u32)> {
     let shared: Vec<u32> = (0..SHARED_PREFIX).map(|_| random.below(1000) as u32).collect();
     (0..count)
         .map(|_| {
