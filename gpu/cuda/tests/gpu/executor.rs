@@ -136,13 +136,15 @@ fn references_in_f32(context: &Context, _: &mut Random) -> Outcome {
 fn mixed(context: &Context, random: &mut Random) -> Outcome {
     let folder = std::env::temp_dir().join(format!("stator-gpu-test-{}", std::process::id()));
     let (mut steps, mut requests) = (0, 0);
-    let (stored, f32) = (WeightFormat::AsStored, WeightFormat::Float32);
+    let (stored, fp8, f32) = (WeightFormat::AsStored, WeightFormat::Fp8, WeightFormat::Float32);
     for (head_dim, heads, kv_heads, window, kv_format, weights) in [
         (64, 6, 2, None, KvFormat::Bf16, stored),
         (128, 4, 1, None, KvFormat::Bf16, stored),
         (64, 3, 3, Some(50), KvFormat::Bf16, stored),
         (128, 4, 2, None, KvFormat::Fp8E4m3, stored),
         (64, 6, 3, Some(70), KvFormat::Fp8E4m3, stored),
+        (128, 4, 1, None, KvFormat::Bf16, fp8),
+        (64, 6, 2, Some(50), KvFormat::Fp8E4m3, fp8),
         (128, 4, 2, Some(60), KvFormat::Bf16, f32),
     ] {
         let spec = random_spec(head_dim, heads, kv_heads, window);

@@ -222,13 +222,15 @@ struct Found {
 
 fn scheduled(context: &Context, random: &mut Random) -> Outcome {
     let folder = std::env::temp_dir().join(format!("stator-gpu-scheduled-{}", std::process::id()));
-    let (stored, f32) = (WeightFormat::AsStored, WeightFormat::Float32);
+    let (stored, fp8, f32) = (WeightFormat::AsStored, WeightFormat::Fp8, WeightFormat::Float32);
     let kinds = [
         (64, 6, 2, None, KvFormat::Bf16, stored),
         (128, 4, 1, None, KvFormat::Bf16, stored),
         (64, 3, 3, Some(50), KvFormat::Bf16, stored),
         (128, 4, 2, None, KvFormat::Fp8E4m3, stored),
         (64, 6, 3, Some(70), KvFormat::Fp8E4m3, stored),
+        (128, 4, 1, None, KvFormat::Bf16, fp8),
+        (64, 6, 2, Some(50), KvFormat::Fp8E4m3, fp8),
         (128, 4, 2, Some(60), KvFormat::Bf16, f32),
     ];
     let (count, least) = if context.light { (4, 0) } else { (REQUESTS, LEAST_STEPS) };
