@@ -20,16 +20,20 @@ const SLOTS: usize = 12;
 const SEPARATE_LAUNCHES: u64 = 3 * 6 + 4;
 const PERSISTENT_LAUNCHES: u64 = 4;
 
+/// Positions of the pool.
+const POSITIONS: u32 = 9600;
+
 /// Shapes that differ in what the kernel shares out: heads, windows, biases, matrices of several places of its ring, units
-/// that do not divide evenly among blocks.
-fn specs() -> Vec<DecoderSpec> {
+/// that do not divide evenly among blocks. With each, tokens of a page: a part of an attention tile, one, or several.
+fn shapes() -> Vec<(DecoderSpec, u32)> {
     let wide = DecoderSpec { context_length: 8192, ..wide_spec() };
     vec![
-        random_spec(64, 6, 2, None),
-        random_spec(128, 4, 1, None),
-        random_spec(64, 3, 3, Some(50)),
-        DecoderSpec { qkv_bias: true, qk_norm: false, ..random_spec(64, 16, 1, None) },
-        wide,
+        (random_spec(64, 6, 2, None), 16),
+        (random_spec(128, 4, 1, None), 256),
+        (random_spec(64, 3, 3, Some(50)), 8),
+        (DecoderSpec { qkv_bias: true, qk_norm: false, ..random_spec(64, 16, 1, None) }, 128),
+        (wide.clone(), 16),
+        (wide, 512),
     ]
 }
 
@@ -53,7 +57,7 @@ fn requests(random: &mut Random, context_length: u32) -> Vec<Request> {
 fn same_bits(context: &Context, random: &mut Random) -> Outcome {
     let folder = std::env::temp_dir().join(format!("stator-gpu-persistent-{}", std::process::id()));
     let mut tokens = 0;
-    for spec in specs().into_iter().take(if context.light { 2 } else { usize::MAX }) {
+    for (spec, page_size) in shapes().into_iter().take(if context.light { 2 } else { usize::MAX }) {
         synthetic::write_random_checkpoint(&folder, &spec, DType::BF16, random.word()).map_err(failure)?;
         let model = Model::open(&folder).map_err(failure)?;
         let mut all = requests(random, spec.context_length);
@@ -62,7 +66,9 @@ fn same_bits(context: &Context, random: &mut Random) -> Outcome {
         }
         let seed = random.word();
         let texts = |persistent: bool, launches: u64, at_once: usize| -> Result<Vec<Text>, _> {
-            let config = CudaConfig { persistent, ..config(SLOTS as u32, 256, KvBudget::Pages(600)) };
+            // each sequence may leave its last page almost empty
+            let pages = KvBudget::Pages(POSITIONS / page_size + SLOTS as u32);
+            let config = CudaConfig { persistent, page_size, ..config(SLOTS as u32, 256, pages) };
             let mut executor = CudaExecutor::new(&model, &config, &mut |_| ())?;
             let found = executor.launches_per_decode_step();
             ensure(found == launches, || format!("{found} launches a step, not {launches}"))?;
@@ -76,7 +82,8 @@ fn same_bits(context: &Context, random: &mut Random) -> Outcome {
                     let at = one.iter().zip(many).position(|(a, b)| a != b);
                     let (hidden, prompt) = (spec.hidden_size, request.prompt.len());
                     format!(
-                        "width {hidden}, prompt of {prompt}, {at_once} at once: differs from token {at:?} on"
+                        "width {hidden}, pages of {page_size}, prompt of {prompt}, {at_once} at once: differs \
+                         from token {at:?} on"
                     )
                 })?;
                 tokens += one.len();
