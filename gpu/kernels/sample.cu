@@ -101,6 +101,9 @@ DEVICE u64 cluster_scan(Shared& shared, u64 v, u64& total) {
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
 
+// A logit that is no number counts as minus infinity.
+DEVICE float number(float logit) { return logit == logit ? logit : NEGATIVE_INFINITY; }
+
 // An integer that orders as the float does.
 DEVICE u32 order_key(float v) {
     u32 bits = __float_as_uint(v);
@@ -229,7 +232,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const float* source = logits + (u64)row * columns + first;
     u64 highest = 0;  // of what this thread brings
     auto take = [&](int i, float v) {
-        v = v == v ? v : NEGATIVE_INFINITY;
+        v = number(v);
         u64 r = rank_of(v, first + i);
         if (r > highest) highest = r;
         return v;
@@ -402,7 +405,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int first = rank * slice;
     int count = vocab - first < slice ? vocab - first : slice;
     count = count > 0 ? count : 0;
-    for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = logits[(u64)row * columns + first + i];
+    for (int i = threadIdx.x; i < count; i += THREADS) mine[i] = number(logits[(u64)row * columns + first + i]);
     __syncthreads();
     auto best = [&](u64 below) {
         u64 found = 0;
@@ -428,6 +431,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     if (rank == 0 && threadIdx.x == 0) {
         scored[row].token = targets[row];
-        scored[row].logprob = logits[(u64)row * columns + targets[row]] - log_total;
+        scored[row].logprob = number(logits[(u64)row * columns + targets[row]]) - log_total;
     }
 }

@@ -60,8 +60,9 @@ pub struct Draw {
 ///
 /// `logits` is the model's raw row; bias, mask and penalties are applied to it in place. `history` holds the tokens
 /// so far, so its output length is the output position of the token drawn here. The most likely tokens of the raw
-/// row replace what is in `top`, best first, ties to the lowest id. Ids in `params` beyond the row are ignored. A row
-/// without a finite maximum gives its first largest token.
+/// row replace what is in `top`, best first, ties to the lowest id. Ids in `params` beyond the row are ignored. A logit
+/// that is no number counts as minus infinity. A row without a finite maximum gives its first largest token, and its log
+/// probabilities mean nothing.
 pub fn sample(
     logits: &mut [f32],
     params: &SamplingParams,
@@ -98,7 +99,7 @@ pub fn score(
     top: &mut Vec<TokenLogprob>,
 ) -> f32 {
     top.clear();
-    logits[token as usize] - report_top(logits, count, scratch, top)
+    passes::number(logits[token as usize]) - report_top(logits, count, scratch, top)
 }
 
 /// Puts the `count` most likely tokens into `top` and returns the logarithm of the row's sum of exponentials.

@@ -63,6 +63,16 @@ fn padded(logits: &[f32], vocab: usize, columns: usize) -> Vec<f32> {
     logits.chunks_exact(vocab).flat_map(|row| row.iter().chain(&padding)).copied().collect()
 }
 
+/// Makes one logit of twenty no number.
+fn spoil(logits: &mut [f32], random: &mut Random) {
+    logits.iter_mut().filter(|_| random.below(20) == 0).for_each(|logit| *logit = f32::NAN);
+}
+
+/// Whether two log probabilities are about the same, or mean nothing both.
+fn near(a: f32, b: f32) -> bool {
+    a == b || a.is_nan() && b.is_nan() || (a - b).abs() < LOGPROB_BOUND
+}
+
 /// Samples each row with the choice of the same number; slots are dealt backwards.
 fn draw(device: &Device, logits: &[f32], vocab: usize, choices: &[Choice]) -> Result<Vec<Drawn>, Failure> {
     let (rows, columns) = (choices.len(), vocab.next_multiple_of(8));
@@ -130,12 +140,14 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
     let vocabs: &[usize] = if context.light { &[515] } else { &[13, 515, 49_152, 151_936] };
     for &vocab in vocabs {
         let rows = if context.light { 12 } else { 60 };
-        let logits: Vec<f32> = random
+        let mut logits: Vec<f32> = random
             .floats(rows * vocab, 12.0)
             .into_iter()
             // coarse steps, so that ties are common
             .map(|logit| if logit > 4.0 { (logit * 16.0).round() / 16.0 } else { logit })
             .collect();
+        spoil(&mut logits, random);
+        logits[..vocab].fill(f32::NAN);
         let choices: Vec<Choice> = (0..rows).map(|_| random_choice(random, vocab)).collect();
         let drawn = draw(device, &logits, vocab, &choices)?;
         let (mut scratch, mut top) = (Scratch::default(), Vec::new());
@@ -154,7 +166,7 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
                 others += 1;
             }
             if let (Some(logprob), true) = (reference.logprob, agrees) {
-                ensure((logprob - found.logprob).abs() < LOGPROB_BOUND, || {
+                ensure(near(logprob, found.logprob), || {
                     format!("vocab {vocab}: log probability {} against {logprob}", found.logprob)
                 })?;
             }
@@ -162,7 +174,7 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
                 ensure(found.top_tokens[i] == top.token, || {
                     format!("vocab {vocab}: place {i} is {} against {}", found.top_tokens[i], top.token)
                 })?;
-                ensure((found.top_logprobs[i] - top.logprob).abs() < LOGPROB_BOUND, || {
+                ensure(near(found.top_logprobs[i], top.logprob), || {
                     format!("vocab {vocab}: place {i} has {} against {}", found.top_logprobs[i], top.logprob)
                 })?;
             }
@@ -201,8 +213,10 @@ fn distribution(context: &Context, _: &mut Random) -> Outcome {
 fn scores(context: &Context, random: &mut Random) -> Outcome {
     let device = &context.device;
     let (vocab, rows) = (5003, 9);
-    let logits = random.floats(rows * vocab, 10.0);
+    let mut logits = random.floats(rows * vocab, 10.0);
+    spoil(&mut logits, random);
     let targets: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
+    logits[targets[0] as usize] = f32::NAN;
     let tops: Vec<u32> = (0..rows).map(|_| random.below(MAX_TOP + 1) as u32).collect();
     let scored = poisoned::<Drawn>(device, rows)?;
     device.score(Score {
@@ -218,12 +232,11 @@ fn scores(context: &Context, random: &mut Random) -> Outcome {
     for (row, scored) in device.read(scored.view())?.iter().enumerate() {
         let logits = &logits[row * vocab..][..vocab];
         let expected = sampler::score(logits, targets[row], tops[row] as usize, &mut scratch, &mut top);
-        ensure((scored.logprob - expected).abs() < LOGPROB_BOUND, || {
+        ensure(near(scored.logprob, expected), || {
             format!("row {row}: {} against {expected}", scored.logprob)
         })?;
         for (i, top) in top.iter().enumerate() {
-            let same = scored.top_tokens[i] == top.token
-                && (scored.top_logprobs[i] - top.logprob).abs() < LOGPROB_BOUND;
+            let same = scored.top_tokens[i] == top.token && near(scored.top_logprobs[i], top.logprob);
             ensure(same, || format!("row {row}, place {i}"))?;
         }
     }

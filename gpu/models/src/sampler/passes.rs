@@ -89,11 +89,16 @@ pub(super) fn total(sums: &[f32]) -> f64 {
     sums.iter().map(|&sum| f64::from(sum)).sum()
 }
 
+/// A logit that is no number counts as minus infinity.
+pub(super) fn number(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit }
+}
+
 /// The lowest token whose logit is at least `floor`, 0 if there is none.
 pub(super) fn first_at_least(logits: &[f32], maxima: &[f32], floor: f32) -> TokenId {
     let Some(block) = maxima.iter().position(|&max| max >= floor) else { return 0 };
     let start = block * BLOCK;
-    let offset = logits[start..].iter().position(|&logit| logit >= floor);
+    let offset = logits[start..].iter().position(|&logit| number(logit) >= floor);
     (start + offset.unwrap_or(0)) as TokenId
 }
 

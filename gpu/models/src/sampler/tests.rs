@@ -237,11 +237,35 @@ fn frequencies_match_probabilities() {
 
 #[test]
 fn a_row_without_finite_logits_gives_a_token_of_the_row() {
-    for row in [[f32::NAN; 3], [f32::NEG_INFINITY; 3]] {
+    for row in [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [f32::NAN, f32::NEG_INFINITY, f32::NAN]] {
         assert_eq!(draw_one(&row, &SamplingParams::default(), &History::default(), 0).token, 0);
     }
     let row = [0.0, f32::INFINITY, f32::NAN];
     assert_eq!(draw_one(&row, &SamplingParams::default(), &History::default(), 0).token, 1);
+}
+
+#[test]
+fn a_logit_that_is_no_number_counts_as_minus_infinity() {
+    let row_with = |missing: f32| -> Vec<f32> {
+        (0..200).map(|i| if i % 7 == 3 { missing } else { (i * 37 % 100) as f32 / 20.0 }).collect()
+    };
+    let (row, infinite) = (row_with(f32::NAN), row_with(f32::NEG_INFINITY));
+    let draw = |row: &[f32], params: &SamplingParams| {
+        let mut top = Vec::new();
+        let history = History::default();
+        (sample(&mut row.to_vec(), params, &history, 0, &mut Scratch::default(), &mut top), top)
+    };
+    for seed in 0..50 {
+        let params = SamplingParams { seed, logprobs: Logprobs::Top(5), ..SamplingParams::default() };
+        for params in [SamplingParams { top_p: 0.9, ..params.clone() }, params, greedy()] {
+            assert_eq!(draw(&row, &params), draw(&infinite, &params));
+        }
+    }
+    let (mut scratch, mut top) = (Scratch::default(), Vec::new());
+    for token in 0..200 {
+        let mut scored = |row: &[f32]| score(row, token, 5, &mut scratch, &mut top);
+        assert_eq!(scored(&row), scored(&infinite));
+    }
 }
 
 #[test]
