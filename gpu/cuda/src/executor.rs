@@ -276,6 +276,7 @@ impl CudaExecutor {
         let share = self.device.decode_share(heads, kv_heads, window);
         plan.decide(batch, &self.slots, self.forward.decoder.buffers.max_tiles, share);
         let way = self.forward.way(plan);
+        self.forward.begin_step(&self.device, way)?;
         let captured = self.captures.fitting(plan, way);
         let counts = captured.map_or(plan.counts, |(rows, _)| Counts::of_decode(rows));
         let layout = Layout::new(counts);

@@ -55,6 +55,14 @@ impl Forward {
         }
     }
 
+    /// Before each step that goes this way, replayed or not.
+    pub fn begin_step(&mut self, device: &Device, way: Way) -> Result<(), CudaError> {
+        match &mut self.persistent {
+            Some(persistent) if way == Way::Persistent => persistent.begin_step(device),
+            _ => Ok(()),
+        }
+    }
+
     fn is_halved(&self, plan: &Plan) -> bool {
         plan.is_plain_decode()
             && HALVED_ROWS.contains(&plan.counts.tokens)

@@ -97,6 +97,11 @@ impl Persistent {
         self.max_rows
     }
 
+    /// Before each step that is this kernel, replayed or not.
+    pub fn begin_step(&mut self, device: &Device) -> Result<(), CudaError> {
+        self.state.begin_step(device)
+    }
+
     /// Starts the kernel.
     pub fn run(
         &self,

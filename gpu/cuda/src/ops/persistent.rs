@@ -139,6 +139,9 @@ pub struct PersistentState {
     part_stats: Buffer<u64>,
     epoch: Buffer<u32>,
     max_tiles: usize,
+    /// Steps since the epoch was 0, without those of captures.
+    steps: u32,
+    most_steps: u32,
 }
 
 impl PersistentState {
@@ -169,25 +172,48 @@ impl PersistentState {
             ]);
         }
         let parts = max_tiles * shape.heads;
-        let state = Self {
+        let mut state = Self {
             layers: device.upload(&addresses)?,
             messages: device.allocate(2 * shape.layers * shape.message_bytes())?,
             part_values: device.allocate(parts * shape.head_dim)?,
             part_stats: device.allocate(2 * parts)?,
             epoch: device.allocate(1)?,
             max_tiles,
+            steps: 0,
+            most_steps: most_steps(shape.layers),
         };
-        device.fill_bytes(state.messages.view(), 0xff)?;
-        device.fill_bytes(state.part_values.view(), 0)?;
-        device.fill_bytes(state.part_stats.view(), 0)?;
-        device.fill_bytes(state.epoch.view(), 0)?;
+        state.restart(device)?;
         Ok(state)
+    }
+
+    /// Before each step. Parts of attention carry the number of their step and layer: all are wiped before numbers come again.
+    pub fn begin_step(&mut self, device: &Device) -> Result<(), CudaError> {
+        if self.steps == self.most_steps {
+            self.restart(device)?;
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// As if no step had been.
+    fn restart(&mut self, device: &Device) -> Result<(), CudaError> {
+        device.fill_bytes(self.messages.view(), 0xff)?;
+        device.fill_bytes(self.part_values.view(), 0)?;
+        device.fill_bytes(self.part_stats.view(), 0)?;
+        device.fill_bytes(self.epoch.view(), 0)?;
+        self.steps = 0;
+        Ok(())
     }
 
     /// Attention tiles that a step may have.
     pub fn max_tiles(&self) -> usize {
         self.max_tiles
     }
+}
+
+/// Steps of so many layers that 32 bits can number: half of them, which leaves room for those of captures.
+fn most_steps(layers: usize) -> u32 {
+    u32::MAX / (2 * layers as u32)
 }
 
 /// A decode step from token ids to the residual stream after the last layer.
@@ -327,7 +353,7 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
-    use super::PersistentShape;
+    use super::{PersistentShape, most_steps};
 
     fn shape(
         width: usize,
@@ -355,6 +381,15 @@ mod tests {
         assert_eq!(shape(1024, 16, 8, 128, 3072).blocks(132), 128);
         assert_eq!(shape(192, 6, 2, 64, 320).blocks(132), 80);
         assert_eq!(shape(2048, 16, 8, 128, 6144).blocks(132), 128);
+    }
+
+    #[test]
+    fn layers_of_steps_are_numbered_in_32_bits() {
+        for layers in [1, 28, 126] {
+            let (steps, captures) = (u64::from(most_steps(layers)), 1000);
+            assert!((steps + captures) * (layers as u64) < u64::from(u32::MAX));
+            assert!(steps > 1 << 20);
+        }
     }
 
     #[test]
