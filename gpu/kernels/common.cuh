@@ -41,13 +41,6 @@ DEVICE u16 pack_e4m3(float low, float high) {
     return pair;
 }
 
-// A pair of fp8 e4m3 as a pair of f16.
-DEVICE u32 unpack_e4m3(u16 pair) {
-    u32 halves;
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
-    return halves;
-}
-
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -179,9 +172,6 @@ DEVICE void barrier_wait(u64* barrier, u32 phase) {
 struct __align__(64) TensorMap {
     u64 words[16];
 };
-
-// Brings a map to where the copy engine looks for it.
-DEVICE void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // Starts copying the box at (row, column) to shared memory, swizzled in rows of 128 bytes; what lies outside of the
 // matrix becomes zeros. The whole box counts on `barrier`. One thread calls it; `target` is a multiple of 1024.

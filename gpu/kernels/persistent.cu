@@ -10,8 +10,6 @@
 #define WATCH_WARP 13      // sees inputs of products arrive; the last makes the second halves of norms
 
 #define ATTENTION_BYTES(D) (16 * Tile<D>::STRIDE + 16 * TILE_KEYS * 2 + QUARTERS_BYTES)
-// x of a product of `columns`, padded so that rows take turns in the banks
-#define INPUT_BYTES(rows, columns) ((rows) * (2 * (columns) + 64))
 
 template <int D>
 DEVICE void persistent(const Model& m, const Step& step) {

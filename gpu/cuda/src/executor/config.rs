@@ -144,8 +144,6 @@ impl KvFormat {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum KvBudget {
     Pages(u32),
-    /// As many pages as fit.
-    Bytes(u64),
     /// What this process' weights, buffers and transfer slots leave of this share of the device's memory, or as much as is free.
     MemoryFraction(f64),
 }

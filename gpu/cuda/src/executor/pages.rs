@@ -109,7 +109,6 @@ pub(super) fn count(
 ) -> Result<u32, CudaError> {
     let bytes = match config.kv {
         KvBudget::Pages(pages) => return Ok(pages),
-        KvBudget::Bytes(bytes) => bytes,
         KvBudget::MemoryFraction(fraction) => {
             let (free, total) = device.memory()?;
             let share = (total as f64 * fraction) as u64;

@@ -71,6 +71,7 @@ impl PersistentShape {
         self.products().iter().map(|&(_, columns)| columns).max().unwrap_or(0)
     }
 
+    /// Of x, whose rows are padded so that they take turns in the banks.
     fn input_bytes(&self, rows: usize) -> usize {
         rows * (2 * self.longest_input() + 64)
     }
