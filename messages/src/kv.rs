@@ -34,12 +34,24 @@ pub struct KvSnapshot {
     pub epoch: u64,
     /// Number of the next [`KvEvents`]; all before it are included here.
     pub next: u64,
-    /// Parents before children, at most [`SNAPSHOT_BLOCKS`]: of a larger cache the deepest are left out.
+    /// Parents before children, at most [`SNAPSHOT_BLOCKS`] and what the bus carries: of a larger cache the deepest are
+    /// left out.
     pub blocks: BlockIds,
 }
 
-/// Blocks of a snapshot: 4 MB of ids, within the bus's limit of a message.
+/// Blocks of a snapshot: 4 MB of ids.
 pub const SNAPSHOT_BLOCKS: usize = 500_000;
+/// Bytes of a snapshot beside its blocks, at most.
+const SNAPSHOT_HEAD: usize = 256;
+
+impl KvSnapshot {
+    /// Leaves out the deepest blocks so that the message takes `bytes` at most.
+    #[must_use]
+    pub fn cut_to(mut self, bytes: usize) -> Self {
+        self.blocks.0.truncate(bytes.saturating_sub(SNAPSHOT_HEAD) / 8 * 8);
+        self
+    }
+}
 
 /// The routing ids ([`BlockHash::short`]) of blocks as they travel: little-endian u64 bytes.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,5 +89,27 @@ impl FromIterator<u64> for BlockIds {
 impl std::fmt::Debug for BlockIds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} blocks", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn a_snapshot_is_cut_to_what_the_bus_carries_and_no_further() {
+        let snapshot = |blocks: u64| KvSnapshot {
+            instance: "a".repeat(64).parse().unwrap(),
+            epoch: u64::MAX,
+            next: u64::MAX,
+            blocks: (0..blocks).collect(),
+        };
+        let (large, limit) = (snapshot(200_000), 1 << 20);
+        assert!(codec::encode(&large).len() > limit);
+        let cut = large.cut_to(limit);
+        assert!((limit - 1000..=limit).contains(&codec::encode(&cut).len()));
+        assert!(cut.blocks.iter().eq(0..cut.blocks.len() as u64), "the first ones stay");
+        assert_eq!(snapshot(100).cut_to(limit), snapshot(100));
     }
 }

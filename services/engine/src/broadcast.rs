@@ -69,13 +69,14 @@ impl Broadcast {
         }
     }
 
-    /// Answers with the whole prefix cache.
+    /// Answers with the whole prefix cache, as far as it fits the bus.
     pub fn snapshot(&self, reply: Responder) {
         let (answer, snapshot) = oneshot::channel();
         if self.device.command(Command::KvSnapshot(answer)).is_ok() {
+            let most = self.context.bus.max_payload();
             tokio::spawn(async move {
                 if let Ok(snapshot) = snapshot.await {
-                    reply.send(&snapshot);
+                    reply.send(&snapshot.cut_to(most));
                 }
             });
         }
