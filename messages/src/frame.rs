@@ -49,14 +49,20 @@ pub struct Frame<D> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Body<D> {
-    /// The sender holds the request now.
+    /// This instance holds the request now.
     Accepted {
         instance: InstanceId,
         role: Role,
+        /// From a router, of an engine: who was named to compute the prompt for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prefill: Option<InstanceId>,
     },
     /// From a router: this engine was offered the request and did not answer. It may have it, or have died of it.
     Unanswered {
         engine: InstanceId,
+        /// The same may be true of who was named to compute the prompt for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prefill: Option<InstanceId>,
     },
     /// The tokenizer's verdict: the prompt in tokens.
     Rendered {

@@ -50,9 +50,9 @@ pub struct Generate {
     /// Instances to be avoided while others can serve: suspects of the sender.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<InstanceId>,
-    /// Engines died with this request aboard: its engine should have no other such request.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub maybe_poison: bool,
+    /// See [`crate::submit::Submit::deaths`].
+    #[serde(default)]
+    pub deaths: u32,
 }
 
 /// How tokens become text.

@@ -47,11 +47,20 @@ pub struct Submit {
     pub ingress: InstanceId,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<InstanceId>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub maybe_poison: bool,
+    /// Engines that have died with this request aboard since it last got further.
+    #[serde(default)]
+    pub deaths: u32,
 }
 
 impl Submit {
+    /// From this many deaths on it may be of the request that engines die.
+    pub const POISON_AFTER: u32 = 2;
+
+    /// Whether its engine should have no other such request.
+    pub fn maybe_poison(&self) -> bool {
+        self.deaths >= Self::POISON_AFTER
+    }
+
     /// Whether somebody has received some of the output already, and waits for more.
     pub fn goes_on(&self) -> bool {
         self.choices.iter().any(|choice| !choice.output.is_empty())
@@ -77,7 +86,7 @@ impl Submit {
             tokenizer,
             ingress,
             avoid: Vec::new(),
-            maybe_poison: false,
+            deaths: 0,
         }
     }
 }

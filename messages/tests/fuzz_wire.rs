@@ -63,7 +63,7 @@ fn corpus() -> Vec<Bytes> {
         }),
         attach: None,
         avoid: vec![instance.clone()],
-        maybe_poison: false,
+        deaths: 1,
     };
     let submit = Submit {
         run,
@@ -83,7 +83,7 @@ fn corpus() -> Vec<Bytes> {
         tokenizer: instance.clone(),
         ingress: instance.clone(),
         avoid: Vec::new(),
-        maybe_poison: true,
+        deaths: 2,
     };
     let logprobs = vec![TokenLogprobs { id: 1, logprob: Some(-0.5), top: vec![(1, -0.5), (2, -1.5)] }];
     let delta = TokenDelta { choice: 0, at: 3, ids: ids.into(), logprobs, end: Some(End::StopToken(2)) };
@@ -113,7 +113,12 @@ fn corpus() -> Vec<Bytes> {
         sampled_us: 4,
         frames: vec![
             Frame { request, attempt, run, body: Body::Delta(text) },
-            Frame { request, attempt, run: None, body: Body::Unanswered { engine: instance.clone() } },
+            Frame {
+                request,
+                attempt,
+                run: None,
+                body: Body::Unanswered { engine: instance.clone(), prefill: Some(instance.clone()) },
+            },
             Frame { request, attempt, run, body: Body::Failed(Fault::new(FaultCode::Internal, "why")) },
         ],
         alive: Vec::new(),

@@ -222,10 +222,15 @@ impl Cluster {
         &mut self.children[place].1
     }
 
-    /// The n-th running engine that holds a run, once there is one.
+    /// The n-th running decode engine that holds a run, once there is one.
     pub async fn engine_with_a_run(&mut self, within: Duration) -> usize {
+        self.one_with_a_run(Service::Decode, within).await
+    }
+
+    /// The same of prefill or decode engines.
+    pub async fn one_with_a_run(&mut self, role: Service, within: Duration) -> usize {
         eventually("an engine holds a run", within, async || {
-            for (n, address) in self.admin_addresses("decode").iter().enumerate() {
+            for (n, address) in self.admin_addresses(role.name()).iter().enumerate() {
                 let Ok(figures) = Http::at(address).get("/metrics").await else { continue };
                 if figure(&figures.body, "stator_engine_runs_live").is_some_and(|runs| runs > 0.0) {
                     return Some(n);

@@ -83,3 +83,38 @@ async fn a_request_under_which_engines_die_fails_alone_after_the_third() {
     assert_eq!(assemble(&events).unwrap()[0].1.as_deref(), Some("length"), "the fourth engine serves others");
     cluster.settled(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_that_computes_its_prompt_is_one_of_the_three_that_may_die_of_it() {
+    let always_remote = ["--remote-prefill-tokens", "1", "--remote-prefill-slack", "1000000"];
+    let slow = ["--step-floor-ms", "100", "--chunked-prefill-size", "32"];
+    let plan = Plan::of(toy()).replicas(1, 1, 3).prefills(2).with(Service::Router, &always_remote);
+    let plan = plan.with(Service::Prefill, &slow).with(Service::Decode, &slow);
+    let mut cluster = Cluster::start(plan).await;
+    let http = cluster.http();
+    let long = json!({
+        "model": "toy", "stream": true, "max_tokens": 1000, "ignore_eos": true,
+        "messages": [{"role": "user", "content": "a request that kills. ".repeat(24)}],
+    });
+    let poison = tokio::spawn({
+        let http = http.clone();
+        async move { http.stream("/v1/chat/completions", &long, |_| {}).await }
+    });
+    let prefill = cluster.one_with_a_run(Service::Prefill, Duration::from_secs(10)).await;
+    cluster.child(Service::Prefill, prefill).kill();
+    for _ in 0..2 {
+        let engine = cluster.engine_with_a_run(Duration::from_secs(10)).await;
+        cluster.child(Service::Decode, engine).kill();
+    }
+    let events = poison.await.unwrap().unwrap();
+    let last: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
+    assert_eq!(last["error"]["code"], "engine_fault", "{last}\n{}", cluster.logs());
+
+    let events = http.stream("/v1/chat/completions", &chat(2, 8), |_| {}).await.unwrap();
+    assert_eq!(
+        assemble(&events).unwrap()[0].1.as_deref(),
+        Some("length"),
+        "those that are left serve others"
+    );
+    cluster.settled(Duration::from_secs(5)).await;
+}

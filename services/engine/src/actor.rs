@@ -212,7 +212,7 @@ impl EngineActor {
             let text = format!("{queued} requests are queued, the limit is {}", load.max_queued);
             return Err(Fault::new(FaultCode::Overloaded, text).retry_after(RETRY_AFTER_MS));
         }
-        if submit.maybe_poison && runs.has_poison() {
+        if submit.maybe_poison() && runs.has_poison() {
             // If one of them kills this engine, the other must not be counted among its passengers.
             let text = "another request that engines have died under runs here";
             return Err(Fault::new(FaultCode::NoInstance, text).retry_after(RETRY_AFTER_MS));
@@ -283,10 +283,10 @@ impl EngineActor {
     fn announce(&self, envelope: &Envelope, run: RunId, ingress: &InstanceId, tokenizer: &InstanceId) {
         let me = &self.context.me;
         let (request, attempt) = (envelope.request, envelope.attempt);
-        let accepted = || Body::Accepted { instance: me.instance.clone(), role: me.role };
+        let accepted = || Body::Accepted { instance: me.instance.clone(), role: me.role, prefill: None };
         self.copies.push(ingress, Frame { request, attempt, run: Some(run), body: accepted() });
         self.copies.flush(0, None);
-        let body = Body::Accepted { instance: me.instance.clone(), role: me.role };
+        let body = Body::Accepted { instance: me.instance.clone(), role: me.role, prefill: None };
         self.outbox.push(tokenizer, Frame { request, attempt, run: Some(run), body });
         self.outbox.flush(0, None);
     }

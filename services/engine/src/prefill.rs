@@ -384,7 +384,10 @@ impl Service for PrefillActor {
 
     fn receive(&self, envelope: Envelope, task: PrefillTask, reply: Responder) {
         let answer = match self.admit(&envelope, &task) {
-            Ok(estimate_ms) => PrefillAnswer::Accepted { estimate_ms },
+            Ok(estimate_ms) => {
+                tracing::debug!(run = %task.run, label = envelope.label, "accepted");
+                PrefillAnswer::Accepted { estimate_ms }
+            }
             Err(fault) => {
                 metrics::counter!("stator_engine_refusals_total").increment(1);
                 tracing::debug!(run = %task.run, %fault, "refused");

@@ -93,6 +93,7 @@ impl World {
     fn decide(&self, submit: &Submit, number: u64) {
         let chain = Chain::of(&self.key, &self.lease, submit);
         let wish = Wish {
+            alone: false,
             submit,
             chains: std::slice::from_ref(&chain),
             tried: &[],

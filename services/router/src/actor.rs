@@ -264,7 +264,8 @@ impl Service for RouterActor {
         };
         let instance = self.context.me.instance.clone();
         reply.send(&Custody::Accepted { instance: instance.clone() });
-        self.say(&envelope, &submit.ingress, None, Body::Accepted { instance, role: Role::Router });
+        let accepted = Body::Accepted { instance, role: Role::Router, prefill: None };
+        self.say(&envelope, &submit.ingress, None, accepted);
         let Some(itself) = self.itself.upgrade() else { return };
         let deployment = self.deployment(&submit.pool);
         let job = Job { envelope, submit, taken: Instant::now(), cancelled, deployment };

@@ -60,8 +60,8 @@ pub struct Decision {
     pub chosen: InstanceId,
     /// Where the prompt is computed, if not there.
     pub prefill: Option<InstanceId>,
-    /// What decided on that; nothing where no prefill instance lives, the engine takes nothing from others, or the
-    /// prompt is scored.
+    /// What decided on that; nothing where no prefill instance lives, the engine takes nothing from others, engines may
+    /// have died of the request, or the prompt is scored.
     #[serde(default)]
     pub remote_prefill: Option<Weighed>,
     pub outcome: Outcome,

@@ -20,7 +20,7 @@ pub struct RunLog {
     /// Where frames go.
     pub inbox: InstanceId,
     pub ingress: InstanceId,
-    /// Engines have died under its request.
+    /// Engines may die of its request.
     pub(super) maybe_poison: bool,
     /// To be told once the run begins.
     pub(super) dispatch: Option<Dispatch>,
@@ -63,7 +63,7 @@ impl RunLog {
             run,
             inbox: submit.tokenizer.clone(),
             ingress: submit.ingress.clone(),
-            maybe_poison: submit.maybe_poison,
+            maybe_poison: submit.maybe_poison(),
             dispatch: submit.dispatch.clone(),
             started: None,
             cached_here: u32::MAX,

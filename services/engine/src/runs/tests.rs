@@ -113,7 +113,7 @@ fn a_cancel_means_its_attempt_and_older_ones_or_one_run() {
 fn what_engines_have_died_under_is_held_against_it_until_it_got_further_here() {
     let mut runs = Runs::default();
     let given = vec![5; 40];
-    let submit = Submit { maybe_poison: true, ..submit(&[(0, &given), (1, &[])]) };
+    let submit = Submit { deaths: Submit::POISON_AFTER, ..submit(&[(0, &given), (1, &[])]) };
     runs.insert(RunLog::new(RequestId::mint(), Attempt::FIRST, RunId(1), &submit));
     let mut frames = Vec::new();
     for position in 0..16 {

@@ -83,7 +83,7 @@ pub fn generate(input: Input, n: u32, sampling: Sampling, text: TextOptions) -> 
         journal: None,
         attach: None,
         avoid: Vec::new(),
-        maybe_poison: false,
+        deaths: 0,
     }
 }
 

@@ -133,7 +133,7 @@ mod tests {
             request: passage.request,
             attempt: passage.attempt(),
             run: Some(RunId(1)),
-            body: Body::Accepted { instance: named("decode-1"), role: Role::Decode },
+            body: Body::Accepted { instance: named("decode-1"), role: Role::Decode, prefill: None },
         };
         passage.frame(&named("decode-1"), Role::Decode, frame, now);
         let roles: Vec<_> = targets(&passage, false).into_iter().map(|t| (t.role, t.instance)).collect();

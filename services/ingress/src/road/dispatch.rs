@@ -19,7 +19,7 @@ use messages::{
 use super::{
     cancel::pool_of,
     desk::Desk,
-    passage::{Answer, Question},
+    passage::{Answer, Question, Unwatched},
     repair::Record,
     trip::Trip,
 };
@@ -118,17 +118,17 @@ impl Desk {
     }
 
     /// Those of `engines` that are dead beyond doubt: at none of them anybody listens.
-    pub(super) async fn dead_of(&self, engines: &[InstanceId], trip: &Trip) -> Vec<InstanceId> {
+    pub(super) async fn dead_of(&self, engines: &[Unwatched], trip: &Trip) -> Vec<InstanceId> {
         let asked = engines.iter().map(|engine| async move {
             let question = Question {
-                role: Role::Decode,
-                instance: engine.clone(),
+                role: engine.role,
+                instance: engine.instance.clone(),
                 request: trip.request,
                 run: None,
                 asked: Instant::now(),
             };
             let lost = tokio::time::timeout(ACCEPT_WITHIN, self.ping(trip, &question)).await;
-            matches!(lost, Ok(Answer::Dead)).then(|| engine.clone())
+            matches!(lost, Ok(Answer::Dead)).then(|| engine.instance.clone())
         });
         futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }

@@ -79,13 +79,13 @@ async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
 }
 
 async fn repair(desk: &Desk, trip: &Trip, record: &mut Record) -> Result<(), Fault> {
-    let (trouble, unanswered) = {
+    let (trouble, unwatched, output) = {
         let mut passage = trip.passage();
         let Some(trouble) = passage.take_trouble() else { return Ok(()) };
-        (trouble, passage.take_unanswered())
+        (trouble, passage.take_unwatched(), passage.output_tokens())
     };
-    let silent = record.unanswered(unanswered, &trouble);
-    for engine in desk.dead_of(&silent, trip).await {
+    let asked = record.unwatched(unwatched, &trouble, output);
+    for engine in desk.dead_of(&asked, trip).await {
         record.died(&engine, trip.passage().output_tokens());
     }
     let (remedy, attempt) = {

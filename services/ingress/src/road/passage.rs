@@ -53,6 +53,16 @@ pub enum Trouble {
     Failed(Fault),
 }
 
+/// An engine that may have the request, and says nothing of it to ingress: it did not answer when it was offered it, or
+/// it computes the prompt for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unwatched {
+    pub role: Role,
+    pub instance: InstanceId,
+    /// Tokens of output when it was told of.
+    pub output: u32,
+}
+
 #[derive(Debug)]
 pub struct Passage {
     pub request: RequestId,
@@ -70,8 +80,8 @@ pub struct Passage {
     in_custody: bool,
     over: bool,
     trouble: Option<Trouble>,
-    /// Engines that were offered this attempt and did not answer.
-    unanswered: Vec<InstanceId>,
+    /// Nobody here watches over these.
+    unwatched: Vec<Unwatched>,
     /// A repair by attach is under way: gaps are its business.
     mending: Option<Instant>,
     /// A batch of the tokenizer was lost, perhaps with frames of this request.
@@ -123,7 +133,7 @@ impl Passage {
             in_custody: false,
             over: false,
             trouble: None,
-            unanswered: Vec::new(),
+            unwatched: Vec::new(),
             mending: None,
             doubt: None,
             progress: now,
@@ -186,9 +196,9 @@ impl Passage {
         self.trouble.take()
     }
 
-    /// Engines that may have had the request without a word, and have died of it; each is told once.
-    pub fn take_unanswered(&mut self) -> Vec<InstanceId> {
-        std::mem::take(&mut self.unanswered)
+    /// Engines that may have the request without a word, or have died of it; each is told once.
+    pub fn take_unwatched(&mut self) -> Vec<Unwatched> {
+        std::mem::take(&mut self.unwatched)
     }
 
     /// Where the run is that an attach could follow.
@@ -251,13 +261,15 @@ impl Passage {
         }
         self.note(from, role, frame.run.is_some(), now);
         match frame.body {
-            Body::Accepted { instance, role } => {
+            Body::Accepted { instance, role, prefill } => {
                 self.in_custody |= matches!(role, Role::Router | Role::Decode);
                 self.holders.set(role, &instance, now);
+                self.may_be_aboard(Role::Prefill, prefill);
                 Effect::Nothing
             }
-            Body::Unanswered { engine } => {
-                self.unanswered.push(engine);
+            Body::Unanswered { engine, prefill } => {
+                self.may_be_aboard(Role::Decode, Some(engine));
+                self.may_be_aboard(Role::Prefill, prefill);
                 Effect::Nothing
             }
             Body::Rendered { prompt } => {
@@ -278,6 +290,11 @@ impl Passage {
             Body::Closed { usage } => self.closed(usage),
             Body::Failed(fault) => self.raise(Trouble::Failed(fault)),
         }
+    }
+
+    fn may_be_aboard(&mut self, role: Role, engine: Option<InstanceId>) {
+        let output = self.output_tokens();
+        self.unwatched.extend(engine.map(|instance| Unwatched { role, instance, output }));
     }
 
     /// Takes a heartbeat in.

@@ -4,14 +4,12 @@ use std::time::{Duration, Instant};
 
 use messages::{Fault, FaultCode, InstanceId, Role, generate::RunAt};
 
-use super::passage::{Passage, Trouble};
+use super::passage::{Passage, Trouble, Unwatched};
 
 /// Attempts at one request, the first included.
 pub const ATTEMPTS: u32 = 5;
 /// A request that was aboard this many engines when they died fails, if it got no further in between.
 const DEATHS: usize = 3;
-/// From this many such deaths on it may be poison.
-const POISON_AFTER: usize = 2;
 /// A request that got so many tokens further did not kill the engines before: it goes on where it stopped there.
 const HARMLESS: u32 = 16;
 /// Replays in a row that may bring no new output.
@@ -34,13 +32,16 @@ pub enum Remedy {
 /// What has been done for one request so far.
 #[derive(Debug)]
 pub struct Record {
+    /// Since it last got further.
     attempts: u32,
+    /// Tokens of output from which on that is told.
+    output_at_attempt: u32,
     /// Engines that died with the request aboard, since it last got further.
     graves: Vec<InstanceId>,
     /// Tokens of output when the last of them died.
     output_at_death: u32,
-    /// Engines that did not answer when they were offered it, and were not found dead yet.
-    silent: Vec<InstanceId>,
+    /// Engines that may have it, and were not found dead yet.
+    unwatched: Vec<Unwatched>,
     /// Instances to be avoided.
     avoid: Vec<InstanceId>,
     replays: u32,
@@ -54,9 +55,10 @@ impl Record {
     pub fn new(now: Instant, hold: Duration) -> Self {
         Self {
             attempts: 1,
+            output_at_attempt: 0,
             graves: Vec::new(),
             output_at_death: 0,
-            silent: Vec::new(),
+            unwatched: Vec::new(),
             avoid: Vec::new(),
             replays: 0,
             output: 0,
@@ -69,31 +71,34 @@ impl Record {
         &self.avoid
     }
 
-    /// Engines died with it, perhaps of it.
-    pub fn maybe_poison(&self) -> bool {
-        self.graves.len() >= POISON_AFTER
+    /// Engines that died with it, perhaps of it.
+    pub fn deaths(&self) -> u32 {
+        u32::try_from(self.graves.len()).unwrap_or(u32::MAX)
     }
 
-    /// These engines did not answer when they were offered the request: they are to be avoided, and asked whether they
-    /// live when there is trouble with an engine. Returns all that are to be asked about this trouble.
-    pub fn unanswered(&mut self, engines: Vec<InstanceId>, trouble: &Trouble) -> Vec<InstanceId> {
+    /// These engines may have the request, which has put out so many tokens by now: they are to be asked whether they live
+    /// when there is trouble with an engine, until it got further without them. Those that were offered it and did not
+    /// answer are to be avoided. Returns all that are to be asked about this trouble.
+    pub fn unwatched(&mut self, engines: Vec<Unwatched>, trouble: &Trouble, output: u32) -> Vec<Unwatched> {
         for engine in engines {
-            self.shun(&engine);
-            if !self.silent.contains(&engine) {
-                self.silent.push(engine);
+            if engine.role == Role::Decode {
+                self.shun(&engine.instance);
             }
+            self.unwatched.retain(|known| known.instance != engine.instance);
+            self.unwatched.push(engine);
         }
+        self.unwatched.retain(|engine| output < engine.output + HARMLESS);
         let of_engines = match trouble {
             Trouble::Dead { role, .. } => *role == Role::Decode,
             Trouble::Failed(fault) => matches!(fault.code, FaultCode::EngineFault | FaultCode::NoInstance),
             Trouble::Lost | Trouble::Forgotten => false,
         };
-        if of_engines { self.silent.clone() } else { Vec::new() }
+        if of_engines { self.unwatched.clone() } else { Vec::new() }
     }
 
-    /// This engine is dead, and was offered the request before it died, which has put out so many tokens by now.
+    /// This engine is dead, and may have had the request before it died, which has put out so many tokens by now.
     pub fn died(&mut self, engine: &InstanceId, output: u32) {
-        self.silent.retain(|silent| silent != engine);
+        self.unwatched.retain(|unwatched| unwatched.instance != *engine);
         self.shun(engine);
         if output >= self.output_at_death + HARMLESS {
             self.graves.clear();
@@ -114,6 +119,10 @@ impl Record {
             self.output = passage.output_tokens();
             self.replays = 0;
             self.hold_until = now + self.hold;
+        }
+        if self.output >= self.output_at_attempt + HARMLESS {
+            self.output_at_attempt = self.output;
+            self.attempts = 1;
         }
         let engine = || passage.holders().engine.as_ref().map(|holder| holder.instance.clone());
         let grave = match trouble {

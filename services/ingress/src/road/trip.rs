@@ -190,7 +190,7 @@ impl Trip {
             journal: self.passage.lock().journal(self.generate.sampling.logprobs.is_some()),
             attach,
             avoid: record.avoid().to_vec(),
-            maybe_poison: record.maybe_poison(),
+            deaths: record.deaths(),
             ..self.generate.clone()
         }
     }

@@ -70,7 +70,7 @@ impl RouterActor {
     async fn dispatch(&self, job: &Job, turn: Turn) -> Result<InstanceId, Fault> {
         let deadline = job.envelope.deadline_ms.map(|ms| job.taken + Duration::from_millis(ms));
         let mut grant = Some(self.granted(job, deadline, turn).await?);
-        if job.submit.maybe_poison {
+        if job.submit.maybe_poison() {
             // It may wait for long, and others need not wait for it.
             grant = None;
         }
@@ -83,7 +83,7 @@ impl RouterActor {
                 grant = Some(self.granted(job, deadline, job.deployment.enter_again()).await?);
                 until = Instant::now() + self.hold();
             }
-            if job.submit.maybe_poison {
+            if job.submit.maybe_poison() {
                 let waits = Instant::now();
                 in_time(deadline, self.wait_for_a_place(job)).await?;
                 until += waits.elapsed();
@@ -115,7 +115,10 @@ impl RouterActor {
     /// its own.
     pub(super) fn queues(&self, submit: &Submit) -> bool {
         let has_begun = submit.choices.iter().any(|choice| !choice.output.is_empty());
-        self.settings.queue_above > 0.0 && !has_begun && !submit.maybe_poison && submit.routing.pin.is_none()
+        self.settings.queue_above > 0.0
+            && !has_begun
+            && !submit.maybe_poison()
+            && submit.routing.pin.is_none()
     }
 
     fn hold(&self) -> Duration {
@@ -195,7 +198,8 @@ impl RouterActor {
         let mut submit = job.submit.clone();
         let choose = |tried: &[InstanceId]| {
             self.not_taken(job, under_way.lock().take());
-            let offered = self.choose(job, &mut chains, tried, grant)?;
+            let alone = job.submit.deaths > 0 || !unanswered.lock().is_empty();
+            let offered = self.choose(job, &mut chains, tried, alone, grant)?;
             let engine = offered.engine.clone();
             *under_way.lock() = Some(offered);
             Some(engine)
@@ -211,7 +215,8 @@ impl RouterActor {
             (subject, codec::encode(&submit))
         };
         let silence = |engine: &InstanceId| {
-            let body = Body::Unanswered { engine: engine.clone() };
+            let prefill = under_way.lock().as_ref().and_then(|it| it.prefill.clone());
+            let body = Body::Unanswered { engine: engine.clone(), prefill };
             self.say(&job.envelope, &job.submit.ingress, None, body);
             let mut unanswered = unanswered.lock();
             unanswered.insert(engine.clone());
@@ -220,10 +225,10 @@ impl RouterActor {
         let outcome = hand_over(bus, &self.suspects, &envelope, give_up, choose, message, silence).await;
         let under_way = under_way.lock().take();
         match (&outcome, under_way) {
-            (Ok(_), Some(Offered { number, engine, .. })) => {
+            (Ok(_), Some(Offered { number, engine, prefill })) => {
                 self.ledger.lock().close(number, Outcome::Accepted);
                 // The engine tells ingress itself, unless it dies first.
-                let accepted = Body::Accepted { instance: engine.clone(), role: Role::Decode };
+                let accepted = Body::Accepted { instance: engine, role: Role::Decode, prefill };
                 self.say(&job.envelope, &job.submit.ingress, submit.run, accepted);
             }
             (_, under_way) => self.not_taken(job, under_way),
@@ -231,12 +236,13 @@ impl RouterActor {
         outcome
     }
 
-    /// Decides who gets the request next. `chains` are made with the first decision.
+    /// Decides who gets the request next. `chains` are made with the first decision. `alone`: see [`Wish::alone`].
     fn choose(
         &self,
         job: &Job,
         chains: &mut Option<Vec<Chain>>,
         tried: &[InstanceId],
+        alone: bool,
         grant: &mut Option<Grant>,
     ) -> Option<Offered> {
         let (began, cpu_began) = (Instant::now(), thread_cpu_time());
@@ -247,6 +253,7 @@ impl RouterActor {
             chains,
             tried,
             suspects: &self.suspects,
+            alone,
             show_all: self.recorder.is_some(),
         };
         let choice: Choice = job.deployment.lock().choose(&wish, number, began)?;
@@ -273,7 +280,7 @@ impl RouterActor {
 }
 
 fn patience(job: &Job) -> usize {
-    if job.submit.maybe_poison { UNANSWERED_POISON } else { UNANSWERED_AT_MOST }
+    if job.submit.maybe_poison() { UNANSWERED_POISON } else { UNANSWERED_AT_MOST }
 }
 
 fn nobody() -> Fault {

@@ -26,6 +26,8 @@ pub struct Wish<'a> {
     /// Engines that did not take it.
     pub tried: &'a [InstanceId],
     pub suspects: &'a Suspects,
+    /// Engines may have died of it: whoever takes it computes its prompt too, so that no further one is put at risk.
+    pub alone: bool,
     /// Tell of all candidates, not only of the best.
     pub show_all: bool,
 }
@@ -68,7 +70,7 @@ impl State {
         let work = Work { prefill_tokens: if prefill.is_some() { 0 } else { missing }, blocks };
         self.decode.dispatched(place, number, work, wish.chains, now);
         let engine = self.decode.members()[place].instance().clone();
-        if wish.submit.maybe_poison {
+        if wish.submit.maybe_poison() {
             self.poison_sent(&engine, number, now);
         }
         Some(Choice {
@@ -91,7 +93,7 @@ impl State {
     /// The best place that was not tried. Doubts are preferences: a doubted engine serves when nobody else can. What is too
     /// long for every engine goes to the largest, for what room it has or to be refused for good.
     fn pick(&mut self, wish: &Wish<'_>) -> Option<usize> {
-        let maybe_poison = wish.submit.maybe_poison;
+        let maybe_poison = wish.submit.maybe_poison();
         if wish.submit.routing.pin.is_none() && wish.tried.is_empty() && !maybe_poison {
             let place = self.pricer.pick(&self.costs)?;
             if !self.avoids(wish, place) && self.decode.members()[place].longest_sequence() >= wish.tokens() {

@@ -9,8 +9,8 @@ use crate::{
 
 impl State {
     /// Weighs whether a prefill instance should compute the prompt, and counts it as that one's if so. `None` if there
-    /// is nothing to weigh: none lives, the engine takes nothing from others, or the prompt is scored, which only the engine
-    /// itself can do.
+    /// is nothing to weigh: none lives, the engine takes nothing from others, engines may have died of the request, or the
+    /// prompt is scored, which only the engine itself can do.
     pub(super) fn weigh_prefill(
         &mut self,
         wish: &Wish<'_>,
@@ -20,7 +20,8 @@ impl State {
         now: Instant,
     ) -> Option<Weighed> {
         let computes_all = self.decode.members()[engine].computes_all();
-        if self.prefill.is_empty() || computes_all || wish.submit.score_prompt_from.is_some() {
+        let is_scored = wish.submit.score_prompt_from.is_some();
+        if self.prefill.is_empty() || computes_all || wish.alone || is_scored {
             return None;
         }
         self.prefill.look_up(wish.chains);

@@ -54,7 +54,7 @@ fn submit(routing: Routing) -> Submit {
 }
 
 fn wish<'a>(submit: &'a Submit, tried: &'a [InstanceId], suspects: &'a Suspects) -> Wish<'a> {
-    Wish { submit, chains: &*CHAINS, tried, suspects, show_all: false }
+    Wish { submit, chains: &*CHAINS, tried, suspects, alone: false, show_all: false }
 }
 
 fn choose(deployment: &Deployment, submit: &Submit, number: u64) -> Option<Choice> {

@@ -46,35 +46,40 @@ struct Cache {
 impl Engine {
     /// Its lease holds for as long as the test runs.
     pub async fn start(bus: &Bus, pool: &Pool, blocks: impl IntoIterator<Item = u64>) -> Self {
-        Self::begin(bus, pool, blocks, Manner::Takes, PAGE_SIZE).await
+        Self::begin(bus, pool, Role::Decode, blocks, Manner::Takes, PAGE_SIZE).await
     }
 
     /// One whose blocks hold so many tokens.
     pub async fn start_paged(bus: &Bus, pool: &Pool, page_size: u32) -> Self {
-        Self::begin(bus, pool, [], Manner::Takes, page_size).await
+        Self::begin(bus, pool, Role::Decode, [], Manner::Takes, page_size).await
+    }
+
+    /// One that would compute prompts for others.
+    pub async fn start_prefill(bus: &Bus, pool: &Pool) -> Self {
+        Self::begin(bus, pool, Role::Prefill, [], Manner::Takes, PAGE_SIZE).await
     }
 
     /// One that takes requests without a word.
     pub async fn start_mute(bus: &Bus, pool: &Pool) -> Self {
-        Self::begin(bus, pool, [], Manner::Mute, PAGE_SIZE).await
+        Self::begin(bus, pool, Role::Decode, [], Manner::Mute, PAGE_SIZE).await
     }
 
     /// One that says of the first so many requests that it is full.
     pub async fn start_full(bus: &Bus, pool: &Pool, refusals: usize) -> Self {
-        Self::begin(bus, pool, [], Manner::FullFor(refusals), PAGE_SIZE).await
+        Self::begin(bus, pool, Role::Decode, [], Manner::FullFor(refusals), PAGE_SIZE).await
     }
 
     async fn begin(
         bus: &Bus,
         pool: &Pool,
+        role: Role,
         blocks: impl IntoIterator<Item = u64>,
         manner: Manner,
         page_size: u32,
     ) -> Self {
-        let (ns, instance) = (bus.namespace(), InstanceId::draw(Role::Decode));
+        let (ns, instance) = (bus.namespace(), InstanceId::draw(role));
         let cache = Arc::new(Mutex::new(Cache { blocks: blocks.into_iter().collect(), next: 0 }));
-        let mut questions =
-            bus.listen(subject::instance_control(ns, Role::Decode, pool, &instance)).await.unwrap();
+        let mut questions = bus.listen(subject::instance_control(ns, role, pool, &instance)).await.unwrap();
         let (answers, asked, me) = (bus.clone(), cache.clone(), instance.clone());
         tokio::spawn(async move {
             while let Some(question) = questions.next().await {
@@ -87,8 +92,7 @@ impl Engine {
                 answers.reply(reply.to_string(), body);
             }
         });
-        let mut requests =
-            bus.listen(subject::instance_requests(ns, Role::Decode, pool, &instance)).await.unwrap();
+        let mut requests = bus.listen(subject::instance_requests(ns, role, pool, &instance)).await.unwrap();
         let (taking, taken) = mpsc::channel(1024);
         let (answers, me) = (bus.clone(), instance.clone());
         tokio::spawn(async move {
@@ -112,7 +116,7 @@ impl Engine {
         });
         let engine = Self {
             bus: bus.clone(),
-            lease: lease_of(pool, instance, page_size),
+            lease: lease_of(role, pool, instance, page_size),
             cache,
             taken: AsyncMutex::new(taken),
             reports: Mutex::new(0),
@@ -182,7 +186,7 @@ impl Engine {
     }
 }
 
-fn lease_of(pool: &Pool, instance: InstanceId, page_size: u32) -> Lease {
-    let lease = Lease::new(Role::Decode, pool.clone(), instance);
+fn lease_of(role: Role, pool: &Pool, instance: InstanceId, page_size: u32) -> Lease {
+    let lease = Lease::new(role, pool.clone(), instance);
     Lease { state: State::Ready, page_size: Some(page_size), ..lease }
 }

@@ -23,7 +23,7 @@ use messages::{
     block::ClusterKey,
     codec,
     frame::{Body, TextBatch, TextDelta},
-    load::Started,
+    load::{Load, Started},
     subject,
     submit::{Custody, Routing, Submit},
 };
@@ -328,11 +328,11 @@ async fn ingress_hears_who_did_not_answer_and_gets_the_request_back_before_many_
     for _ in 0..4 {
         engines.push(Engine::start_mute(&bus, &pool).await);
     }
-    for (maybe_poison, at_most) in [(false, 2), (true, 1)] {
+    for (deaths, at_most) in [(0, 2), (Submit::POISON_AFTER, 1)] {
         let ingress = format!("ingress-{at_most}").parse().unwrap();
-        let said = said_of(&bus, Submit { ingress, maybe_poison, ..submit(&pool, 0..100) }).await;
+        let said = said_of(&bus, Submit { ingress, deaths, ..submit(&pool, 0..100) }).await;
         let silent = said.iter().filter_map(|body| match body {
-            Body::Unanswered { engine } => Some(engine),
+            Body::Unanswered { engine, .. } => Some(engine),
             _ => None,
         });
         let silent: HashSet<_> = silent.collect();
@@ -348,8 +348,50 @@ async fn ingress_hears_from_the_router_too_which_engine_took_the_request() {
     let engine = Engine::start(&bus, &pool, []).await;
     let ingress = "ingress-custody".parse().unwrap();
     let said = said_of(&bus, Submit { ingress, ..submit(&pool, 0..100) }).await;
-    let accepted = Body::Accepted { instance: engine.instance().clone(), role: Role::Decode };
-    assert_eq!(said.last(), Some(&accepted));
+    let (instance, role) = (engine.instance().clone(), Role::Decode);
+    assert_eq!(said.last(), Some(&Body::Accepted { instance, role, prefill: None }));
+}
+
+/// Reports of an engine that would take a second to compute a thousand tokens.
+fn slow(load: &mut Load) {
+    (load.prefill_token_ns, load.max_running, load.max_queued) = (1_000_000, 1000, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingress_hears_who_may_compute_the_prompt_and_nobody_may_of_a_request_that_engines_died_with() {
+    let (bus, pool) = stage("named").await;
+    // One is named for the first request, and the other could be for the second.
+    let _prefills = [Engine::start_prefill(&bus, &pool).await, Engine::start_prefill(&bus, &pool).await];
+    let engine = Engine::start(&bus, &pool, []).await;
+    let long = Submit { ingress: "ingress-named".parse().unwrap(), ..submit(&pool, 0..2000) };
+    let named = async |submit: Submit| match said_of(&bus, submit).await.pop() {
+        Some(Body::Accepted { prefill, .. }) => prefill,
+        other => panic!("{other:?}"),
+    };
+    eventually("a prefill instance is named", SOON, async || {
+        engine.report(slow);
+        named(long.clone()).await
+    })
+    .await;
+    assert_eq!(named(Submit { deaths: 1, ..long }).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_named_to_compute_the_prompt_after_an_engine_that_did_not_answer() {
+    let (bus, pool) = stage("silent").await;
+    let _prefills = [Engine::start_prefill(&bus, &pool).await, Engine::start_prefill(&bus, &pool).await];
+    let mutes = [Engine::start_mute(&bus, &pool).await, Engine::start_mute(&bus, &pool).await];
+    let long = Submit { ingress: "ingress-silent".parse().unwrap(), ..submit(&pool, 0..2000) };
+    eventually("the first engine may have it computed, the second may not", SOON, async || {
+        mutes.iter().for_each(|mute| mute.report(slow));
+        let said = said_of(&bus, long.clone()).await;
+        let named = said.iter().filter_map(|body| match body {
+            Body::Unanswered { prefill, .. } => Some(prefill.is_some()),
+            _ => None,
+        });
+        named.eq([true, false]).then_some(())
+    })
+    .await;
 }
 
 const PRETENDED: u64 = 100;

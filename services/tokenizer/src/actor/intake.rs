@@ -187,7 +187,7 @@ impl TokenizerActor {
             tokenizer: self.context.me.instance.clone(),
             ingress: generate.ingress.clone(),
             avoid: generate.avoid.clone(),
-            maybe_poison: generate.maybe_poison,
+            deaths: generate.deaths,
         }
     }
 

@@ -53,7 +53,7 @@ fn request(input: Input, max_tokens: Option<u32>) -> Generate {
         journal: None,
         attach: None,
         avoid: Vec::new(),
-        maybe_poison: false,
+        deaths: 0,
     }
 }
 

@@ -1,4 +1,5 @@
-//! A request under which every engine dies that takes it: it fails, after three engines at most, and it alone.
+//! A request under which every engine dies that takes it or its prompt: it fails, after three engines at most, and it
+//! alone.
 
 use std::{collections::HashSet, path::Path, time::Instant};
 
@@ -11,19 +12,20 @@ use crate::{answer::Answer, gauges, load::Load, rig::Rig, verdict::Verdict};
 const LABEL: &str = "poison";
 /// Engines that one request may take down.
 const DEATHS: usize = 3;
-/// Engines of the cluster: more than may die.
-pub const ENGINES: usize = 5;
+/// Engines of the cluster, of each role more than may die.
+const PREFILLS: usize = 4;
+const DECODES: usize = 5;
 
 /// Sends the poison amid the load of the rig, kills each engine that accepts it, and judges everybody else's answers.
 pub async fn run(rig: &Rig, expected: &[Answer], logs: &Path) -> Verdict {
-    let mut cluster = rig.start_with(ENGINES).await;
+    let mut cluster = rig.start_with(PREFILLS, DECODES).await;
     let load = Load::start(&cluster.http(), &rig.mix, rig.clients);
     let began = load.under_way().await;
     let blow = Instant::now();
     let poison = swallow(&cluster, &rig.mix.model);
     let mut dead = HashSet::new();
     while !poison.is_finished() {
-        for engine in cluster.running(Service::Decode) {
+        for engine in [Service::Prefill, Service::Decode].map(|role| cluster.running(role)).concat() {
             if cluster.child_at(engine).output().contains(&format!("label=\"{LABEL}\"")) {
                 cluster.child_at(engine).kill();
                 dead.insert(engine);
@@ -31,6 +33,7 @@ pub async fn run(rig: &Rig, expected: &[Answer], logs: &Path) -> Verdict {
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    let prefills = cluster.running(Service::Prefill).len();
     let outcomes = load.finish().await;
     let mut verdict = Verdict::of(&outcomes, expected, blow);
     if let Err(error) = began {
@@ -38,6 +41,9 @@ pub async fn run(rig: &Rig, expected: &[Answer], logs: &Path) -> Verdict {
     }
     if dead.len() > DEATHS {
         verdict.remark(format!("{} engines died", dead.len()));
+    }
+    if prefills == PREFILLS {
+        verdict.remark("no prefill engine took it".to_owned());
     }
     match poison.await.map_err(anyhow::Error::from).flatten() {
         Ok(fault) if fault["error"]["code"] == "engine_fault" => {}
@@ -53,7 +59,7 @@ fn swallow(cluster: &Cluster, model: &str) -> JoinHandle<anyhow::Result<Value>> 
     let http = cluster.http();
     let body = json!({
         "model": model, "max_tokens": 400, "ignore_eos": true,
-        "messages": [{"role": "user", "content": "A request that kills."}],
+        "messages": [{"role": "user", "content": "A request that kills. ".repeat(40)}],
     });
     tokio::spawn(async move {
         let headers = [("content-type", "application/json"), ("x-request-id", LABEL)];

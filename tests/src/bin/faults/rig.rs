@@ -71,10 +71,11 @@ impl Rig {
             .with(Service::Decode, &self.engine(&self.decode_flags))
     }
 
-    /// Starts a cluster of that many engines, which log what they accept.
-    pub async fn start_with(&self, engines: usize) -> Cluster {
-        let plan = self.plan().replicas(2, 2, engines);
-        Cluster::start(plan.with(Service::Decode, &["--log-level", "info,engine=debug"])).await
+    /// Starts a cluster of that many prefill and that many decode engines, which log what they accept.
+    pub async fn start_with(&self, prefills: usize, decodes: usize) -> Cluster {
+        let telling = ["--log-level", "info,engine=debug"];
+        let plan = self.plan().prefills(prefills).replicas(2, 2, decodes);
+        Cluster::start(plan.with(Service::Prefill, &telling).with(Service::Decode, &telling)).await
     }
 
     /// Starts a cluster that a scenario can be played on.

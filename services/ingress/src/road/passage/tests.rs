@@ -44,7 +44,7 @@ impl Scene {
     }
 
     fn accept(&mut self, from: &str, role: Role, run: Option<RunId>) -> Effect {
-        self.say(from, role, run, Body::Accepted { instance: named(from), role })
+        self.say(from, role, run, Body::Accepted { instance: named(from), role, prefill: None })
     }
 
     fn delta(&mut self, at: u32, ids: &[u32], offset: u64, text: &str, end: Option<End>) -> Effect {
@@ -430,4 +430,24 @@ proptest! {
         prop_assert!(whole.starts_with(&text));
         prop_assert!(terminals == 0 || text == whole);
     }
+}
+
+#[test]
+fn engines_that_may_have_the_request_without_a_word_are_told_of_once_with_the_output_by_then() {
+    let mut scene = Scene::running();
+    let unwatched = |role, name: &str, output| Unwatched { role, instance: named(name), output };
+    let prefill = |name: &str| Some(named(name));
+    let (instance, role) = (named("decode"), Role::Decode);
+    let accepted = Body::Accepted { instance, role, prefill: prefill("prefill-1") };
+    scene.say("router", Role::Router, Some(RUN), accepted);
+    scene.delta(1, &[11], 1, "b", None);
+    let silent = Body::Unanswered { engine: named("decode-2"), prefill: prefill("prefill-2") };
+    scene.say("router", Role::Router, None, silent);
+    let told = [
+        unwatched(Role::Prefill, "prefill-1", 1),
+        unwatched(Role::Decode, "decode-2", 2),
+        unwatched(Role::Prefill, "prefill-2", 2),
+    ];
+    assert_eq!(scene.passage.take_unwatched(), told);
+    assert!(scene.passage.take_unwatched().is_empty());
 }

@@ -33,7 +33,7 @@ fn board(passage: &mut Passage, engine: &str) {
     let prompt = TokenIds::from(&[1][..]);
     say(passage, "tok", Role::Tokenizer, None, Body::Rendered { prompt });
     let (instance, role) = (named(engine), Role::Decode);
-    say(passage, engine, role, Some(1), Body::Accepted { instance, role });
+    say(passage, engine, role, Some(1), Body::Accepted { instance, role, prefill: None });
 }
 
 fn dead(role: Role, name: &str) -> Trouble {
@@ -42,6 +42,10 @@ fn dead(role: Role, name: &str) -> Trouble {
 
 fn failed(code: FaultCode) -> Trouble {
     Trouble::Failed(Fault::new(code, "it failed"))
+}
+
+fn unanswered(name: &str) -> Unwatched {
+    Unwatched { role: Role::Decode, instance: named(name), output: 0 }
 }
 
 fn record() -> Record {
@@ -70,14 +74,14 @@ fn a_dead_tokenizer_without_a_run_means_a_new_attempt() {
 }
 
 #[test]
-fn after_two_dead_engines_it_may_be_poison_and_a_third_ends_it() {
+fn each_dead_engine_counts_and_a_third_ends_it() {
     let (mut record, now) = (record(), Instant::now());
-    for engine in ["decode-1", "decode-2"] {
-        assert!(!record.maybe_poison());
+    for (deaths, engine) in [(0, "decode-1"), (1, "decode-2")] {
+        assert_eq!(record.deaths(), deaths);
         let remedy = record.remedy(&dead(Role::Decode, engine), &aboard(engine, 1), now);
         assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
     }
-    assert!(record.maybe_poison());
+    assert_eq!(record.deaths(), 2);
     assert_eq!(record.avoid(), [named("decode-1"), named("decode-2")]);
     let remedy = record.remedy(&dead(Role::Decode, "decode-3"), &aboard("decode-3", 1), now);
     assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
@@ -86,31 +90,59 @@ fn after_two_dead_engines_it_may_be_poison_and_a_third_ends_it() {
 #[test]
 fn deaths_count_no_more_once_it_got_further() {
     let (mut record, now) = (record(), Instant::now());
-    for (engine, output, poison) in [("a", 3, false), ("b", 5, true), ("c", 21, false), ("d", 36, true)] {
+    for (engine, output, deaths) in [("a", 3, 1), ("b", 5, 2), ("c", 21, 1), ("d", 36, 2)] {
         let remedy = record.remedy(&dead(Role::Decode, engine), &aboard(engine, output), now);
         assert_eq!(remedy, Remedy::Again { wait: Duration::ZERO });
-        assert_eq!(record.maybe_poison(), poison, "{engine}");
+        assert_eq!(record.deaths(), deaths, "{engine}");
     }
 }
 
 #[test]
 fn engines_that_died_before_they_answered_count_as_others_do() {
     let (mut record, now) = (record(), Instant::now());
-    let (silent, refused) = (["decode-1", "decode-2"].map(named), failed(FaultCode::NoInstance));
+    let (silent, refused) = (["decode-1", "decode-2"].map(unanswered), failed(FaultCode::NoInstance));
     let passage = Passage::new(RequestId::mint(), 1, None, now);
-    let asked = record.unanswered(silent.to_vec(), &refused);
-    assert_eq!(asked, silent);
-    assert_eq!(record.avoid(), silent);
-    record.died(&silent[0], 0);
+    assert_eq!(record.unwatched(silent.to_vec(), &refused, 0), silent);
+    assert_eq!(record.avoid(), [named("decode-1"), named("decode-2")]);
+    record.died(&silent[0].instance, 0);
     assert!(matches!(record.remedy(&refused, &passage, now), Remedy::Again { .. }));
-    assert!(!record.maybe_poison(), "the other one lives");
+    assert_eq!(record.deaths(), 1, "the other one lives");
 
     let trouble = dead(Role::Decode, "decode-3");
-    assert_eq!(record.unanswered(Vec::new(), &trouble), silent[1..], "it may have died since");
-    record.died(&silent[1], 0);
-    assert!(record.maybe_poison());
+    assert_eq!(record.unwatched(Vec::new(), &trouble, 0), silent[1..], "it may have died since");
+    record.died(&silent[1].instance, 0);
+    assert_eq!(record.deaths(), 2);
     let remedy = record.remedy(&trouble, &aboard("decode-3", 1), now);
     assert_eq!(given_up(remedy), Some(FaultCode::EngineFault));
+}
+
+#[test]
+fn an_engine_that_computed_the_prompt_is_asked_for_until_the_request_got_further() {
+    let prefill = Unwatched { role: Role::Prefill, ..unanswered("prefill-1") };
+    let trouble = dead(Role::Decode, "decode-1");
+    for (output, asked) in [(HARMLESS - 1, 1), (HARMLESS, 0)] {
+        let mut record = record();
+        assert_eq!(record.unwatched(vec![prefill.clone()], &trouble, output).len(), asked);
+        assert!(record.avoid().is_empty(), "it may be in good health");
+    }
+    let (mut record, now) = (record(), Instant::now());
+    record.unwatched(vec![prefill], &trouble, 0);
+    record.died(&named("prefill-1"), 0);
+    assert!(matches!(record.remedy(&trouble, &aboard("decode-1", 1), now), Remedy::Again { .. }));
+    let remedy = record.remedy(&dead(Role::Decode, "decode-2"), &aboard("decode-2", 1), now);
+    assert_eq!(given_up(remedy), Some(FaultCode::EngineFault), "two others may die of it, no more");
+}
+
+#[test]
+fn attempts_count_anew_once_it_got_further() {
+    let (mut record, now, drains) = (record(), Instant::now(), failed(FaultCode::Draining));
+    let pauses = [0, 1, 2].map(|doubled| BACK_OFF * 2u32.pow(doubled));
+    for stretch in 0..3 {
+        let passage = aboard("decode-1", 1 + stretch * HARMLESS);
+        for wait in pauses {
+            assert_eq!(record.remedy(&drains, &passage, now), Remedy::Again { wait });
+        }
+    }
 }
 
 #[test]

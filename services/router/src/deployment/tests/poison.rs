@@ -3,7 +3,8 @@
 use super::*;
 
 fn goes(here: &Deployment, maybe_poison: bool, number: u64) -> Option<InstanceId> {
-    let submit = Submit { maybe_poison, ..submit(Routing::default()) };
+    let deaths = if maybe_poison { Submit::POISON_AFTER } else { 0 };
+    let submit = Submit { deaths, ..submit(Routing::default()) };
     choose(here, &submit, number).map(|choice| choice.engine)
 }
 

@@ -120,6 +120,16 @@ fn a_prefill_instance_that_the_engine_shuns_is_passed_over_for_another_and_then_
 }
 
 #[test]
+fn a_request_that_engines_may_have_died_of_puts_no_prefill_instance_at_risk() {
+    let here = beside_prefills(&["p"]);
+    let (submit, suspects) = (submit(Routing::default()), Suspects::default());
+    for (alone, named) in [(false, Some(id("p"))), (true, None)] {
+        let wish = Wish { alone, ..wish(&submit, &[], &suspects) };
+        assert_eq!(here.lock().choose(&wish, 1, Instant::now()).unwrap().prefill, named);
+    }
+}
+
+#[test]
 fn a_prefill_instance_that_is_doubted_or_avoided_is_passed_over() {
     let here = beside_prefills(&["p"]);
     let plain = submit(Routing::default());
