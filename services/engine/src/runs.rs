@@ -73,7 +73,7 @@ impl Runs {
                     began.extend(log.dispatch.take().map(|dispatch| (dispatch, here)));
                     frames.push(log.started(log.cached(cached_tokens), queue_time));
                 }
-                Event::PromptScored { first, tokens, .. } => frames.push(log.scored(first, &tokens)),
+                Event::PromptScored { first, tokens, .. } => log.scored(first, &tokens, frames),
                 Event::Token { choice, position, token, logprob, top, .. } => {
                     log.token(choice, position, token, logprob, &top, frames);
                 }

@@ -11,6 +11,10 @@ use messages::{
 };
 use models::TokenLogprob;
 
+/// Tokens of a frame at most: with all log probabilities that can be asked for they take 64 KiB. Messages are cut between
+/// frames only.
+const TOKENS_PER_FRAME: usize = 256;
+
 /// What one run has put out.
 #[derive(Debug)]
 pub struct RunLog {
@@ -51,6 +55,27 @@ struct ChoiceLog {
 impl ChoiceLog {
     fn reached(&self) -> u32 {
         self.first + self.ids.len() as u32
+    }
+
+    /// Output of choice `choice` from position `at` on, and its end.
+    fn since(&self, choice: u32, at: u32) -> Vec<TokenDelta> {
+        let mut deltas = Vec::new();
+        let mut begin = (at.clamp(self.first, self.reached()) - self.first) as usize;
+        loop {
+            let end = self.ids.len().min(begin + TOKENS_PER_FRAME);
+            let is_last = end == self.ids.len();
+            deltas.push(TokenDelta {
+                choice,
+                at: self.first + begin as u32,
+                ids: self.ids[begin..end].into(),
+                logprobs: self.logprobs.get(begin..end).unwrap_or_default().to_vec(),
+                end: self.end.clone().filter(|_| is_last),
+            });
+            if is_last {
+                return deltas;
+            }
+            begin = end;
+        }
     }
 }
 
@@ -98,14 +123,21 @@ impl RunLog {
         self.address(Body::Started { cached_tokens, queued_us })
     }
 
-    pub(super) fn scored(&mut self, first: u32, scores: &[(f32, Vec<TokenLogprob>)]) -> Addressed {
+    pub(super) fn scored(
+        &mut self,
+        first: u32,
+        scores: &[(f32, Vec<TokenLogprob>)],
+        frames: &mut Vec<Addressed>,
+    ) {
         let ids = self.prompt_ids.iter().skip(first as usize);
         let tokens: Vec<TokenLogprobs> = ids
             .zip(scores)
             .map(|(id, (logprob, top))| TokenLogprobs { id, logprob: Some(*logprob), top: pairs(top) })
             .collect();
-        self.scores.push((first, tokens.clone()));
-        self.address(Body::Prompt { first, tokens })
+        for (first, tokens) in (first..).step_by(TOKENS_PER_FRAME).zip(tokens.chunks(TOKENS_PER_FRAME)) {
+            self.scores.push((first, tokens.to_vec()));
+            frames.push(self.address(Body::Prompt { first, tokens: tokens.to_vec() }));
+        }
     }
 
     pub(super) fn token(
@@ -171,11 +203,7 @@ impl RunLog {
         );
         for (choice, log) in &self.choices {
             let wanted = from.iter().find(|(named, _)| named == choice).map_or(log.first, |(_, at)| *at);
-            let at = wanted.clamp(log.first, log.reached());
-            let skip = (at - log.first) as usize;
-            let logprobs = log.logprobs.get(skip..).unwrap_or_default().to_vec();
-            let (ids, end) = (log.ids[skip..].into(), log.end.clone());
-            bodies.push(Body::Delta(TokenDelta { choice: *choice, at, ids, logprobs, end }));
+            bodies.extend(log.since(*choice, wanted).into_iter().map(Body::Delta));
         }
         bodies.extend(self.terminal.clone());
         bodies.into_iter().map(|body| self.address(body)).collect()

@@ -1,7 +1,9 @@
 use messages::{
-    frame::End,
-    submit::{ChoiceStart, Submit},
+    TokenIds, codec,
+    frame::{End, TokenLogprobs},
+    submit::{ChoiceStart, Sampling, Submit},
 };
+use models::TokenLogprob;
 
 use super::*;
 
@@ -155,4 +157,62 @@ fn tokens_computed_for_this_run_elsewhere_are_not_cached_ones() {
     assert_eq!(told(16, Some(48)), (48, 16), "routers learn what this engine's cache was worth");
     assert_eq!(told(32, Some(16)), (32, 32));
     assert_eq!(told(0, Some(96)), (64, 0), "what has not landed was computed here");
+}
+
+/// The most that can be asked for.
+fn likely() -> Vec<TokenLogprob> {
+    let token = |token| TokenLogprob { token: u32::MAX - token, logprob: -1.5 };
+    (0..u32::from(Sampling::MAX_TOP_LOGPROBS)).map(token).collect()
+}
+
+/// What every nats-server carries.
+const SMALLEST_BUS: usize = 1 << 20;
+
+#[test]
+fn frames_fit_the_bus_however_much_they_say_again() {
+    let tokens = 5000;
+    let (mut runs, request) = runs_with(&[(0, &[50])]);
+    let mut frames = Vec::new();
+    for position in 1..=tokens {
+        let (token, logprob) = (u32::MAX - position, Some(-0.5));
+        let event = Event::Token { run: RunKey(1), choice: 0, position, token, logprob, top: likely() };
+        runs.step(vec![event], &mut frames);
+    }
+    runs.step(vec![ended(0, EndReason::Length)], &mut frames);
+    let attach =
+        Attach { request, run: RunId(1), inbox: "tokenizer-2".parse().unwrap(), from: vec![(0, 11)] };
+    let replayed = runs.attach(&attach).unwrap();
+    let mut next = 11;
+    for (_, frame) in &replayed {
+        assert!(codec::encode(frame).len() < SMALLEST_BUS / 4);
+        let Body::Delta(delta) = &frame.body else { panic!("{frame:?}") };
+        let ids = (next..).take(delta.ids.len()).map(|position| u32::MAX - position);
+        assert_eq!((delta.at, &delta.ids), (next, &ids.collect::<TokenIds>()));
+        assert!(delta.logprobs.iter().map(|token| token.id).eq(delta.ids.iter()));
+        next += delta.ids.len() as u32;
+        assert_eq!(delta.end.is_some(), next > tokens, "the end comes last");
+    }
+    assert_eq!(next, tokens + 1);
+}
+
+#[test]
+fn log_probabilities_of_a_long_prompt_fit_the_bus_at_once_and_again() {
+    let prompt: TokenIds = (0..5000).map(|token| u32::MAX - token).collect();
+    let submit = Submit { prompt: prompt.clone(), score_prompt_from: Some(0), ..submit(&[(0, &[])]) };
+    let (mut runs, request) = (Runs::default(), RequestId::mint());
+    runs.insert(RunLog::new(request, Attempt::FIRST, RunId(1), &submit));
+    let mut frames = Vec::new();
+    let tokens = vec![(-0.5, likely()); prompt.len() - 1];
+    runs.step(vec![Event::PromptScored { run: RunKey(1), first: 1, tokens }], &mut frames);
+    let attach = Attach { request, run: RunId(1), inbox: "tokenizer-2".parse().unwrap(), from: Vec::new() };
+    for frames in [frames, runs.attach(&attach).unwrap()] {
+        let mut scored: Vec<TokenLogprobs> = Vec::new();
+        for (_, frame) in frames {
+            assert!(codec::encode(&frame).len() < SMALLEST_BUS / 4);
+            let Body::Prompt { first, tokens } = frame.body else { continue };
+            assert_eq!(first as usize, 1 + scored.len());
+            scored.extend(tokens);
+        }
+        assert!(scored.iter().map(|token| token.id).eq(prompt.iter().skip(1)));
+    }
 }
