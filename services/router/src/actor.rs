@@ -6,7 +6,6 @@ mod hear;
 mod snapshots;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -37,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     decisions::{Fate, Ledger, Notes, Recorder},
     deployment::{Deployment, Turn},
+    deployments::Deployments,
     held::Held,
     queue::Claim,
     settings::RouterSettings,
@@ -51,7 +51,7 @@ pub struct RouterActor {
     context: Context,
     settings: RouterSettings,
     key: ClusterKey,
-    deployments: Mutex<HashMap<Pool, Arc<Deployment>>>,
+    deployments: Deployments,
     /// Number of the last dispatch.
     dispatches: AtomicU64,
     ledger: Mutex<Ledger>,
@@ -89,9 +89,9 @@ impl RouterActor {
         let recorder = settings.record_decisions.as_deref().map(Recorder::open).transpose()?;
         Ok(Arc::new_cyclic(|itself| Self {
             context,
+            deployments: Deployments::new(settings.clone()),
             settings,
             key,
-            deployments: Mutex::default(),
             dispatches: AtomicU64::new(0),
             ledger: Mutex::default(),
             meters,
@@ -125,7 +125,7 @@ impl RouterActor {
 
     fn upkeep(&self) {
         let now = Instant::now();
-        for deployment in self.all_deployments() {
+        for deployment in self.deployments.all() {
             deployment.lock().fleets_mut().into_iter().for_each(|fleet| fleet.upkeep(now));
         }
         metrics::gauge!("stator_router_held").set(self.held.lock().len() as f64);
@@ -134,7 +134,7 @@ impl RouterActor {
 
     fn gauge_deployments(&self) {
         let (mut blocks, mut unknown, mut queued) = (0, 0, 0);
-        for deployment in self.all_deployments() {
+        for deployment in self.deployments.all() {
             let mut state = deployment.lock();
             queued += state.queued();
             for fleet in state.fleets_mut() {
@@ -154,22 +154,6 @@ impl RouterActor {
 
     pub fn is_idle(&self) -> bool {
         self.held.lock().len() == 0
-    }
-
-    fn deployment(&self, pool: &Pool) -> Arc<Deployment> {
-        let mut deployments = self.deployments.lock();
-        match deployments.get(pool) {
-            Some(deployment) => deployment.clone(),
-            None => {
-                let deployment = Deployment::new(pool.clone(), &self.settings);
-                deployments.insert(pool.clone(), deployment.clone());
-                deployment
-            }
-        }
-    }
-
-    fn all_deployments(&self) -> Vec<Arc<Deployment>> {
-        self.deployments.lock().values().cloned().collect()
     }
 
     fn next_dispatch(&self) -> u64 {
@@ -202,7 +186,7 @@ impl RouterActor {
 
     /// Ids are drawn at each start: one that no lease has will not come. Who knows no engine at all cannot tell.
     fn check_pin(&self, pin: &InstanceId, pool: &Pool) -> Result<(), Fault> {
-        if self.deployment(pool).lock().decode.is_empty() {
+        if self.deployments.of(pool).lock().decode.is_empty() {
             return Ok(());
         }
         let lease = self.context.directory.lease(pin);
@@ -218,7 +202,7 @@ impl RouterActor {
     }
 
     fn turn(&self, envelope: &Envelope, submit: &Submit) -> Result<Turn, Fault> {
-        let deployment = self.deployment(&submit.pool);
+        let deployment = self.deployments.of(&submit.pool);
         if !self.queues(submit) {
             return Ok(Turn::Now(deployment.at_once()));
         }
@@ -267,7 +251,7 @@ impl Service for RouterActor {
         let accepted = Body::Accepted { instance, role: Role::Router, prefill: None };
         self.say(&envelope, &submit.ingress, None, accepted);
         let Some(itself) = self.itself.upgrade() else { return };
-        let deployment = self.deployment(&submit.pool);
+        let deployment = self.deployments.of(&submit.pool);
         let job = Job { envelope, submit, taken: Instant::now(), cancelled, deployment };
         self.context.tasks.spawn_on(itself.route(job, turn), &self.runtime);
     }

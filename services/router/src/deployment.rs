@@ -125,6 +125,10 @@ impl State {
         if role == Role::Prefill { &mut self.prefill } else { &mut self.decode }
     }
 
+    pub fn is_served(&self) -> bool {
+        !self.decode.is_empty() || !self.prefill.is_empty()
+    }
+
     /// The fleet that has this member.
     pub fn fleet_of(&mut self, instance: &InstanceId) -> Option<&mut Fleet> {
         self.fleets_mut().into_iter().find(|fleet| fleet.member(instance).is_some())

@@ -8,6 +8,7 @@ mod actor;
 pub mod chain;
 pub mod decisions;
 pub mod deployment;
+mod deployments;
 pub mod fleet;
 pub mod follow;
 mod held;

@@ -67,8 +67,8 @@ impl RouterActor {
                 live.entry((lease.role, lease.pool.clone())).or_default().push(lease);
             }
         }
-        live.keys().for_each(|(_, pool)| drop(self.deployment(pool)));
-        for deployment in self.all_deployments() {
+        live.keys().for_each(|(_, pool)| drop(self.deployments.of(pool)));
+        for deployment in self.deployments.all() {
             let mut changed = false;
             let mut state = deployment.lock();
             for role in [Role::Decode, Role::Prefill] {
@@ -86,10 +86,11 @@ impl RouterActor {
                 deployment.stir();
             }
         }
+        self.deployments.forget_dead();
     }
 
     fn heard_load(self: &Arc<Self>, pool: &Pool, mut load: Load) {
-        let deployment = self.deployment(pool);
+        let deployment = self.deployments.of(pool);
         let (engine, started) = (load.instance.clone(), std::mem::take(&mut load.started));
         {
             let mut state = deployment.lock();
@@ -105,7 +106,7 @@ impl RouterActor {
     }
 
     fn heard_kv(self: &Arc<Self>, pool: &Pool, events: KvEvents) {
-        let deployment = self.deployment(pool);
+        let deployment = self.deployments.of(pool);
         let instance = events.instance.clone();
         let (named, gap) = {
             let mut state = deployment.lock();
