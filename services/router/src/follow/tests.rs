@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// An engine's cache and the messages it sends.
+#[derive(Clone)]
 struct Engine {
     epoch: u64,
     next: u64,
@@ -34,9 +35,9 @@ fn hear(follower: &mut Follower, events: KvEvents, index: &mut HashSet<u64>) {
     }
 }
 
-fn take_snapshot(follower: &mut Follower, engine: &Engine, index: &mut HashSet<u64>) {
-    index.clone_from(&engine.blocks);
-    for events in follower.resume(engine.epoch, engine.next) {
+fn take_snapshot(follower: &mut Follower, snapshot: Engine, index: &mut HashSet<u64>) {
+    *index = snapshot.blocks;
+    for events in follower.resume(snapshot.epoch, snapshot.next) {
         events.changes.iter().for_each(|change| apply(change, index));
     }
 }
@@ -52,7 +53,9 @@ enum Act {
     Lose,
     Repeat,
     Overtake,
-    Snapshot,
+    /// The engine answers who has asked for its cache, and what it answered arrives.
+    Answer,
+    AnswerArrives,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -65,7 +68,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Lose),
         1 => Just(Act::Repeat),
         1 => Just(Act::Overtake),
-        2 => Just(Act::Snapshot),
+        2 => Just(Act::Answer),
+        2 => Just(Act::AnswerArrives),
     ]
 }
 
@@ -77,6 +81,7 @@ proptest! {
         let mut engine = Engine { epoch: 1, next: 0, blocks: HashSet::new() };
         let (mut follower, mut index) = (Follower::default(), HashSet::new());
         let mut under_way: VecDeque<KvEvents> = VecDeque::new();
+        let mut answer: Option<Engine> = None;
         for act in acts {
             match act {
                 Act::Store(id) => under_way.push_back(engine.send(vec![KvChange::Stored([id].into_iter().collect())])),
@@ -95,13 +100,19 @@ proptest! {
                 Act::Overtake => if under_way.len() > 1 {
                     under_way.swap(0, 1);
                 },
-                Act::Snapshot => if follower.is_lost() {
-                    take_snapshot(&mut follower, &engine, &mut index);
+                Act::Answer => if follower.is_lost() && answer.is_none() {
+                    answer = Some(engine.clone());
+                },
+                Act::AnswerArrives => if let Some(snapshot) = answer.take() {
+                    take_snapshot(&mut follower, snapshot, &mut index);
                 },
             }
         }
         for events in under_way {
             hear(&mut follower, events, &mut index);
+        }
+        if let Some(snapshot) = answer {
+            take_snapshot(&mut follower, snapshot, &mut index);
         }
         // What the first report names is due by the second.
         follower.told(engine.epoch, engine.next);
@@ -109,7 +120,7 @@ proptest! {
         // One answer may cross with messages of another epoch; the one after it cannot.
         for _ in 0..2 {
             if follower.is_lost() {
-                take_snapshot(&mut follower, &engine, &mut index);
+                take_snapshot(&mut follower, engine.clone(), &mut index);
             }
         }
         prop_assert!(!follower.is_lost());

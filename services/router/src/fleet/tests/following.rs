@@ -14,7 +14,7 @@ fn conversation(which: u64) -> Vec<u64> {
     (0..LENGTH as u64).map(block).collect()
 }
 
-/// An engine's cache and its messages under way.
+/// An engine's cache, its messages under way, and its answer to who asked for the whole cache.
 #[derive(Default)]
 struct Engine {
     alive: bool,
@@ -23,12 +23,13 @@ struct Engine {
     reports: u64,
     blocks: HashSet<u64>,
     under_way: VecDeque<KvEvents>,
+    answer: Option<KvSnapshot>,
 }
 
 impl Engine {
     fn start(&mut self) {
-        let (epoch, under_way) = (self.epoch + 1, std::mem::take(&mut self.under_way));
-        *self = Self { alive: true, epoch, under_way, ..Self::default() };
+        let (under_way, answer) = (std::mem::take(&mut self.under_way), self.answer.take());
+        *self = Self { alive: true, epoch: self.epoch + 1, under_way, answer, ..Self::default() };
     }
 
     fn send(&mut self, name: &str, change: KvChange) {
@@ -81,7 +82,10 @@ enum Act {
     Repeat,
     Overtake,
     Report,
-    Snapshot,
+    /// It answers with its cache, if that is asked for.
+    Answer,
+    /// What it answered arrives.
+    AnswerArrives,
 }
 
 fn act() -> impl Strategy<Value = (usize, Act)> {
@@ -95,7 +99,8 @@ fn act() -> impl Strategy<Value = (usize, Act)> {
         1 => Just(Act::Repeat),
         1 => Just(Act::Overtake),
         2 => Just(Act::Report),
-        3 => Just(Act::Snapshot),
+        3 => Just(Act::Answer),
+        3 => Just(Act::AnswerArrives),
     ];
     (0..ENGINES.len(), act)
 }
@@ -156,20 +161,24 @@ impl World {
                 let report = Load { kv: Some((engine.epoch, engine.next)), ..load(name, engine.reports, 0) };
                 self.fleet.heard_load(report, &id("router-1"), Instant::now());
             }
-            Act::Snapshot => self.answer(at),
+            Act::Answer => self.answer(at),
+            Act::AnswerArrives => self.answer_arrives(at),
         }
     }
 
-    /// Lets an engine answer if its cache is asked for.
     fn answer(&mut self, at: usize) {
-        let (name, engine) = (ENGINES[at], &self.engines[at]);
-        if self.fleet.ask_for(&id(name)).is_none() {
-            return;
+        let (name, engine) = (ENGINES[at], &mut self.engines[at]);
+        if self.fleet.ask_for(&id(name)).is_some() {
+            let blocks = engine.blocks.iter().copied().collect();
+            let (epoch, next) = (engine.epoch, engine.next);
+            engine.answer = Some(KvSnapshot { instance: id(name), epoch, next, blocks });
         }
-        let blocks = engine.blocks.iter().copied().collect();
-        let (epoch, next) = (engine.epoch, engine.next);
-        self.fleet.take_snapshot(&KvSnapshot { instance: id(name), epoch, next, blocks });
-        if let Some(member) = self.fleet.member_mut(&id(name)) {
+    }
+
+    fn answer_arrives(&mut self, at: usize) {
+        let Some(snapshot) = self.engines[at].answer.take() else { return };
+        self.fleet.take_snapshot(&snapshot);
+        if let Some(member) = self.fleet.member_mut(&snapshot.instance) {
             member.asked = false;
         }
     }
@@ -180,8 +189,12 @@ impl World {
             while !self.engines[at].under_way.is_empty() {
                 self.act(at, Act::Arrive);
             }
+            self.act(at, Act::AnswerArrives);
             // What the first report names is due by the second; an answer may cross with messages of another epoch.
-            for act in [Act::Report, Act::Report, Act::Snapshot, Act::Snapshot] {
+            for act in [Act::Report, Act::Report] {
+                self.act(at, act);
+            }
+            for act in [Act::Answer, Act::AnswerArrives, Act::Answer, Act::AnswerArrives] {
                 self.act(at, act);
             }
         }
