@@ -103,16 +103,15 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, roads: &[Proxy]) -> a
             tokio::time::sleep(DRAIN_BEGINS).await;
             drain(child, STOP_WITHIN).await?;
         }
-        (blow, Target::Only(service)) => {
-            let child = cluster.child(service, 0);
-            if blow == Blow::Drain {
-                drain(child, DRAIN_WITHIN).await?
-            } else {
-                child.kill()
-            }
+        (Blow::Drain, Target::Only(service)) => {
+            drain(cluster.child(service, 0), DRAIN_WITHIN).await?;
             cluster.add(service);
         }
-        (Blow::Off(network, time), _) => {
+        (Blow::Kill, Target::Only(service)) => {
+            cluster.child(service, 0).kill();
+            cluster.add(service);
+        }
+        (Blow::Off(network, time), Target::Service(_)) => {
             roads.iter().for_each(|road| road.becomes(network));
             tokio::time::sleep(time).await;
             roads.iter().for_each(|road| road.becomes(Network::Up));
@@ -139,11 +138,12 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, roads: &[Proxy]) -> a
             let server = cluster.nats_of_ingress();
             cluster.nats[server].kill();
         }
-        (Blow::Restart | Blow::Drain | Blow::DrainNow | Blow::DrainByAdmin | Blow::DrainByCommand, _) => {
+        (Blow::Restart, Target::Nats) => {
             cluster.nats[0].kill();
             tokio::time::sleep(OUTAGE).await;
             cluster.nats[0].resume();
         }
+        (blow, target) => anyhow::bail!("nothing does {blow:?} to {target:?}"),
     }
     Ok(())
 }
