@@ -113,6 +113,9 @@ impl PrefillActor {
         match event {
             Event::Started { run, cached_tokens, .. } => {
                 let cached_blocks = cached_tokens / self.layout.page_size;
+                if let Some(dispatch) = self.tasks.lock().take_dispatch(RunId(run.0)) {
+                    self.broadcast.began(dispatch, cached_tokens);
+                }
                 self.tasks.lock().started(RunId(run.0), cached_blocks);
                 tokio::spawn(self.clone().serve(RunId(run.0), cached_blocks));
             }
@@ -224,6 +227,7 @@ impl PrefillActor {
             attempt: envelope.attempt,
             decode: task.decode.clone(),
             priority: task.priority,
+            dispatch: task.dispatch.clone(),
             held: task.held_blocks,
             blocks: (task.prompt.len() / page_size) as u32,
             computed,

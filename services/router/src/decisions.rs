@@ -13,7 +13,7 @@ use crate::{
     policy::{Candidate, Demand, Policy, Terms, UNDRAWN, Weights},
     remote::Weighed,
 };
-pub use ledger::{KEPT, Ledger};
+pub use ledger::{Checked, KEPT, Ledger};
 pub use notes::{Fate, Note, Notes};
 pub use record::Recorder;
 pub use replay::{Changes, Replayed, replay};
@@ -68,9 +68,19 @@ pub struct Decision {
     pub predicted_cached_tokens: u32,
     /// What the engine found, once it has told.
     pub cached_tokens: Option<u32>,
+    /// The same of the prefill instance.
+    #[serde(default)]
+    pub prefill_cached_tokens: Option<u32>,
 }
 
 impl Decision {
+    /// Tokens of the prompt that this prefill instance was predicted to have cached, if it is the one that was named.
+    fn predicted_at(&self, prefill: &InstanceId) -> Option<u32> {
+        let there = self.remote_prefill.as_ref()?.offer.there.as_ref()?;
+        let missing = there.bid.missing_tokens;
+        (self.prefill.as_ref() == Some(prefill)).then(|| self.demand.prompt_tokens.saturating_sub(missing))
+    }
+
     /// Leaves all candidates out but the best ones and the chosen one.
     pub fn shorten(&mut self, to: usize) {
         let mut shown = 0;

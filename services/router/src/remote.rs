@@ -39,9 +39,21 @@ pub struct Offer {
     pub spares: bool,
     /// Of the prefill instances that can be asked, the one that would be done first.
     pub there: Option<There>,
-    /// Prefill instances that are passed over: of another layout of KV pages than the engine's.
+    #[serde(flatten)]
+    pub passed_over: PassedOver,
+}
+
+/// Prefill instances that cannot be asked, by why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PassedOver {
+    /// Their layout of KV pages is another than the engine's.
     pub other_layout: u32,
-    /// Doubted, or shunned by the engine because blocks of theirs did not get through.
+    /// Their KV pools do not hold the prompt.
+    pub too_small: u32,
+    /// They lately failed to answer, or the sender wants them avoided.
+    pub doubted: u32,
+    /// By the engine, because blocks of theirs did not get through.
     pub shunned: u32,
 }
 
@@ -62,8 +74,10 @@ pub enum Verdict {
     Off,
     /// The engine lacks too few tokens.
     TooFewTokens,
-    /// No engine of its layout of KV pages lives.
+    /// All are passed over, see [`PassedOver`]; of several reasons the one that passes soonest.
     OtherLayout,
+    TooSmall,
+    Doubted,
     Shunned,
     TooSlow,
 }
@@ -110,6 +124,17 @@ pub fn soonest(here: Bid, there: &[(usize, Bid)]) -> (Bid, Option<(usize, Bid)>)
     (here.or_as_slow_as(slowest), soonest)
 }
 
+impl PassedOver {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self { shunned: 1.., .. } => Verdict::Shunned,
+            Self { doubted: 1.., .. } => Verdict::Doubted,
+            Self { too_small: 1.., .. } => Verdict::TooSmall,
+            _ => Verdict::OtherLayout,
+        }
+    }
+}
+
 impl RemoteRule {
     pub fn of(settings: &RouterSettings) -> Self {
         Self {
@@ -138,8 +163,7 @@ impl RemoteRule {
         match times.there_ms {
             _ if self.from_tokens == 0 => Verdict::Off,
             _ if offer.here.missing_tokens < self.from_tokens => Verdict::TooFewTokens,
-            None if offer.shunned > 0 => Verdict::Shunned,
-            None => Verdict::OtherLayout,
+            None => offer.passed_over.verdict(),
             Some(there_ms) if there_ms <= times.there_at_most_ms => Verdict::Named,
             Some(_) => Verdict::TooSlow,
         }

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::mpsc::Receiver, time::Duration};
 
 use messages::{Attempt, InstanceId, RequestId, RunId, control::Cancel, prefill::TaskPulse};
 
-use crate::feed::Piece;
+use crate::{device::Dispatch, feed::Piece};
 
 /// Blocks of a prompt that a decode engine waits for.
 pub(super) struct Task {
@@ -11,6 +11,8 @@ pub(super) struct Task {
     pub attempt: Attempt,
     pub decode: InstanceId,
     pub priority: i32,
+    /// To be told once it begins.
+    pub dispatch: Option<Dispatch>,
     /// Leading blocks that decode has.
     pub held: u32,
     pub blocks: u32,
@@ -76,6 +78,10 @@ impl Tasks {
     pub fn wants(&self, run: RunId) -> Option<(InstanceId, u32, u32)> {
         let task = self.tasks.iter().find(|task| task.run == run)?;
         Some((task.decode.clone(), task.held, task.blocks - task.held))
+    }
+
+    pub fn take_dispatch(&mut self, run: RunId) -> Option<Dispatch> {
+        self.get_mut(run)?.dispatch.take()
     }
 
     pub fn take_feed(&mut self, run: RunId) -> Option<Receiver<Piece>> {
@@ -149,6 +155,7 @@ mod tests {
                 attempt: Attempt::FIRST,
                 decode: decode.parse().unwrap(),
                 priority,
+                dispatch: None,
                 held: 0,
                 blocks,
                 computed,

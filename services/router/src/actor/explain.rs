@@ -7,7 +7,7 @@ use metrics::{Counter, Histogram};
 
 use super::{Job, RouterActor};
 use crate::{
-    decisions::{About, Basis, Decision, Fate, KEPT, Note, Outcome},
+    decisions::{About, Basis, Checked, Decision, Fate, KEPT, Note, Outcome},
     deployment::{Choice, Deployment, SHOWN},
     policy::Policy,
 };
@@ -63,6 +63,7 @@ impl RouterActor {
             outcome: Outcome::Offered,
             predicted_cached_tokens: choice.predicted_cached_tokens,
             cached_tokens: None,
+            prefill_cached_tokens: None,
         };
         let mut shortlist = Some(choice.shortlist);
         if let Some(recorder) = &self.recorder {
@@ -126,17 +127,18 @@ impl RouterActor {
     pub(super) fn check(&self, deployment: &Deployment, engine: &InstanceId, started: &[Started]) {
         let mut ledger = self.ledger.lock();
         for started in started.iter().filter(|started| started.router == self.context.me.instance) {
-            let Some(decision) = ledger.started(engine, started) else { continue };
-            let (predicted, found) = (decision.predicted_cached_tokens, started.cached_tokens);
+            let Some(Checked { predicted, found, prompt }) = ledger.started(engine, started) else {
+                continue;
+            };
             metrics::counter!("stator_router_predictions_checked_total").increment(1);
             metrics::counter!("stator_router_predicted_cached_tokens_total").increment(predicted.into());
             metrics::counter!("stator_router_found_cached_tokens_total").increment(found.into());
-            metrics::counter!("stator_router_prompt_tokens_total")
-                .increment(decision.demand.prompt_tokens.into());
+            metrics::counter!("stator_router_prompt_tokens_total").increment(prompt.into());
             let mut state = deployment.lock();
-            let follows = state.decode.follows();
-            let Some(member) = state.decode.member_mut(engine) else { continue };
-            if member.drift.observe(predicted, found, decision.demand.prompt_tokens) && follows {
+            let Some(fleet) = state.fleet_of(engine) else { continue };
+            let follows = fleet.follows();
+            let Some(member) = fleet.member_mut(engine) else { continue };
+            if member.drift.observe(predicted, found, prompt) && follows {
                 tracing::info!(%engine, "the index has drifted from this cache, which is asked for anew");
                 metrics::counter!("stator_router_drift_resyncs_total").increment(1);
                 member.follower.lose();

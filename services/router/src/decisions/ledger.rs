@@ -7,6 +7,14 @@ use super::{Decision, Outcome, Shortlist};
 /// Decisions that can be read back.
 pub const KEPT: usize = 4096;
 
+/// Tokens that a cache was predicted to hold of a prompt, that it did hold, and of the prompt in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    pub predicted: u32,
+    pub found: u32,
+    pub prompt: u32,
+}
+
 /// The last decisions of this router, by number.
 #[derive(Debug)]
 pub struct Ledger {
@@ -45,11 +53,18 @@ impl Ledger {
         }
     }
 
-    /// Takes in what an engine found cached; the decision it was about.
-    pub fn started(&mut self, engine: &InstanceId, started: &Started) -> Option<&Decision> {
-        let decision = self.find(started.number).filter(|decision| decision.chosen == *engine)?;
-        decision.cached_tokens = Some(started.cached_tokens);
-        Some(decision)
+    /// Takes in what an engine or a prefill instance found cached; `None` if that was not about a decision known here.
+    pub fn started(&mut self, engine: &InstanceId, started: &Started) -> Option<Checked> {
+        let (decision, found) = (self.find(started.number)?, started.cached_tokens);
+        let predicted = if decision.chosen == *engine {
+            decision.cached_tokens = Some(found);
+            decision.predicted_cached_tokens
+        } else {
+            let predicted = decision.predicted_at(engine)?;
+            decision.prefill_cached_tokens = Some(found);
+            predicted
+        };
+        Some(Checked { predicted, found, prompt: decision.demand.prompt_tokens })
     }
 
     /// Every decision about a request, by bus id or by the client's label, oldest first.

@@ -34,7 +34,7 @@ pub enum Fate {
 #[derive(Debug, Default)]
 pub struct Notes {
     by_request: HashMap<RequestId, Vec<Note>>,
-    /// In the order in which requests were first noted; some may be gone.
+    /// In the order in which requests were first noted.
     order: VecDeque<RequestId>,
 }
 
@@ -61,6 +61,9 @@ impl Notes {
             notes.retain(|note| note.about.attempt != attempt);
             if notes.is_empty() {
                 self.by_request.remove(&request);
+                if let Some(at) = self.order.iter().rposition(|known| *known == request) {
+                    self.order.remove(at);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@ use messages::{Attempt, InstanceId, Pool, RequestId, Role, load::Started};
 use super::*;
 use crate::{
     fixtures::{id, lease},
-    remote::{Bid, Offer, RemoteRule, There, Verdict},
+    remote::{Bid, Offer, PassedOver, RemoteRule, There, Verdict},
     settings::RouterSettings,
 };
 
@@ -47,6 +47,7 @@ fn decision(number: u64, chosen: &str) -> Decision {
         outcome: Outcome::Offered,
         predicted_cached_tokens: 480,
         cached_tokens: None,
+        prefill_cached_tokens: None,
     }
 }
 
@@ -60,7 +61,8 @@ fn a_decision_is_found_by_id_and_label_and_learns_what_the_engine_found() {
     ledger.close(2, Outcome::Accepted);
     let started = Started { router: id("router-1"), number: 2, cached_tokens: 464 };
     assert!(ledger.started(&id("b"), &started).is_none(), "that is another engine's dispatch");
-    assert!(ledger.started(&id("a"), &started).is_some());
+    let checked = Checked { predicted: 480, found: 464, prompt: 640 };
+    assert_eq!(ledger.started(&id("a"), &started), Some(checked));
     let told = ledger.about("label-2");
     assert_eq!((told.len(), told[0].outcome, told[0].cached_tokens), (1, Outcome::Accepted, Some(464)));
     let request = told[0].about.request;
@@ -170,14 +172,33 @@ fn a_session_replays_as_a_session_and_doubted_engines_are_passed_over() {
 }
 
 #[test]
+fn what_the_prefill_instance_found_is_compared_with_what_was_predicted_of_it() {
+    let bid = |missing_tokens| Bid { missing_tokens, queued_tokens: 0, token_ns: 1_000_000 };
+    let there = Some(There { instance: id("prefill-1"), bid: bid(140) });
+    let offer = Offer { here: bid(640), spares: true, there, passed_over: PassedOver::default() };
+    let weighed = RemoteRule::of(&RouterSettings::default()).weigh(offer);
+    let remote =
+        Decision { prefill: weighed.named().cloned(), remote_prefill: Some(weighed), ..decision(1, "a") };
+    let mut ledger = Ledger::default();
+    ledger.enter(remote, None);
+    let started = Started { router: id("router-1"), number: 1, cached_tokens: 64 };
+    let checked = Checked { predicted: 500, found: 64, prompt: 640 };
+    assert_eq!(ledger.started(&id("prefill-1"), &started), Some(checked));
+    assert_eq!(ledger.started(&id("prefill-2"), &started), None);
+    let told = &ledger.about("label-1")[0];
+    assert_eq!((told.prefill_cached_tokens, told.cached_tokens), (Some(64), None));
+}
+
+#[test]
 fn whether_a_prompt_is_computed_elsewhere_is_decided_again_by_other_flags() {
     let rule = RemoteRule::of(&RouterSettings::default());
     let bid = |missing_tokens, queued_tokens| Bid { missing_tokens, queued_tokens, token_ns: 1_000_000 };
     let there = There { instance: id("prefill-1"), bid: bid(1000, 500) };
     let here = bid(1000, 0);
-    let offer = Offer { here, spares: false, there: Some(there), other_layout: 0, shunned: 0 };
+    let passed_over = PassedOver { shunned: 1, ..PassedOver::default() };
+    let offer = Offer { here, spares: false, there: Some(there), passed_over };
     let busy = Offer { spares: true, ..offer.clone() };
-    let shunned = Offer { there: None, shunned: 1, ..offer.clone() };
+    let shunned = Offer { there: None, ..offer.clone() };
     let mut file = Vec::new();
     for offer in [None, Some(offer), Some(busy), Some(shunned)] {
         let weighed = offer.map(|offer| rule.weigh(offer));
@@ -214,6 +235,10 @@ fn who_was_not_dispatched_is_told_of_until_it_is() {
     assert_eq!(outcomes(&notes, "label").len(), 2);
     notes.drop_of(waits, Attempt::FIRST);
     assert_eq!(outcomes(&notes, "label"), [Fate::Refused]);
+    // A repair brings the first one back: that it was dropped before is held against neither.
+    notes.put(note(waits, Fate::Held));
+    (0..KEPT - 2).for_each(|_| notes.put(note(RequestId::mint(), Fate::Refused)));
+    assert_eq!((outcomes(&notes, &waits.to_string()).len(), outcomes(&notes, "label").len()), (1, KEPT));
     (0..5000).for_each(|_| notes.put(note(RequestId::mint(), Fate::Refused)));
     assert!(outcomes(&notes, &refused.to_string()).is_empty(), "the oldest are forgotten");
 }

@@ -51,16 +51,14 @@ impl State {
     pub fn choose(&mut self, wish: &Wish<'_>, number: u64, now: Instant) -> Option<Choice> {
         let routing = &wish.submit.routing;
         let session = routing.session.as_deref().map(hash_of);
-        let prompt_tokens = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
+        let prompt_tokens = wish.prompt_tokens();
         let demand = Demand { prompt_tokens, page_size: self.decode.page_size(), session: session.is_some() };
         self.decode.look_up(wish.chains);
         self.pricer.price(&demand, self.decode.candidates(session), &mut self.costs);
         let place = self.pick(wish)?;
 
         let (page_size, cached) = (self.decode.page_size_at(place), self.decode.cached_tokens(place));
-        // At least the last token has to be computed.
-        let reusable = prompt_tokens.saturating_sub(1) / page_size * page_size;
-        let predicted_cached_tokens = cached.min(reusable);
+        let predicted_cached_tokens = cached.min(wish.reusable(page_size));
         let missing = prompt_tokens - predicted_cached_tokens;
         let shortlist = self.shortlist(wish, &demand, session, place);
         let weighed = self.weigh_prefill(wish, place, missing, number, now);
@@ -210,6 +208,15 @@ impl Wish<'_> {
             *max_tokens
         };
         prompt.len() as u64 + u64::from(output)
+    }
+
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.submit.prompt.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Tokens of the prompt's whole blocks, all but the last token, which is always computed by who samples.
+    pub(super) fn reusable(&self, page_size: u32) -> u32 {
+        self.prompt_tokens().saturating_sub(1) / page_size * page_size
     }
 
     pub(super) fn doubts(&self, instance: &InstanceId) -> bool {

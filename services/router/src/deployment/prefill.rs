@@ -4,7 +4,7 @@ use super::{State, Wish};
 use crate::{
     load::Work,
     policy::Candidate,
-    remote::{self, Bid, Offer, There, Weighed},
+    remote::{self, Bid, Offer, PassedOver, There, Weighed},
 };
 
 impl State {
@@ -36,13 +36,18 @@ impl State {
     fn offer(&self, wish: &Wish<'_>, engine: usize, missing_tokens: u32) -> Offer {
         let Candidate { prefill_tokens: queued_tokens, requests, .. } = self.decode.candidate(engine, None);
         let here = Bid { missing_tokens, queued_tokens, token_ns: self.decode.token_ns(engine) };
+        let sent = wish.reusable(self.decode.page_size_at(engine));
         let engine = &self.decode.members()[engine];
-        let (mut open, mut other_layout, mut shunned) = (Vec::new(), 0, 0);
+        let (mut open, mut passed_over) = (Vec::new(), PassedOver::default());
         for (place, member) in self.prefill.members().iter().enumerate() {
             if !engine.takes_pages_of(member) {
-                other_layout += 1;
-            } else if wish.doubts(member.instance()) || engine.shuns(member.instance()) {
-                shunned += 1;
+                passed_over.other_layout += 1;
+            } else if member.longest_sequence() < u64::from(sent) {
+                passed_over.too_small += 1;
+            } else if wish.doubts(member.instance()) {
+                passed_over.doubted += 1;
+            } else if engine.shuns(member.instance()) {
+                passed_over.shunned += 1;
             } else {
                 open.push((place, self.bid(wish, place)));
             }
@@ -52,7 +57,7 @@ impl State {
             let instance = self.prefill.members()[place].instance().clone();
             There { instance, bid }
         });
-        Offer { here, spares: requests > 0 && !wish.submit.goes_on(), there, other_layout, shunned }
+        Offer { here, spares: requests > 0 && !wish.submit.goes_on(), there, passed_over }
     }
 
     fn bid(&self, wish: &Wish<'_>, place: usize) -> Bid {
@@ -65,7 +70,7 @@ impl State {
 
     /// Tokens of the prompt that the cache of a prefill instance lacks.
     fn lacks(&self, wish: &Wish<'_>, place: usize) -> u32 {
-        let prompt = u32::try_from(wish.submit.prompt.len()).unwrap_or(u32::MAX);
-        prompt.saturating_sub(self.prefill.cached_tokens(place))
+        let reusable = wish.reusable(self.prefill.page_size_at(place));
+        wish.prompt_tokens() - self.prefill.cached_tokens(place).min(reusable)
     }
 }

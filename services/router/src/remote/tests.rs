@@ -12,7 +12,7 @@ fn weigh(rule: &RemoteRule, here: Bid, spares: bool, remotes: &[Bid]) -> Weighed
     let remotes: Vec<_> = remotes.iter().copied().enumerate().collect();
     let (here, first) = soonest(here, &remotes);
     let there = first.map(|(place, bid)| There { instance: id(&format!("p{place}")), bid });
-    rule.weigh(Offer { here, spares, there, other_layout: 0, shunned: 0 })
+    rule.weigh(Offer { here, spares, there, passed_over: PassedOver::default() })
 }
 
 /// What is best for an engine that has no other request.
@@ -71,9 +71,13 @@ fn what_was_weighed_adds_up() {
 
 #[test]
 fn without_an_instance_to_ask_the_reason_is_told() {
-    let offer = Offer { here: bid(1000, 0), spares: false, there: None, other_layout: 2, shunned: 0 };
-    assert_eq!(RULE.weigh(offer.clone()).verdict, Verdict::OtherLayout);
-    assert_eq!(RULE.weigh(Offer { shunned: 1, ..offer.clone() }).verdict, Verdict::Shunned);
-    let short = Offer { here: bid(10, 0), ..offer };
-    assert_eq!(RULE.weigh(short).verdict, Verdict::TooFewTokens);
+    let strangers = PassedOver { other_layout: 2, ..PassedOver::default() };
+    let verdict = |missing, passed_over| {
+        RULE.weigh(Offer { here: bid(missing, 0), spares: false, there: None, passed_over }).verdict
+    };
+    assert_eq!(verdict(1000, strangers), Verdict::OtherLayout);
+    assert_eq!(verdict(1000, PassedOver { too_small: 1, ..strangers }), Verdict::TooSmall);
+    assert_eq!(verdict(1000, PassedOver { too_small: 1, doubted: 1, ..strangers }), Verdict::Doubted);
+    assert_eq!(verdict(1000, PassedOver { doubted: 1, shunned: 1, ..strangers }), Verdict::Shunned);
+    assert_eq!(verdict(10, strangers), Verdict::TooFewTokens);
 }

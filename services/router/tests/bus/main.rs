@@ -22,6 +22,7 @@ use messages::{
     Envelope, FaultCode, InstanceId, Pool, RequestId, Role,
     block::ClusterKey,
     codec,
+    control::{Control, Pong},
     frame::{Body, TextBatch, TextDelta},
     load::{Load, Started},
     subject,
@@ -79,11 +80,13 @@ async fn send(bus: &Bus, submit: &Submit) -> RequestId {
 
 async fn offer(bus: &Bus, submit: &Submit) -> (RequestId, Custody) {
     router();
-    let envelope = Envelope::new(RequestId::mint());
-    let subject = subject::pool_requests(bus.namespace(), Role::Router, &Pool::routers());
+    let (ns, pool, envelope) = (bus.namespace(), Pool::routers(), Envelope::new(RequestId::mint()));
     let answer = eventually("the router answers", SOON, async || {
-        let wait = Duration::from_secs(1);
-        bus.ask::<_, Custody>(subject.clone(), Some(&envelope), submit, wait).await.ok()
+        let (wait, ping) = (Duration::from_secs(1), Control::Ping { request: None, run: None });
+        let all = subject::pool_control(ns, Role::Router, &pool);
+        let router = bus.ask::<_, Pong>(all, None, &ping, wait).await.ok()?.instance;
+        let subject = subject::instance_requests(ns, Role::Router, &pool, &router);
+        bus.ask::<_, Custody>(subject, Some(&envelope), submit, wait).await.ok()
     })
     .await;
     (envelope.request, answer)
@@ -374,6 +377,36 @@ async fn ingress_hears_who_may_compute_the_prompt_and_nobody_may_of_a_request_th
     })
     .await;
     assert_eq!(named(Submit { deaths: 1, ..long }).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_instance_that_holds_less_than_the_index_says_is_asked_for_its_cache_anew() {
+    let (bus, pool) = stage("prefill-drift").await;
+    let (engine, prefill) = (Engine::start(&bus, &pool, []).await, Engine::start_prefill(&bus, &pool).await);
+    let request = submit(&pool, 0..2000);
+    prefill.store(&chain(&prefill, &request), true);
+    // Tokens of the prompt that the router takes to be missing at the prefill instance, of which it finds all missing.
+    let missing = async || {
+        let id = send(&bus, &request).await;
+        let dispatch = engine.took().await.dispatch.unwrap();
+        let (router, number) = dispatch.clone();
+        engine.report(|load| {
+            slow(load);
+            load.seen = vec![dispatch.clone()];
+        });
+        prefill.report(|load| {
+            load.seen = vec![dispatch.clone()];
+            load.started = vec![Started { router, number, cached_tokens: 0 }];
+        });
+        decisions(id).await[0]["remote_prefill"]["there"]["missing_tokens"].as_u64()
+    };
+    eventually("the prompt is found to be cached", SOON, async || {
+        missing().await.filter(|tokens| *tokens == 16)
+    })
+    .await;
+    prefill.forget();
+    eventually("the index knows better", SOON, async || missing().await.filter(|tokens| *tokens == 2000))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,8 +115,24 @@ fn a_prefill_instance_that_the_engine_shuns_is_passed_over_for_another_and_then_
     };
     assert_eq!(shuns(3, &["p"]).prefill, Some(id("q")));
     let none = shuns(4, &["p", "q"]);
-    assert_eq!((none.prefill, none.weighed.unwrap().offer.shunned), (None, 2));
+    assert_eq!((none.prefill, none.weighed.unwrap().offer.passed_over.shunned), (None, 2));
     assert!(shuns(5, &[]).prefill.is_some());
+}
+
+#[test]
+fn a_prefill_instance_whose_pool_does_not_hold_the_prompt_is_passed_over() {
+    let here = beside_prefills(&[]);
+    let of = |name: &str, tokens| {
+        Arc::new(Lease { kv_tokens: Some(tokens), ..Lease::clone(&lease(Role::Prefill, name)) })
+    };
+    // Of 70 tokens the engine asks for the four whole blocks.
+    for (tokens, named, verdict) in [(63, None, Verdict::TooSmall), (64, Some(id("fits")), Verdict::Named)] {
+        here.lock().prefill.sync(&[]);
+        here.lock().prefill.sync(&[of("fits", tokens), of("small", 48)]);
+        let choice = choose(&here, &submit(Routing::default()), 1).unwrap();
+        let weighed = choice.weighed.unwrap();
+        assert_eq!((choice.prefill, weighed.verdict), (named, verdict));
+    }
 }
 
 #[test]
@@ -135,11 +151,11 @@ fn a_prefill_instance_that_is_doubted_or_avoided_is_passed_over() {
     let plain = submit(Routing::default());
     let avoiding = Submit { avoid: vec![id("p")], ..plain.clone() };
     let choice = choose(&here, &avoiding, 1).unwrap();
-    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Shunned)));
+    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Doubted)));
     let suspects = Suspects::default();
     suspects.mark(&id("p"));
     let choice = here.lock().choose(&wish(&plain, &[], &suspects), 2, Instant::now()).unwrap();
-    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Shunned)));
+    assert_eq!((choice.prefill, verdict(choice.weighed)), (None, Some(Verdict::Doubted)));
     assert_eq!(choose(&here, &plain, 3).unwrap().prefill, Some(id("p")));
 }
 
