@@ -169,7 +169,7 @@ impl Bus {
         }
     }
 
-    /// Sends a message that expects no answer. While the bus is cut off it is dropped.
+    /// Sends a message that expects no answer. While the bus is cut off it waits, as long as the client has room.
     ///
     /// # Errors
     /// If it is too large for the bus.

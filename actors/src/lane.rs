@@ -1,5 +1,5 @@
-//! The lanes on which work reaches an instance: requests (to the pool, to this instance) and, apart from them so
-//! that they never wait behind work, control messages.
+//! The lanes on which work reaches an instance: requests and, apart from them so that they never wait behind work, control
+//! messages (to the pool, to this instance).
 
 use std::sync::Arc;
 
@@ -62,53 +62,25 @@ impl Responder {
     }
 }
 
-/// Subscribes and serves until the process ends. Once draining begins the pool's subject is left to others; requests
-/// to this very instance go on arriving, so that it can refuse them.
+/// Subscribes and serves until the process ends: requests go on arriving while it drains, so that it can refuse them.
 ///
 /// # Errors
 /// If a subscription cannot be made.
 pub async fn serve<S: Service>(context: &Context, service: Arc<S>) -> Result<(), BusError> {
     let (bus, me) = (&context.bus, &context.me);
     let ns = bus.namespace();
-    let pool = subject::pool_requests(ns, me.role, &me.pool);
-    let queue = me.pool.to_string();
-    let from_pool =
-        bus.requests().queue_subscribe(pool, queue).await.map_err(|e| BusError::Subscribe(e.to_string()))?;
-    let own = bus.listen(subject::instance_requests(ns, me.role, &me.pool, &me.instance)).await?;
+    let requested = bus.listen(subject::instance_requests(ns, me.role, &me.pool, &me.instance)).await?;
     let control = bus.listen(subject::instance_control(ns, me.role, &me.pool, &me.instance)).await?;
     let pool_control = bus.listen(subject::pool_control(ns, me.role, &me.pool)).await?;
 
-    let draining = context.life.draining_token();
-    tokio::spawn(requests(bus.clone(), from_pool, service.clone(), Some(draining)));
-    tokio::spawn(requests(bus.clone(), own, service.clone(), None));
+    tokio::spawn(requests(bus.clone(), requested, service.clone()));
     for lane in [control, pool_control] {
         tokio::spawn(controls(context.clone(), lane, service.clone()));
     }
     Ok(())
 }
 
-async fn requests<S: Service>(
-    bus: Bus,
-    mut lane: Subscriber,
-    service: Arc<S>,
-    until: Option<tokio_util::sync::CancellationToken>,
-) {
-    if let Some(until) = until {
-        let mut leaving = false;
-        loop {
-            let message = tokio::select! {
-                message = lane.next() => message,
-                () = until.cancelled(), if !leaving => {
-                    leaving = true;
-                    // What the server had already sent still comes, then the stream ends.
-                    let _ = lane.drain().await;
-                    continue;
-                }
-            };
-            let Some(message) = message else { return };
-            request(&bus, message, &*service);
-        }
-    }
+async fn requests<S: Service>(bus: Bus, mut lane: Subscriber, service: Arc<S>) {
     while let Some(message) = lane.next().await {
         request(&bus, message, &*service);
     }

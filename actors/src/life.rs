@@ -34,10 +34,6 @@ impl Life {
         self.draining.is_cancelled()
     }
 
-    pub fn draining_token(&self) -> CancellationToken {
-        self.draining.clone()
-    }
-
     /// Completes when nothing is left to be done or sent.
     pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
         self.drained.clone().cancelled_owned()

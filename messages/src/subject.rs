@@ -4,11 +4,6 @@ use crate::id::{InstanceId, Namespace, Pool, Role};
 
 const VERSION: &str = "v1";
 
-/// Requests to any instance of a pool (queue group).
-pub fn pool_requests(ns: &Namespace, role: Role, pool: &Pool) -> String {
-    format!("{ns}.{VERSION}.{role}.{pool}.req")
-}
-
 /// Requests to one instance.
 pub fn instance_requests(ns: &Namespace, role: Role, pool: &Pool, instance: &InstanceId) -> String {
     format!("{ns}.{VERSION}.{role}.{pool}.{instance}.req")
@@ -86,7 +81,7 @@ pub fn parse(subject: &str) -> Option<Kind> {
         ["inbox", instance, "frames"] => Some(Kind::Frames(instance.parse().ok()?)),
         ["ev", "load", pool, _instance] => Some(Kind::Load(pool.parse().ok()?)),
         ["ev", "kv", pool, _instance] => Some(Kind::Kv(pool.parse().ok()?)),
-        [role, _pool, "req"] | [role, _pool, _, "req"] => Some(Kind::Requests(role.parse().ok()?)),
+        [role, _pool, _instance, "req"] => Some(Kind::Requests(role.parse().ok()?)),
         [role, _pool, "ctl"] | [role, _pool, _, "ctl"] => Some(Kind::Control(role.parse().ok()?)),
         _ => None,
     }
@@ -103,7 +98,6 @@ mod tests {
         let instance = InstanceId::draw(Role::Decode);
         assert_eq!(pool.as_str(), "huggingfacetb-smollm2-135m-9f86d081");
         let cases = [
-            (pool_requests(&ns, Role::Router, &pool), Kind::Requests(Role::Router)),
             (instance_requests(&ns, Role::Decode, &pool, &instance), Kind::Requests(Role::Decode)),
             (instance_control(&ns, Role::Decode, &pool, &instance), Kind::Control(Role::Decode)),
             (pool_control(&ns, Role::Decode, &pool), Kind::Control(Role::Decode)),

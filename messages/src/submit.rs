@@ -95,7 +95,7 @@ impl Submit {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Routing {
-    /// Requests of one session are best served where its last one was.
+    /// Requests of one session are best served by one engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
     /// Serve it by this engine and no other.
