@@ -3,6 +3,7 @@ mod check;
 mod collect;
 mod handover;
 mod intake;
+mod prefills;
 mod residence;
 mod step;
 

@@ -1,19 +1,17 @@
+mod rate;
+mod stretch;
+
 use std::time::Duration;
+
+use rate::Rate;
+use stretch::Stretch;
 
 /// Prompt tokens of a step while nothing has been measured.
 const FIRST_CHUNK: u32 = 256;
 /// A step that computes prompts takes at least this many of their tokens, however slow the device: prefill goes on.
 const LEAST_CHUNK: u32 = 16;
-/// The same beside sequences that are spared: a prompt goes on, however long steps become by that.
-const LEAST_SPARING_CHUNK: u32 = 4;
 /// Share of the target that is planned for; the rest absorbs what the estimate does not see.
 const PLANNED_SHARE: f64 = 0.8;
-/// What remains of an old measurement with each new one.
-const MEMORY: f64 = 0.7;
-/// The same where a difference is measured, in which the noise of single steps is large.
-const LONG_MEMORY: f64 = 0.95;
-/// Steps with prompts after which one without is wanted, where others decode: only those tell what decoding takes.
-const MIXED_AT_MOST: u32 = 16;
 /// How much longer than expected a step may take before it counts as hung, and never less than the floor.
 const HUNG_FACTOR: f64 = 4.0;
 const HUNG_FLOOR: Duration = Duration::from_secs(1);
@@ -29,22 +27,7 @@ pub(crate) struct Speed {
     decode: Rate,
     prefill: Rate,
     step: Rate,
-    /// Steps that only decode.
-    plain: Rate,
-    /// Steps with prompts beside sequences that decode, since the last of those.
-    mixed: u32,
-    /// Prompt tokens in steps that decode nothing, fixed costs included; no more than any step has shown.
-    alone: Rate,
-    /// Prompt tokens in steps that also decode: what they add to [`Self::plain`], or seem to take away.
-    beside: Rate,
-    /// Most prompt tokens that lately went beside sequences that decode.
-    proven: u32,
-}
-
-#[derive(Debug, Default)]
-struct Rate {
-    seconds: f64,
-    units: f64,
+    stretch: Stretch,
 }
 
 /// What a step computes.
@@ -56,73 +39,27 @@ pub(crate) struct Work {
     pub prefill_tokens: u32,
 }
 
-impl Rate {
-    fn add(&mut self, seconds: f64, units: u32) {
-        self.blend(seconds, units, MEMORY);
-    }
-
-    fn blend(&mut self, seconds: f64, units: u32, memory: f64) {
-        self.seconds = self.seconds * memory + seconds;
-        self.units = self.units * memory + f64::from(units);
-    }
-
-    /// Lets a new measurement count for more.
-    fn fade(&mut self, memory: f64) {
-        self.blend(0.0, 0, memory);
-    }
-
-    /// Forgets what it knew if that many units took less time than it says.
-    fn at_most(&mut self, seconds: f64, units: u32) {
-        if self.get().is_some_and(|rate| rate * f64::from(units) > seconds) {
-            *self = Self { seconds, units: f64::from(units) };
-        }
-    }
-
-    /// Seconds per unit.
-    fn get(&self) -> Option<f64> {
-        (self.units > 0.0).then(|| self.seconds / self.units)
-    }
-}
-
 impl Speed {
     pub fn observe(&mut self, work: Work, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         self.step.add(seconds, 1);
         if work.prefill_tokens == 0 {
             self.decode.add(seconds, work.decodes);
-            self.plain.blend(seconds, 1, LONG_MEMORY);
-            self.mixed = 0;
         } else {
             // While prompts wait every step has some: a rate learned at a small batch, fixed costs included, must not
             // outlive it, or nothing would seem to be left for prompts.
             self.decode.at_most(seconds, work.decodes);
             // A step has fixed costs: a few sequences more take hardly more time, and prompts would seem to take none.
-            let plain = self.plain.get().unwrap_or(f64::INFINITY);
+            let plain = self.stretch.plain().unwrap_or(f64::INFINITY);
             let decoding = (f64::from(work.decodes) * self.decode.get().unwrap_or(0.0)).min(plain);
             self.prefill.add((seconds - decoding).max(seconds / 10.0), work.prefill_tokens);
-            self.alone.at_most(seconds, work.prefill_tokens);
-            if work.decodes == 0 {
-                self.alone.add(seconds, work.prefill_tokens);
-            } else if let Some(plain) = self.plain.get() {
-                self.beside.blend(seconds - plain, work.prefill_tokens, LONG_MEMORY);
-                self.proven = work.prefill_tokens.max(self.proven - self.proven / 8);
-                self.plain.fade(LONG_MEMORY);
-                self.mixed += 1;
-            }
         }
+        self.stretch.observe(work, seconds);
     }
 
-    /// Prompt tokens that make a step about `stretch` times as long as one that only decodes. At least
-    /// [`LEAST_SPARING_CHUNK`], and no more than twice what was tried lately: what many tokens cost shows only then. None at
-    /// all if it must be seen first what decoding takes: where prompts never cease, that of long ago would be believed.
+    /// Prompt tokens that make a step about `stretch` times as long as one that only decodes.
     pub fn sparing_budget(&self, stretch: f64) -> u32 {
-        let Some(plain) = self.plain.get().filter(|_| self.mixed < MIXED_AT_MOST) else { return 0 };
-        let Some(beside) = self.beside.get() else { return LEAST_SPARING_CHUNK };
-        // Beside others a token may cost less than alone, whose share of fixed costs is in there, but not far less.
-        let least = self.alone.get().unwrap_or(0.0) / 2.0;
-        let added = plain * (stretch - 1.0).max(0.0);
-        let tokens = (added / beside.max(least).max(f64::MIN_POSITIVE)) as u32;
-        tokens.min(self.proven.saturating_mul(2)).max(LEAST_SPARING_CHUNK)
+        self.stretch.budget(stretch)
     }
 
     /// Prompt tokens of a step of `target` beside `decodes` sequences. At least [`LEAST_CHUNK`].

@@ -1,10 +1,7 @@
 use models::{Batch, Export, OpenSlot, PageCopy, Score, SequenceStep, StepId};
 
 use super::{Flight, Planned, Row, Scheduler};
-use crate::{Event, Goal, Micros, PROMPT_SHARE, QUICK_STEP, sequence::Sequence, slab::Key};
-
-/// What prompts that lack less than a block leave to longer ones beside sequences that are spared: one part of so many.
-const LONG_SHARE: u32 = 4;
+use crate::{Event, Goal, Micros, sequence::Sequence, slab::Key};
 
 impl Scheduler {
     /// Fills `batch` with the next step, reusing its buffers. `events` reports starts, and ends by cancel or deadline.
@@ -45,36 +42,6 @@ impl Scheduler {
         sequence.target(&self.runs[sequence.run]).saturating_sub(computed)
     }
 
-    /// Prompt tokens that a step may carry beside `decodes` sequences that decode.
-    pub(super) fn prefill_budget(&self, decodes: u32) -> u32 {
-        let in_time = self.speed.prefill_budget(decodes, self.config.step_target);
-        in_time
-            .min(self.config.max_prefill_tokens.max(1))
-            .min(self.limits.step_tokens.saturating_sub(decodes))
-            .min(self.mixed_budget(decodes))
-    }
-
-    /// What those who decode concede to prompts, so that the next token is not long in coming.
-    fn mixed_budget(&self, decodes: u32) -> u32 {
-        let Some(least) = self.config.mixed_step_tokens.filter(|_| decodes > 0) else { return u32::MAX };
-        let unit = (least / 2).max(1);
-        let present = (self.running.len() + self.waiting.len()).min(self.limits.running as usize) as u32;
-        let fair =
-            decodes.saturating_add(present.saturating_mul(PROMPT_SHARE)).div_ceil(unit).saturating_mul(unit);
-        let quick =
-            self.speed.prefill_fits(decodes, QUICK_STEP).unwrap_or(0).saturating_add(decodes) / unit * unit;
-        least.max(fair).max(quick).saturating_sub(decodes).max(1)
-    }
-
-    /// Prompt tokens beside `decodes` sequences for such that have put out nothing yet.
-    fn first_budget(&self, decodes: u32) -> u32 {
-        if self.is_sparing(decodes) { self.speed.sparing_budget(self.config.step_stretch) } else { u32::MAX }
-    }
-
-    pub(super) fn is_sparing(&self, decodes: u32) -> bool {
-        self.spares && decodes > 0
-    }
-
     fn add_decodes(&mut self, batch: &mut Batch, flight: &mut Flight) {
         let mut at = 0;
         // Preemption only ever takes from behind `at`.
@@ -106,58 +73,8 @@ impl Scheduler {
         }
     }
 
-    fn add_prefills(&mut self, batch: &mut Batch, flight: &mut Flight) {
-        let sparing = self.is_sparing(flight.work.decodes);
-        // Long prompts go slowly beside sequences that are spared, and shall not hold up what lacks a few tokens.
-        let short = if sparing { self.limits.page_size } else { 0 };
-        let mut budget = self.prefill_budget(flight.work.decodes);
-        // Output that has to be computed again is of a stream that stands still: such are spared, too.
-        let mut first = self.first_budget(flight.work.decodes);
-        let is_long = |key: &Key<Sequence>| {
-            let sequence = &self.sequences[*key];
-            sequence.output.is_empty() && self.missing(sequence) > short
-        };
-        let kept_for_long = if sparing && self.running.iter().any(is_long) { first / LONG_SHARE } else { 0 };
-        let running = 0..self.running.len();
-        let turns =
-            [true, false].into_iter().flat_map(|is_short| running.clone().map(move |at| (is_short, at)));
-        for (is_short, at) in turns {
-            let key = self.running[at];
-            let sequence = &self.sequences[key];
-            let missing = self.missing(sequence);
-            if missing <= 1 || is_short != (missing <= short) {
-                continue;
-            }
-            let is_first = sequence.output.is_empty();
-            let left = match (is_first, is_short) {
-                (true, true) => budget.min(first.saturating_sub(kept_for_long)),
-                (true, false) => budget.min(first),
-                (false, _) => budget,
-            };
-            let mut chunk = missing.min(self.config.chunked_prefill_size.max(1)).min(left);
-            let run = &self.runs[sequence.run];
-            if run.is_scoring() {
-                // What is scored is the prompt: no chunk goes on into the output.
-                let computed = sequence.target(run) - missing;
-                chunk = chunk.min(run.prompt_len() - computed);
-            }
-            if budget == 0 {
-                break;
-            }
-            if chunk == 0 {
-                continue;
-            }
-            self.add_row(key, chunk, batch, flight);
-            flight.work.prefill_tokens += chunk;
-            budget -= chunk;
-            if is_first {
-                first -= chunk;
-            }
-        }
-    }
-
     /// Adds the next `count` tokens of a sequence to the step.
-    fn add_row(&mut self, key: Key<Sequence>, count: u32, batch: &mut Batch, flight: &mut Flight) {
+    pub(super) fn add_row(&mut self, key: Key<Sequence>, count: u32, batch: &mut Batch, flight: &mut Flight) {
         let sequence = &mut self.sequences[key];
         let run = &mut self.runs[sequence.run];
         let prompt = run.prompt_len();
