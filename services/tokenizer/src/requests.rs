@@ -190,10 +190,8 @@ impl Requests {
         out: &mut Vec<Action>,
     ) -> HashMap<InstanceId, Vec<Alive>> {
         let mut alive: HashMap<InstanceId, Vec<Alive>> = HashMap::new();
-        let unclosed =
-            |live: &&Live| live.ended.is_some_and(|ended| now.duration_since(ended) >= CLOSED_AFTER);
-        let unclosed: Vec<RequestId> =
-            self.by_request.values().filter(unclosed).map(|live| live.request).collect();
+        let unclosed = self.by_request.values().filter(|live| live.is_unclosed(now));
+        let unclosed: Vec<RequestId> = unclosed.map(|live| live.request).collect();
         for request in unclosed {
             self.by_request[&request].close(0, out);
             self.forget(request);
@@ -222,7 +220,7 @@ impl Requests {
         let Some(live) = live.filter(|live| frame.attempt >= live.attempt) else {
             return self.stranger(from, &frame, now, out);
         };
-        if !live.prepared || frame.attempt != live.attempt || !live.listens(from, frame.run, now, out) {
+        if !live.is_prepared() || frame.attempt != live.attempt || !live.listens(from, frame.run, now, out) {
             return;
         }
         match live.take(pieces, frame.body, now, out) {
@@ -243,7 +241,7 @@ impl Requests {
             }
             return;
         };
-        if !live.prepared || alive.attempt != live.attempt || !live.listens(from, alive.run, now, out) {
+        if !live.is_prepared() || alive.attempt != live.attempt || !live.listens(from, alive.run, now, out) {
             return;
         }
         if live.lags(&alive.reached) {

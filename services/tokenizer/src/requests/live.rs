@@ -7,7 +7,7 @@ use messages::{
     generate::RunAt,
 };
 
-use super::{ATTACH_AGAIN, Action, GIVEN_UP_AFTER, QUIET_AFTER, Sender, UNHEARD_AFTER, whole};
+use super::{ATTACH_AGAIN, Action, CLOSED_AFTER, GIVEN_UP_AFTER, QUIET_AFTER, Sender, UNHEARD_AFTER, whole};
 use crate::decode::{Choice, Outcome, Pieces};
 
 /// Runs that were turned away, remembered so that each is cancelled once.
@@ -44,10 +44,7 @@ pub(super) struct Live {
     pub spoke: Instant,
     /// Frames are known to be missing.
     pub missing: bool,
-    /// When the last choice ended.
-    pub ended: Option<Instant>,
-    /// The prompt is known and the choices are made; frames before that are not for this stay.
-    pub prepared: bool,
+    stage: Stage,
     run: Option<(RunId, Engine)>,
     strays: Vec<RunId>,
     choices: Vec<Choice>,
@@ -56,6 +53,16 @@ pub(super) struct Live {
     /// When the run's engine was last heard of.
     heard: Instant,
     asked: Option<Instant>,
+}
+
+/// How far a stay has come.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// The prompt is not known yet, and frames are not for this stay.
+    Preparing,
+    Open,
+    /// The last choice ended then; the terminal frame is to come.
+    Ended(Instant),
 }
 
 #[derive(Debug, PartialEq)]
@@ -76,8 +83,7 @@ impl Live {
             ingress,
             spoke: now,
             missing: false,
-            ended: None,
-            prepared: false,
+            stage: Stage::Preparing,
             run: None,
             strays: Vec::new(),
             choices: Vec::new(),
@@ -100,6 +106,16 @@ impl Live {
         self.choices.iter().all(Choice::ended)
     }
 
+    /// Whether frames are for this stay.
+    pub fn is_prepared(&self) -> bool {
+        !matches!(self.stage, Stage::Preparing)
+    }
+
+    /// Whether the terminal frame has been to come for so long that it must be lost.
+    pub fn is_unclosed(&self, now: Instant) -> bool {
+        matches!(self.stage, Stage::Ended(at) if now.duration_since(at) >= CLOSED_AFTER)
+    }
+
     pub fn say(&self, run: Option<RunId>, body: Body<TextDelta>) -> Action {
         let frame = Frame { request: self.request, attempt: self.attempt, run, body };
         Action::Say { to: self.ingress.clone(), frame }
@@ -112,7 +128,7 @@ impl Live {
 
     /// The prompt is known and the choices stand where the journal left them.
     pub fn begin(&mut self, prepared: Prepared, out: &mut Vec<Action>) {
-        self.prepared = true;
+        self.stage = Stage::Open;
         self.prompt_tokens = prepared.prompt_tokens;
         self.choices = prepared.choices;
         if let Some(RunAt { engine, run }) = prepared.attach {
@@ -212,7 +228,9 @@ impl Live {
             Outcome::Text(text) => {
                 self.tell(Body::Delta(text), now, out);
                 self.caught_up();
-                self.ended = self.all_ended().then_some(now);
+                if self.all_ended() {
+                    self.stage = Stage::Ended(now);
+                }
                 Verdict::On
             }
             Outcome::Stopped(text) => {
@@ -269,14 +287,15 @@ impl Live {
 
     /// Whether its run is not over and nothing was heard of it for a while.
     pub fn is_quiet(&self, now: Instant) -> bool {
-        self.run.is_some() && self.ended.is_none() && now.saturating_duration_since(self.heard) >= QUIET_AFTER
+        let is_open = matches!(self.stage, Stage::Open);
+        is_open && self.run.is_some() && now.saturating_duration_since(self.heard) >= QUIET_AFTER
     }
 
     /// Nobody brings anything for this request any more: its run reports elsewhere or its engine is gone, which is for
     /// ingress to repair.
     pub fn is_forsaken(&self, now: Instant) -> bool {
         let limit = if self.run.is_some() { GIVEN_UP_AFTER } else { UNHEARD_AFTER };
-        self.prepared && now.saturating_duration_since(self.heard) >= limit
+        self.is_prepared() && now.saturating_duration_since(self.heard) >= limit
     }
 
     pub fn alive(&self, now: Instant) -> Alive {
