@@ -42,7 +42,7 @@ impl State {
         for (place, member) in self.prefill.members().iter().enumerate() {
             if !engine.takes_pages_of(member) {
                 passed_over.other_layout += 1;
-            } else if member.longest_sequence() < u64::from(sent) {
+            } else if member.longest_sequence() <= u64::from(sent) {
                 passed_over.too_small += 1;
             } else if wish.doubts(member.instance()) {
                 passed_over.doubted += 1;
