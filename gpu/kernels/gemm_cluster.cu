@@ -6,7 +6,6 @@
 // four warps work out what rows are scaled by. Then each block adds up the segments of its share of the rows and does what
 // follows: a gate, a sum and the first half of the norm behind it, or the heads of queries, keys and values.
 
-
 // What rows are multiplied by: 1 / rms of rows with these sums of squares [m, k / 8], or `given` [m], or nothing.
 struct RowScale {
     const float *squares, *given;
