@@ -9,7 +9,7 @@ use stator_tests::{
     Cluster, Network, Proxy, Service,
     cluster::{Plan, figure},
     eventually,
-    http::{Http, assemble},
+    http::{Event, Http, assemble},
     model::toy,
 };
 
@@ -61,6 +61,12 @@ async fn an_engine_that_is_cut_off_ends_its_runs_and_comes_back_clean() {
     cluster.settled(Duration::from_secs(5)).await;
 }
 
+/// The stream of a request that engines died of ends with their fault.
+fn assert_gave_up(events: &[Event], cluster: &Cluster) {
+    let last: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
+    assert_eq!(last["error"]["code"], "engine_fault", "{last}\n{}", cluster.logs());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_which_engines_die_fails_alone_after_the_third() {
     // Each dies before the request gets much further.
@@ -75,9 +81,7 @@ async fn a_request_under_which_engines_die_fails_alone_after_the_third() {
         let engine = cluster.engine_with_a_run(Duration::from_secs(10)).await;
         cluster.child(Service::Decode, engine).kill();
     }
-    let events = poison.await.unwrap().unwrap();
-    let last: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
-    assert_eq!(last["error"]["code"], "engine_fault", "{last}\n{}", cluster.logs());
+    assert_gave_up(&poison.await.unwrap().unwrap(), &cluster);
 
     let events = http.stream("/v1/chat/completions", &chat(2, 8), |_| {}).await.unwrap();
     assert_eq!(assemble(&events).unwrap()[0].1.as_deref(), Some("length"), "the fourth engine serves others");
@@ -106,9 +110,7 @@ async fn the_engine_that_computes_its_prompt_is_one_of_the_three_that_may_die_of
         let engine = cluster.engine_with_a_run(Duration::from_secs(10)).await;
         cluster.child(Service::Decode, engine).kill();
     }
-    let events = poison.await.unwrap().unwrap();
-    let last: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
-    assert_eq!(last["error"]["code"], "engine_fault", "{last}\n{}", cluster.logs());
+    assert_gave_up(&poison.await.unwrap().unwrap(), &cluster);
 
     let events = http.stream("/v1/chat/completions", &chat(2, 8), |_| {}).await.unwrap();
     assert_eq!(

@@ -9,6 +9,8 @@
 
 pub mod actor;
 pub mod broadcast;
+#[cfg(test)]
+mod copied;
 pub mod device;
 mod executor;
 pub mod feed;

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::{
+    copied::Copied,
     device::Report,
     executor::Built,
     sim::{SimExecutor, Timing},
@@ -49,8 +50,6 @@ fn sim() -> SimExecutor {
 /// The same with memory of a device: pages are stored in host rooms, which hold zeros as all of its pages do.
 struct SimDevice(SimExecutor);
 
-struct Stored(usize);
-
 struct Memory;
 
 impl Executor for SimDevice {
@@ -77,17 +76,7 @@ impl Executor for SimDevice {
     fn export_to(&mut self, _: Arc<dyn PageSink>) {}
 
     fn push_pages(&mut self, moves: &[PageMove]) -> Result<Box<dyn Copying>, ExecutorError> {
-        Ok(Box::new(Stored(moves.len())))
-    }
-}
-
-impl Copying for Stored {
-    fn is_done(&self) -> bool {
-        true
-    }
-
-    fn wait(self: Box<Self>) -> Result<Vec<u64>, ExecutorError> {
-        Ok(vec![0; self.0])
+        Ok(Box::new(Copied(moves.len())))
     }
 }
 

@@ -12,7 +12,7 @@ use models::{Batch, ExecutorSpec, KvLayout, Outputs, PageSink, SamplingBounds, S
 use scheduler::{Choice, Goal, Micros, Request, RunKey, SchedulerConfig};
 
 use super::*;
-use crate::transport;
+use crate::{copied::Copied, transport};
 
 const RUN: RunKey = RunKey(1);
 
@@ -29,18 +29,6 @@ impl Narrow {
         self.room = left.ok_or_else(|| ExecutorError::Device(format!("no room to {what}")))?;
         self.calls.push(what);
         Ok(())
-    }
-}
-
-struct Copied(usize);
-
-impl Copying for Copied {
-    fn is_done(&self) -> bool {
-        true
-    }
-
-    fn wait(self: Box<Self>) -> Result<Vec<u64>, ExecutorError> {
-        Ok(vec![0; self.0])
     }
 }
 

@@ -20,6 +20,7 @@ use scheduler::{Choice, Event, Goal, Micros, Request, RunKey, SchedulerConfig};
 
 use super::*;
 use crate::{
+    copied::Copied,
     device::{Command, Device, Report},
     executor::Built,
     feed::Piece,
@@ -82,18 +83,6 @@ struct Storing {
     asked: mpsc::Sender<Vec<u32>>,
 }
 
-struct Stored(usize);
-
-impl Copying for Stored {
-    fn is_done(&self) -> bool {
-        true
-    }
-
-    fn wait(self: Box<Self>) -> Result<Vec<u64>, ExecutorError> {
-        Ok(vec![0; self.0])
-    }
-}
-
 impl Executor for Storing {
     fn spec(&self) -> &ExecutorSpec {
         self.sim.spec()
@@ -127,7 +116,7 @@ impl Executor for Storing {
         }
         // Nobody may listen any more.
         let _ = self.asked.send(moves.iter().map(|of| of.page).collect());
-        Ok(Box::new(Stored(moves.len())))
+        Ok(Box::new(Copied(moves.len())))
     }
 }
 
