@@ -184,6 +184,9 @@ pub struct Alive {
     /// Tokenizers: milliseconds since the engine was last heard of.
     #[serde(default)]
     pub quiet_ms: u32,
+    /// Tokenizers: a router has taken the request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handed_on: bool,
 }
 
 /// What an engine's device is at, as those who asked it for that stamped it.

@@ -96,7 +96,7 @@ fn corpus() -> Vec<Bytes> {
         logprobs: Vec::new(),
         end: Some(End::Length),
     };
-    let alive = Alive { request, attempt, run, reached: vec![(0, 3)], quiet_ms: 1 };
+    let alive = Alive { request, attempt, run, reached: vec![(0, 3)], quiet_ms: 1, handed_on: true };
     let tokens = TokenBatch {
         from: instance.clone(),
         role: Role::Decode,

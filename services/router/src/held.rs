@@ -85,6 +85,7 @@ impl Held {
                 run: None,
                 reached: Vec::new(),
                 quiet_ms: 0,
+                handed_on: false,
             };
             alive.entry(entry.ingress.clone()).or_default().push(sign);
         }

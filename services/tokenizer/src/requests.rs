@@ -117,6 +117,15 @@ impl Requests {
         false
     }
 
+    /// A router has taken the request.
+    pub fn handed_on(&mut self, ticket: Ticket) {
+        if self.holds(ticket)
+            && let Some(live) = self.by_request.get_mut(&ticket.request)
+        {
+            live.handed_on = true;
+        }
+    }
+
     /// The request ends with a fault.
     pub fn fail(&mut self, ticket: Ticket, fault: Fault, out: &mut Vec<Action>) {
         if self.holds(ticket)

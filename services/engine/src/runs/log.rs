@@ -216,6 +216,7 @@ impl RunLog {
             run: Some(self.run),
             reached: self.choices.iter().map(|(choice, log)| (*choice, log.reached())).collect(),
             quiet_ms: 0,
+            handed_on: false,
         }
     }
 

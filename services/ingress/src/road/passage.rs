@@ -86,6 +86,8 @@ pub struct Passage {
     mending: Option<Instant>,
     /// A batch of the tokenizer was lost, perhaps with frames of this request.
     doubt: Option<Instant>,
+    /// Since when the tokenizer has handed the request on and knows of no run.
+    adrift: Option<Instant>,
     progress: Instant,
     run_heard: Instant,
 }
@@ -136,6 +138,7 @@ impl Passage {
             unwatched: Vec::new(),
             mending: None,
             doubt: None,
+            adrift: None,
             progress: now,
             run_heard: now,
         }
@@ -227,6 +230,7 @@ impl Passage {
         self.trouble = None;
         self.mending = None;
         self.doubt = None;
+        self.adrift = None;
         self.progress = now;
         if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.done) {
             self.scores.begin(prompt);
@@ -238,6 +242,7 @@ impl Passage {
         self.mending = Some(now);
         self.trouble = None;
         self.doubt = None;
+        self.adrift = None;
         self.holders.give_time(now);
     }
 
@@ -306,6 +311,9 @@ impl Passage {
             return stray;
         }
         self.note(from, role, alive.run.is_some(), now);
+        if alive.handed_on && alive.run.is_none() && self.holders.find(from).is_some() {
+            self.adrift.get_or_insert(now);
+        }
         if role == Role::Router && self.lock.is_none() && self.holders.router.is_none() {
             // Its word that it has the request went lost.
             self.holders.set(role, from, now);
@@ -337,7 +345,11 @@ impl Passage {
     /// Locks onto the first run; any other is a stray.
     fn listen(&mut self, run: Option<RunId>) -> Option<Effect> {
         let run = run?;
-        if *self.lock.get_or_insert(run) == run {
+        if self.lock.is_none() {
+            self.lock = Some(run);
+            self.adrift = None;
+        }
+        if self.lock == Some(run) {
             return None;
         }
         if self.strays.contains(&run) || self.strays.len() >= STRAYS {
@@ -354,6 +366,9 @@ impl Passage {
             self.holders.set(role, from, now);
         } else {
             self.holders.note(role, from, now);
+        }
+        if role == Role::Tokenizer && of_run {
+            self.adrift = None;
         }
         if of_run {
             self.in_custody = true;

@@ -203,7 +203,14 @@ impl TokenizerActor {
         let spent = u64::try_from(order.taken.elapsed().as_millis()).unwrap_or(u64::MAX);
         envelope.deadline_ms = envelope.deadline_ms.map(|ms| ms.saturating_sub(spent));
         let outcome = self.offer(&envelope, &submit).await;
-        let held = self.requests.lock().holds(order.ticket);
+        let is_taken = matches!(&outcome, Ok(_) | Err(Fault { code: FaultCode::Cancelled, .. }));
+        let held = {
+            let mut requests = self.requests.lock();
+            if is_taken {
+                requests.handed_on(order.ticket);
+            }
+            requests.holds(order.ticket)
+        };
         let name = match outcome {
             Ok(router) => {
                 tracing::debug!(request = %envelope.request, label = envelope.label, %router, "submitted");

@@ -45,6 +45,8 @@ pub(super) struct Live {
     /// Frames are known to be missing.
     pub missing: bool,
     stage: Stage,
+    /// A router has taken it.
+    pub handed_on: bool,
     run: Option<(RunId, Engine)>,
     strays: Vec<RunId>,
     choices: Vec<Choice>,
@@ -84,6 +86,7 @@ impl Live {
             spoke: now,
             missing: false,
             stage: Stage::Preparing,
+            handed_on: false,
             run: None,
             strays: Vec::new(),
             choices: Vec::new(),
@@ -306,6 +309,7 @@ impl Live {
             run: self.run(),
             reached: self.choices.iter().map(|choice| (choice.index, choice.at())).collect(),
             quiet_ms: u32::try_from(quiet).unwrap_or(u32::MAX),
+            handed_on: self.handed_on,
         }
     }
 }

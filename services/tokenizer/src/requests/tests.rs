@@ -169,6 +169,7 @@ fn a_heartbeat_that_is_ahead_shows_a_loss() {
         run: Some(RUN),
         reached: vec![(0, reached)],
         quiet_ms: 0,
+        handed_on: false,
     };
     let (level, ahead) = (batch(Vec::new(), vec![alive(0)]), batch(Vec::new(), vec![alive(3)]));
     bench.out.clear();
@@ -277,9 +278,22 @@ fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
         run: Some(RUN),
         reached: vec![(0, 4)],
         quiet_ms: 0,
+        handed_on: false,
     };
     bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
     assert_eq!(bench.out, [], "what was on its way here neither cancels the run nor calls it back");
+}
+
+#[test]
+fn ingress_is_told_whether_a_router_has_the_request() {
+    let mut bench = Bench::new(1, &[]);
+    let mut beat = |requests: &mut Requests| {
+        let alive = requests.beat(bench.now, bench.now, &mut Vec::new());
+        alive[&id("ingress-1")][0].handed_on
+    };
+    assert!(!beat(&mut bench.requests));
+    bench.requests.handed_on(bench.ticket);
+    assert!(beat(&mut bench.requests));
 }
 
 #[test]
@@ -378,7 +392,7 @@ proptest! {
                 bench.now += ATTACH_AGAIN;
                 let reached = log.ids.iter().map(|ids| ids.len() as u32);
                 let alive = Alive { request: bench.request, attempt: ATTEMPT, run: Some(RUN),
-                    reached: (0..).zip(reached).collect(), quiet_ms: 0 };
+                    reached: (0..).zip(reached).collect(), quiet_ms: 0, handed_on: false };
                 bench.out.clear();
                 bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
                 let mut actions = std::mem::take(&mut bench.out);

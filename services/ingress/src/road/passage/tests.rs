@@ -63,6 +63,7 @@ impl Scene {
             run: self.passage.run(),
             reached: reached.to_vec(),
             quiet_ms,
+            handed_on: true,
         };
         self.passage.alive(&named("tok"), Role::Tokenizer, &alive, self.now);
     }
@@ -105,7 +106,7 @@ fn a_routers_heartbeat_tells_what_its_lost_acceptance_would_have() {
     scene.passage.handed_to(&named("tok"), scene.now);
     scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
     let (request, attempt) = (scene.passage.request, scene.passage.attempt());
-    let alive = Alive { request, attempt, run: None, reached: Vec::new(), quiet_ms: 0 };
+    let alive = Alive { request, attempt, run: None, reached: Vec::new(), quiet_ms: 0, handed_on: false };
     let beat = |scene: &mut Scene, from| {
         scene.passage.alive(&named(from), Role::Router, &alive, scene.now);
     };
@@ -383,6 +384,56 @@ fn time_in_which_this_process_could_not_hear_is_not_held_against_anyone() {
     scene.now += ms(20_000);
     scene.passage.give_time(scene.now);
     assert!(matches!(scene.passage.check(scene.now), Check::At(_)));
+}
+
+/// A tokenizer has handed the request on and hears of no run.
+fn handed_on(scene: &mut Scene) {
+    let (request, attempt) = (scene.passage.request, scene.passage.attempt());
+    let alive = Alive { request, attempt, run: None, reached: vec![(0, 0)], quiet_ms: 0, handed_on: true };
+    scene.passage.alive(&named("tok"), Role::Tokenizer, &alive, scene.now);
+}
+
+#[test]
+fn a_request_that_left_its_tokenizer_and_is_nowhere_is_sent_again() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    for _ in 0..3 {
+        handed_on(&mut scene);
+        assert!(matches!(scene.later(250), Check::At(_)));
+    }
+    handed_on(&mut scene);
+    assert_eq!(scene.later(250), Check::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Forgotten));
+}
+
+#[test]
+fn a_run_that_its_tokenizer_never_heard_of_is_replayed() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.accept("decode", Role::Decode, Some(RUN));
+    handed_on(&mut scene);
+    scene.now += ms(500);
+    handed_on(&mut scene);
+    assert_eq!(scene.later(500), Check::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
+fn a_request_that_waits_in_a_router_or_whose_run_is_heard_of_is_not_adrift() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    for _ in 0..20 {
+        handed_on(&mut scene);
+        scene.accept("router", Role::Router, None);
+        assert!(matches!(scene.later(250), Check::At(_)));
+    }
+    scene.accept("decode", Role::Decode, Some(RUN));
+    handed_on(&mut scene);
+    assert!(matches!(scene.later(250), Check::At(_)), "it has just left the router");
+    scene.beat(0, &[(0, 0)]);
+    assert!(matches!(scene.later(400), Check::At(_)));
+    scene.beat(0, &[(0, 0)]);
+    assert!(matches!(scene.later(550), Check::At(_)), "the tokenizer follows its run");
 }
 
 #[test]

@@ -18,6 +18,9 @@ const DOUBT: Duration = Duration::from_millis(350);
 const MEND: Duration = Duration::from_millis(1500);
 /// How long a request may go without anyone known to hold it, or its run without a known engine.
 const ORPHAN: Duration = Duration::from_secs(3);
+/// How long a request may be out of its tokenizer's hands without a sign of life of a router or engine that has it, which
+/// routers give to ingress and engines to the tokenizer each 250 ms: the run may have ended meanwhile, unheard.
+const ADRIFT: Duration = Duration::from_secs(1);
 /// No check is further away than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(600);
 
@@ -68,6 +71,11 @@ impl Passage {
             self.raise(Trouble::Lost);
             return Check::Trouble;
         }
+        if self.is_adrift(now) {
+            self.adrift = None;
+            self.raise(if self.lock.is_some() { Trouble::Lost } else { Trouble::Forgotten });
+            return Check::Trouble;
+        }
         let holders = &self.holders;
         let orphaned_since = match self.lock {
             Some(_) => holders.engine.is_none().then_some(self.run_heard),
@@ -98,6 +106,12 @@ impl Passage {
                 .tokenizer
                 .as_ref()
                 .is_some_and(|holder| holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF)
+    }
+
+    /// Nobody follows a run of it, and no router has it.
+    fn is_adrift(&self, now: Instant) -> bool {
+        let in_router = self.lock.is_none() && self.holders.router.is_some();
+        !in_router && self.adrift.is_some_and(|since| now.duration_since(since) >= ADRIFT)
     }
 
     fn questions(&mut self, now: Instant) -> Vec<Question> {
@@ -188,8 +202,7 @@ impl Passage {
         self.holders.give_time(now);
         self.progress = now;
         self.run_heard = now;
-        if self.mending.is_some() {
-            self.mending = Some(now);
-        }
+        self.mending = self.mending.map(|_| now);
+        self.adrift = self.adrift.map(|_| now);
     }
 }
