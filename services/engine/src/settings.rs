@@ -72,7 +72,7 @@ actors::settings! {
         switch foreign_prefill;
         /// Decode, while prefill instances live: how many times as long as otherwise a step may take because of prompts
         /// that are computed here all the same, beside tokens for others; 0: as long as without prefill instances.
-        value step_stretch: f64 = 2.0;
+        value step_stretch: f64 = 1.5;
         /// Least milliseconds of a step: slows any executor down, to rehearse faults with a small model.
         value step_floor_ms: f64 = 0.0;
         /// Sim: milliseconds of a step that only decodes.
