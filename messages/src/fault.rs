@@ -33,6 +33,8 @@ pub enum FaultCode {
     Draining,
     /// No instance of the pool is alive.
     NoInstance,
+    /// Engines that were offered the request do not answer.
+    Unanswered,
     DeadlineExceeded,
     /// The client reads too slowly.
     SlowClient,
@@ -62,6 +64,9 @@ impl Fault {
 
     /// Another instance may do what this one refused.
     pub fn retryable(&self) -> bool {
-        matches!(self.code, FaultCode::Overloaded | FaultCode::Draining | FaultCode::NoInstance)
+        matches!(
+            self.code,
+            FaultCode::Overloaded | FaultCode::Draining | FaultCode::NoInstance | FaultCode::Unanswered
+        )
     }
 }

@@ -155,6 +155,7 @@ impl From<Fault> for ApiError {
             Code::Overloaded => (503, "overloaded_error", "overloaded"),
             Code::Draining => (503, SERVER, "draining"),
             Code::NoInstance => (503, SERVER, "no_instance"),
+            Code::Unanswered => (503, SERVER, "unanswered"),
             Code::DeadlineExceeded => (504, "timeout_error", "deadline_exceeded"),
             Code::SlowClient => (408, INVALID, "slow_client"),
             Code::Cancelled => (499, INVALID, "cancelled"),

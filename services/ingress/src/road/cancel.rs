@@ -59,14 +59,19 @@ impl Desk {
     /// A run was attached to by way of another tokenizer: the one that followed it drops the request, and the run
     /// goes on. Were both to follow it, each would ask the engine for the frames that went to the other.
     pub(super) fn release(&self, trip: &Trip, run: RunId, tokenizer: &InstanceId) {
-        let attempt = {
+        let is_holder = {
             let passage = trip.passage();
             let holder = passage.holders().tokenizer.as_ref();
-            if holder.is_some_and(|holder| holder.instance == *tokenizer) {
-                return;
-            }
-            passage.attempt()
+            holder.is_some_and(|holder| holder.instance == *tokenizer)
         };
+        if !is_holder {
+            self.let_go(trip, run, tokenizer);
+        }
+    }
+
+    /// A tokenizer that follows a run is to do so no longer.
+    pub(super) fn let_go(&self, trip: &Trip, run: RunId, tokenizer: &InstanceId) {
+        let attempt = trip.passage().attempt();
         let cancel = Cancel { request: trip.request, attempt, run: Some(run), choice: None };
         self.send_cancel(Role::Tokenizer, &trip.passenger.pool, Some(tokenizer), &cancel);
     }

@@ -83,11 +83,11 @@ impl Desk {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// An instance is gone or hangs: whoever waits for it goes on elsewhere.
-    pub(super) fn departed(&self, instance: &InstanceId) {
+    /// An instance is gone or hangs: whoever waits for it, and has not heard of it since it was `asked`, goes on elsewhere.
+    pub(super) fn gave_no_sign(&self, instance: &InstanceId, asked: Instant) {
         self.suspects.mark(instance);
         for trip in self.all() {
-            if trip.passage().departed(instance, false) {
+            if trip.passage().gave_no_sign(instance, asked) {
                 trip.wake();
             }
         }
@@ -131,7 +131,7 @@ impl Desk {
         }
     }
 
-    /// Somebody works for a request that is not here any more: the cancel did not reach it.
+    /// Somebody works for a request, or an attempt at it, that is not here any more: the cancel did not reach it.
     fn exorcise(&self, from: &InstanceId, ghost: &Alive) {
         let Some(lease) = self.context.directory.lease(from) else { return };
         let cancel = Cancel { request: ghost.request, attempt: ghost.attempt, run: None, choice: None };
@@ -145,6 +145,7 @@ impl Desk {
         let mut note = |trip: &Arc<Trip>, upshot: Upshot| match upshot {
             Upshot::Nothing => {}
             Upshot::Stray(run) => rest.strays.push((trip.clone(), run)),
+            Upshot::Rival(run) => rest.rivals.push((trip.clone(), run)),
             Upshot::Crowded => rest.crowded = true,
         };
         for frame in frames {
@@ -154,6 +155,8 @@ impl Desk {
         }
         for sign in alive {
             match trips.get(&sign.request) {
+                // The cancel of that attempt did not reach it.
+                Some(trip) if sign.attempt < trip.passage().attempt() => rest.ghosts.push(sign),
                 Some(trip) => note(trip, trip.alive(&from, role, &sign, now)),
                 None => rest.ghosts.push(sign),
             }
@@ -165,6 +168,7 @@ impl Desk {
 #[derive(Default)]
 struct Rest {
     strays: Vec<(Arc<Trip>, RunId)>,
+    rivals: Vec<(Arc<Trip>, RunId)>,
     ghosts: Vec<Alive>,
     crowded: bool,
 }
@@ -176,6 +180,9 @@ impl FrameSink<TextDelta> for Desk {
         self.read(batch, &mut rest);
         for (trip, run) in rest.strays {
             self.cancel_stray(&trip, run, &from, role);
+        }
+        for (trip, run) in rest.rivals {
+            self.let_go(&trip, run, &from);
         }
         for ghost in rest.ghosts {
             self.exorcise(&from, &ghost);

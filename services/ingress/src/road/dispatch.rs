@@ -19,6 +19,7 @@ use messages::{
 use super::{
     cancel::pool_of,
     desk::Desk,
+    drive::OWN_PAUSE,
     passage::{Answer, Question, Unwatched},
     repair::Record,
     trip::Trip,
@@ -103,7 +104,8 @@ impl Desk {
         let bus = &self.context.bus;
         let epoch = bus.link().borrow().epoch;
         let answer = self.ping(&trip, &question).await;
-        let judged = bus.cut_off().is_none() && bus.link().borrow().epoch == epoch;
+        let in_time = question.asked.elapsed() < PING_WITHIN + OWN_PAUSE;
+        let judged = in_time && bus.cut_off().is_none() && bus.link().borrow().epoch == epoch;
         let answer = if judged { answer } else { Answer::Unknown };
         if !trip.passage().answered(&question, &answer, Instant::now()) {
             return;
@@ -113,7 +115,7 @@ impl Desk {
             if !self.suspects.is_suspect(&question.instance) {
                 tracing::warn!(instance = %question.instance, role = %question.role, "no sign of life");
             }
-            self.departed(&question.instance);
+            self.gave_no_sign(&question.instance, question.asked);
         }
     }
 

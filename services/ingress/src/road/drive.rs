@@ -1,6 +1,9 @@
 //! The task that looks after one request: hands it over, watches its holders, repairs, and cancels it in the end.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use messages::{Fault, FaultCode};
 use tokio::time::sleep_until;
@@ -11,6 +14,9 @@ use super::{
     repair::{self, Record, Remedy},
     trip::Trip,
 };
+
+/// Being so much later than planned shows that this process stood still, and could hear nobody.
+pub(super) const OWN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Drives a trip until it has ended one way or the other.
 pub async fn drive(desk: Arc<Desk>, trip: Arc<Trip>) {
@@ -66,7 +72,12 @@ async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
         match check {
             Check::At(when) => tokio::select! {
                 () = trip.woken() => {}
-                () = sleep_until(when.into()) => {}
+                () = sleep_until(when.into()) => {
+                    let now = Instant::now();
+                    if now.duration_since(when) > OWN_PAUSE {
+                        trip.passage().give_time(now);
+                    }
+                }
             },
             Check::Ask(questions) => {
                 for question in questions {

@@ -1,9 +1,10 @@
 //! The way of one request through the cluster, as ingress sees it: a pure state machine. Frames, heartbeats,
 //! answers to pings and clock readings go in; what is new for the client, and what is wrong, comes out.
 
+mod scores;
 mod watch;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use messages::{
     Attempt, Fault, FaultCode, InstanceId, RequestId, Role, RunId, TokenIds,
@@ -16,6 +17,7 @@ use super::{
     strand::{Piece, Strand, Taken},
 };
 
+use scores::{Scored, Scores};
 pub use watch::{Answer, Check, Question};
 
 /// Runs that were turned away, remembered so that each is cancelled once.
@@ -36,6 +38,8 @@ pub enum Effect {
     Closed(Usage),
     /// A second run of this attempt: to be cancelled.
     Stray(RunId),
+    /// Another tokenizer than the one that was asked to follows this run too: it is to let go of it.
+    Rival(RunId),
     /// See [`Passage::take_trouble`].
     Trouble,
 }
@@ -76,6 +80,8 @@ pub struct Passage {
     lock: Option<RunId>,
     strays: Vec<RunId>,
     holders: Holders,
+    /// The tokenizer that took the request last, and whether it has spoken of the locked run since.
+    follower: Option<(InstanceId, bool)>,
     /// Router or engine has taken the request over.
     in_custody: bool,
     over: bool,
@@ -92,33 +98,6 @@ pub struct Passage {
     run_heard: Instant,
 }
 
-/// Log probabilities of the prompt as they come in.
-#[derive(Debug, Default)]
-struct Scores {
-    from: Option<u32>,
-    have: Vec<TokenLogprobs>,
-    done: bool,
-}
-
-impl Scores {
-    /// The first token of a prompt follows nothing: it has no probability, and no engine reports it.
-    fn begin(&mut self, prompt: &TokenIds) {
-        let first = prompt.iter().next().filter(|_| self.from == Some(0));
-        self.have =
-            first.map(|id| TokenLogprobs { id, logprob: None, top: Vec::new() }).into_iter().collect();
-    }
-
-    /// All of them, once the last is here.
-    fn all(&mut self, prompt: Option<&TokenIds>) -> Option<Vec<TokenLogprobs>> {
-        let (from, prompt) = (self.from? as usize, prompt?);
-        if self.done || from + self.have.len() < prompt.len() {
-            return None;
-        }
-        self.done = true;
-        Some(std::mem::take(&mut self.have))
-    }
-}
-
 impl Passage {
     /// A request for `n` choices that wants the prompt scored from `score_from` on.
     pub fn new(request: RequestId, n: u32, score_from: Option<u32>, now: Instant) -> Self {
@@ -127,11 +106,12 @@ impl Passage {
             attempt: Attempt::FIRST,
             prompt: None,
             strands: (0..n).map(|_| Strand::default()).collect(),
-            scores: Scores { from: score_from, have: Vec::new(), done: score_from.is_none() },
+            scores: Scores::new(score_from),
             cached: None,
             lock: None,
             strays: Vec::new(),
             holders: Holders::default(),
+            follower: None,
             in_custody: false,
             over: false,
             trouble: None,
@@ -207,7 +187,6 @@ impl Passage {
     /// Where the run is that an attach could follow.
     pub fn run_at(&self) -> Option<RunAt> {
         let engine = self.holders.engine.as_ref()?.instance.clone();
-        self.prompt.as_ref()?;
         self.lock.map(|run| RunAt { engine, run })
     }
 
@@ -226,13 +205,14 @@ impl Passage {
         self.lock = None;
         self.strays.clear();
         self.holders = Holders::default();
+        self.follower = None;
         self.in_custody = self.is_open();
         self.trouble = None;
         self.mending = None;
         self.doubt = None;
         self.adrift = None;
         self.progress = now;
-        if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.done) {
+        if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.are_done()) {
             self.scores.begin(prompt);
         }
     }
@@ -254,6 +234,8 @@ impl Passage {
     /// A tokenizer has accepted the request.
     pub fn handed_to(&mut self, tokenizer: &InstanceId, now: Instant) {
         self.holders.set(Role::Tokenizer, tokenizer, now);
+        self.follower = Some((tokenizer.clone(), false));
+        self.mending = self.mending.map(|_| now);
     }
 
     /// Takes a frame in. `from` and `role` name its sender.
@@ -261,7 +243,7 @@ impl Passage {
         if self.over || frame.attempt != self.attempt {
             return Effect::Nothing;
         }
-        if let Some(stray) = self.listen(frame.run) {
+        if let Some(stray) = self.listen(frame.run, now) {
             return stray;
         }
         self.note(from, role, frame.run.is_some(), now);
@@ -281,18 +263,26 @@ impl Passage {
                 if self.prompt.is_some() {
                     return Effect::Nothing;
                 }
-                self.scores.begin(&prompt);
+                let scored = self.scores.begin(&prompt);
                 self.prompt = Some(prompt);
-                self.scores.all(self.prompt.as_ref()).map_or(Effect::Nothing, Effect::Scored)
+                self.scored(scored)
             }
             Body::Started { cached_tokens, .. } => {
                 self.cached.get_or_insert(cached_tokens);
                 self.progress = now;
                 Effect::Nothing
             }
-            Body::Prompt { first, tokens } => self.scored(first, tokens),
+            Body::Prompt { first, tokens } => {
+                let scored = self.scores.take(first, tokens, self.prompt.as_ref());
+                self.scored(scored)
+            }
             Body::Delta(delta) => self.delta(delta, now),
             Body::Closed { usage } => self.closed(usage),
+            // A router, or a tokenizer that heard of no run, gives up what an engine has: its run can be followed.
+            Body::Failed(_) if frame.run.is_none() && self.lock.is_some() => match role {
+                Role::Tokenizer => self.gap(),
+                _ => Effect::Nothing,
+            },
             Body::Failed(fault) => self.raise(Trouble::Failed(fault)),
         }
     }
@@ -307,7 +297,7 @@ impl Passage {
         if self.over || alive.attempt != self.attempt {
             return Effect::Nothing;
         }
-        if let Some(stray) = self.listen(alive.run) {
+        if let Some(stray) = self.listen(alive.run, now) {
             return stray;
         }
         self.note(from, role, alive.run.is_some(), now);
@@ -320,7 +310,7 @@ impl Passage {
             self.in_custody = true;
         }
         if role == Role::Tokenizer && alive.run.is_some() {
-            let quiet = std::time::Duration::from_millis(alive.quiet_ms.into());
+            let quiet = Duration::from_millis(alive.quiet_ms.into());
             if let Some(heard) = now.checked_sub(quiet) {
                 self.run_heard = self.run_heard.max(heard);
                 if let Some(engine) = &mut self.holders.engine {
@@ -328,11 +318,35 @@ impl Passage {
                 }
             }
         }
-        let lags = |(choice, at): &(u32, u32)| self.strand(*choice).is_some_and(|s| s.lags(*at));
-        if self.doubt.is_some() && !alive.reached.is_empty() && !alive.reached.iter().any(lags) {
-            self.doubt = None;
+        if role == Role::Tokenizer && self.is_level_with(alive) {
+            self.doubt = self.doubt.filter(|_| !self.is_shown_by_position());
+            // The run was heard of since the attach: it has nothing to say yet.
+            let quiet = Duration::from_millis(alive.quiet_ms.into());
+            let heard = |since: &Instant| quiet < now.saturating_duration_since(*since);
+            let nothing_ended = self.strands.len() == 1 || !self.has_begun();
+            self.mending = self.mending.filter(|since| !(nothing_ended && heard(since)));
         }
-        Effect::Nothing
+        match alive.run.filter(|_| role == Role::Tokenizer && self.is_rival(from)) {
+            Some(run) => Effect::Rival(run),
+            None => Effect::Nothing,
+        }
+    }
+
+    /// Whether the output has come as far here as at the sender.
+    fn is_level_with(&self, alive: &Alive) -> bool {
+        let lags = |(choice, at): &(u32, u32)| self.strand(*choice).is_some_and(|s| s.lags(*at));
+        !alive.reached.is_empty() && !alive.reached.iter().any(lags)
+    }
+
+    /// Whether the position of the output, or its next piece, shows all that may be missing: neither the end of one of
+    /// several choices nor what precedes the output moves it.
+    fn is_shown_by_position(&self) -> bool {
+        self.strands.len() == 1 && self.scores.are_done() && self.prompt.is_some()
+    }
+
+    /// Whether another tokenizer was asked to follow the locked run, and does.
+    fn is_rival(&self, tokenizer: &InstanceId) -> bool {
+        self.follower.as_ref().is_some_and(|(follower, follows)| *follows && follower != tokenizer)
     }
 
     /// A batch from this sender was lost.
@@ -343,11 +357,12 @@ impl Passage {
     }
 
     /// Locks onto the first run; any other is a stray.
-    fn listen(&mut self, run: Option<RunId>) -> Option<Effect> {
+    fn listen(&mut self, run: Option<RunId>, now: Instant) -> Option<Effect> {
         let run = run?;
         if self.lock.is_none() {
             self.lock = Some(run);
             self.adrift = None;
+            self.run_heard = now;
         }
         if self.lock == Some(run) {
             return None;
@@ -369,6 +384,9 @@ impl Passage {
         }
         if role == Role::Tokenizer && of_run {
             self.adrift = None;
+            if let Some((follower, follows)) = &mut self.follower {
+                *follows |= follower == from;
+            }
         }
         if of_run {
             self.in_custody = true;
@@ -386,14 +404,15 @@ impl Passage {
             return self.raise(Trouble::Failed(fault));
         }
         let choice = delta.choice;
-        if self.prompt.is_none() {
+        // Engines score a prompt before they put anything out.
+        if self.prompt.is_none() || (!self.scores.are_done() && !delta.ids.is_empty()) {
             return self.gap();
         }
         let Some(strand) = self.strands.get_mut(choice as usize) else { return Effect::Nothing };
         match strand.take(delta) {
             Taken::New(piece) => {
                 self.mending = None;
-                self.doubt = None;
+                self.doubt = self.doubt.filter(|_| !self.is_shown_by_position());
                 Effect::Piece { choice, piece }
             }
             Taken::Known => Effect::Nothing,
@@ -401,19 +420,17 @@ impl Passage {
         }
     }
 
-    fn scored(&mut self, first: u32, tokens: Vec<TokenLogprobs>) -> Effect {
-        let Some(from) = self.scores.from.filter(|_| !self.scores.done) else { return Effect::Nothing };
-        let have = from as usize + self.scores.have.len();
-        if self.prompt.is_none() || first as usize > have {
-            return self.gap();
+    fn scored(&mut self, scored: Scored) -> Effect {
+        match scored {
+            Scored::Gap => self.gap(),
+            Scored::NotAll => Effect::Nothing,
+            Scored::All(tokens) => Effect::Scored(tokens),
         }
-        self.scores.have.extend(tokens.into_iter().skip(have - first as usize));
-        self.scores.all(self.prompt.as_ref()).map_or(Effect::Nothing, Effect::Scored)
     }
 
     fn closed(&mut self, usage: Usage) -> Effect {
         let prompt_tokens = self.prompt.as_ref().map_or(0, TokenIds::len);
-        if !self.scores.done || self.prompt.is_none() || !self.strands.iter().all(Strand::ended) {
+        if !self.scores.are_done() || self.prompt.is_none() || !self.strands.iter().all(Strand::ended) {
             return self.gap();
         }
         self.over = true;

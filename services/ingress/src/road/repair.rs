@@ -90,7 +90,9 @@ impl Record {
         self.unwatched.retain(|engine| output < engine.output + HARMLESS);
         let of_engines = match trouble {
             Trouble::Dead { role, .. } => *role == Role::Decode,
-            Trouble::Failed(fault) => matches!(fault.code, FaultCode::EngineFault | FaultCode::NoInstance),
+            Trouble::Failed(fault) => {
+                matches!(fault.code, FaultCode::EngineFault | FaultCode::NoInstance | FaultCode::Unanswered)
+            }
             Trouble::Lost | Trouble::Forgotten => false,
         };
         if of_engines { self.unwatched.clone() } else { Vec::new() }
@@ -119,6 +121,10 @@ impl Record {
             self.output = passage.output_tokens();
             self.replays = 0;
             self.hold_until = now + self.hold;
+        }
+        // However long it has waited, whoever it goes to next may be away for a moment. Attempts bound this.
+        if !is_lack(trouble) {
+            self.hold_until = self.hold_until.max(now + self.hold);
         }
         if self.output >= self.output_at_attempt + HARMLESS {
             self.output_at_attempt = self.output;
@@ -176,7 +182,10 @@ impl Record {
             // It had its turn, and the engine had less room than the router knew: routers let it wait in front.
             FaultCode::Overloaded if now < self.hold_until => Remedy::Again { wait: BACK_OFF },
             FaultCode::Overloaded => self.again(BACK_OFF, &fault.message),
-            FaultCode::NoInstance if now < self.hold_until => Remedy::Again { wait: pause(fault) },
+            FaultCode::NoInstance | FaultCode::Unanswered if now < self.hold_until => {
+                Remedy::Again { wait: pause(fault) }
+            }
+            FaultCode::Unanswered => self.again(pause(fault), &fault.message),
             FaultCode::Draining | FaultCode::Cancelled => {
                 let doubled = BACK_OFF * 2u32.pow(self.attempts - 1);
                 self.again(doubled.min(BACK_OFF_AT_MOST), &fault.message)
@@ -202,6 +211,12 @@ impl Record {
     }
 }
 
+/// Nobody who would take it is there, or has room.
+fn is_lack(trouble: &Trouble) -> bool {
+    let lacks = [FaultCode::NoInstance, FaultCode::Unanswered, FaultCode::Overloaded];
+    matches!(trouble, Trouble::Failed(fault) if lacks.contains(&fault.code))
+}
+
 /// How long to wait after a refusal.
 fn pause(fault: &Fault) -> Duration {
     fault.retry_after_ms.map_or(BACK_OFF_AT_MOST, |ms| Duration::from_millis(ms.into())).min(BACK_OFF_AT_MOST)
@@ -219,6 +234,7 @@ pub fn cause(trouble: &Trouble) -> &'static str {
             FaultCode::Overloaded => "overloaded",
             FaultCode::Draining => "draining",
             FaultCode::NoInstance => "no_instance",
+            FaultCode::Unanswered => "unanswered",
             FaultCode::EngineFault => "engine_fault",
             FaultCode::Cancelled => "cancelled",
             _ => "failed",

@@ -51,6 +51,7 @@ pub struct Trip {
 pub enum Upshot {
     Nothing,
     Stray(RunId),
+    Rival(RunId),
     /// All streams together hold too much.
     Crowded,
 }
@@ -136,6 +137,7 @@ impl Trip {
                 self.push(Event::Closed { prompt: self.prompt, usage })
             }
             Effect::Stray(run) => Upshot::Stray(run),
+            Effect::Rival(run) => Upshot::Rival(run),
             Effect::Trouble => {
                 self.wake();
                 Upshot::Nothing
@@ -152,6 +154,7 @@ impl Trip {
         }
         match effect {
             Effect::Stray(run) => Upshot::Stray(run),
+            Effect::Rival(run) => Upshot::Rival(run),
             _ => Upshot::Nothing,
         }
     }

@@ -293,7 +293,7 @@ fn absent(text: String) -> Fault {
 
 fn silent() -> Fault {
     let text = "the engines that were offered the request do not answer";
-    Fault::new(FaultCode::NoInstance, text).retry_after(PAUSE.as_millis() as u32)
+    Fault::new(FaultCode::Unanswered, text).retry_after(PAUSE.as_millis() as u32)
 }
 
 /// CPU time that this thread has had: what a busy machine takes from it is not in there.

@@ -341,7 +341,7 @@ async fn ingress_hears_who_did_not_answer_and_gets_the_request_back_before_many_
         let silent: HashSet<_> = silent.collect();
         assert_eq!(silent.len(), at_most, "{said:?}");
         let Some(Body::Failed(fault)) = said.last() else { panic!("{said:?}") };
-        assert_eq!(fault.code, FaultCode::NoInstance);
+        assert_eq!(fault.code, FaultCode::Unanswered);
     }
 }
 

@@ -287,7 +287,7 @@ fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
 #[test]
 fn ingress_is_told_whether_a_router_has_the_request() {
     let mut bench = Bench::new(1, &[]);
-    let mut beat = |requests: &mut Requests| {
+    let beat = |requests: &mut Requests| {
         let alive = requests.beat(bench.now, bench.now, &mut Vec::new());
         alive[&id("ingress-1")][0].handed_on
     };

@@ -12,6 +12,7 @@ fn faults_become_http_errors() {
         (Code::Overloaded, 503, "overloaded_error", "overloaded"),
         (Code::Draining, 503, "server_error", "draining"),
         (Code::NoInstance, 503, "server_error", "no_instance"),
+        (Code::Unanswered, 503, "server_error", "unanswered"),
         (Code::DeadlineExceeded, 504, "timeout_error", "deadline_exceeded"),
         (Code::SlowClient, 408, "invalid_request_error", "slow_client"),
         (Code::Cancelled, 499, "invalid_request_error", "cancelled"),

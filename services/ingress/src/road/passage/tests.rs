@@ -216,6 +216,15 @@ fn prompt_scores_come_as_one_and_in_order() {
 }
 
 #[test]
+fn output_before_all_of_the_prompt_is_scored_shows_a_loss() {
+    let mut scene = Scene::new(1, Some(1));
+    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1, 2, 3][..]) });
+    scene.accept("decode", Role::Decode, Some(RUN));
+    assert_eq!(scene.delta(0, &[10], 0, "a", None), Effect::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
 fn a_prompts_first_token_has_no_probability_and_needs_no_report() {
     let rendered = |ids: &[u32]| Body::Rendered { prompt: TokenIds::from(ids) };
     let first = TokenLogprobs { id: 5, logprob: None, top: Vec::new() };
@@ -353,6 +362,78 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 }
 
 #[test]
+fn a_lost_batch_of_several_choices_is_asked_for_whatever_came_since() {
+    let mut scene = Scene::new(2, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    scene.accept("decode", Role::Decode, Some(RUN));
+    scene.passage.lost(&named("tok"), scene.now);
+    scene.delta(0, &[10], 0, "a", None);
+    scene.beat(0, &[(0, 1), (1, 0)]);
+    assert_eq!(scene.later(350), Check::Trouble, "the end of the other choice may be what was lost");
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
+fn a_lost_prompt_is_had_from_a_replay_and_costs_no_attempt() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.passage.lost(&named("tok"), scene.now);
+    scene.beat(0, &[(0, 0)]);
+    assert!(matches!(scene.later(400), Check::At(_)), "in a queue it keeps its place");
+    scene.accept("decode", Role::Decode, Some(RUN));
+    assert_eq!(scene.later(0), Check::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+    assert!(scene.passage.run_at().is_some());
+}
+
+#[test]
+fn a_replay_of_a_run_that_has_nothing_to_say_yet_has_come_to_its_end() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    scene.accept("decode", Role::Decode, Some(RUN));
+    scene.passage.mend(scene.now);
+    scene.now += ms(500);
+    scene.beat(500, &[(0, 0)]);
+    assert!(scene.passage.is_mending(), "its engine was not heard of since");
+    scene.beat(100, &[(0, 0)]);
+    assert!(!scene.passage.is_mending());
+}
+
+#[test]
+fn of_two_tokenizers_that_follow_a_run_the_one_that_was_asked_last_goes_on() {
+    let mut scene = Scene::running();
+    scene.passage.handed_to(&named("tok-2"), scene.now);
+    let (request, attempt, run) = (scene.passage.request, scene.passage.attempt(), scene.passage.run());
+    let alive = Alive { request, attempt, run, reached: vec![(0, 1)], quiet_ms: 0, handed_on: true };
+    let mut beat = |from| scene.passage.alive(&named(from), Role::Tokenizer, &alive, scene.now);
+    assert_eq!(beat("tok"), Effect::Nothing, "the other may not have begun");
+    assert_eq!(beat("tok-2"), Effect::Nothing);
+    assert_eq!(beat("tok"), Effect::Rival(RUN));
+}
+
+#[test]
+fn what_a_router_or_tokenizer_gives_up_while_an_engine_has_it_goes_on() {
+    let mut scene = Scene::running();
+    let fault = || Body::Failed(Fault::new(FaultCode::Unanswered, "no answer"));
+    assert_eq!(scene.say("router", Role::Router, None, fault()), Effect::Nothing);
+    assert_eq!(scene.passage.take_trouble(), None);
+    scene.say("tok", Role::Tokenizer, None, fault());
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost), "its run needs another to follow it");
+}
+
+#[test]
+fn a_run_that_no_tokenizer_is_known_to_follow_is_followed_by_another() {
+    let mut scene = Scene::new(1, None);
+    scene.accept("decode", Role::Decode, Some(RUN));
+    scene.passage.holders.tokenizer = None;
+    assert_ne!(scene.later(2900), Check::Trouble);
+    assert_eq!(scene.later(200), Check::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
 fn a_death_that_is_being_repaired_is_no_news() {
     let mut scene = Scene::running();
     let questions = scene.asked(600);
@@ -376,6 +457,16 @@ fn a_departure_counts_only_for_who_holds_the_request() {
     assert!(!scene.passage.departed(&named("router"), false), "it has done its part");
     assert!(!scene.passage.departed(&named("stranger"), false));
     assert!(scene.passage.departed(&named("decode"), false));
+}
+
+#[test]
+fn a_ping_that_failed_for_another_request_condemns_nobody_who_was_heard_since() {
+    let mut scene = Scene::running();
+    let asked = scene.now;
+    scene.now += ms(100);
+    scene.beat(0, &[(0, 1)]);
+    assert!(!scene.passage.gave_no_sign(&named("decode"), asked));
+    assert!(scene.passage.gave_no_sign(&named("decode"), scene.now));
 }
 
 #[test]
@@ -425,15 +516,19 @@ fn a_request_that_waits_in_a_router_or_whose_run_is_heard_of_is_not_adrift() {
     for _ in 0..20 {
         handed_on(&mut scene);
         scene.accept("router", Role::Router, None);
-        assert!(matches!(scene.later(250), Check::At(_)));
+        let check = scene.later(250);
+        assert!(
+            matches!(&check, Check::At(when) if *when > scene.now + ms(100)),
+            "nothing is due: {check:?}"
+        );
     }
     scene.accept("decode", Role::Decode, Some(RUN));
     handed_on(&mut scene);
-    assert!(matches!(scene.later(250), Check::At(_)), "it has just left the router");
+    assert_ne!(scene.later(250), Check::Trouble, "it has just left the router");
     scene.beat(0, &[(0, 0)]);
-    assert!(matches!(scene.later(400), Check::At(_)));
+    assert_ne!(scene.later(400), Check::Trouble);
     scene.beat(0, &[(0, 0)]);
-    assert!(matches!(scene.later(550), Check::At(_)), "the tokenizer follows its run");
+    assert_ne!(scene.later(900), Check::Trouble, "the tokenizer follows its run");
 }
 
 #[test]

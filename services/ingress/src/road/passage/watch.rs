@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use messages::{Fault, FaultCode, InstanceId, RequestId, Role, RunId, control::Pong};
 
 use super::{Passage, Trouble};
+use crate::road::holders::Holders;
 
 /// How long a tokenizer may answer pings and yet bring nothing through the inbox.
 const DEAF: Duration = Duration::from_millis(1500);
@@ -16,7 +17,7 @@ const STEP_MARGIN: Duration = Duration::from_secs(2);
 const DOUBT: Duration = Duration::from_millis(350);
 /// How long an attach may take to bring the first frame.
 const MEND: Duration = Duration::from_millis(1500);
-/// How long a request may go without anyone known to hold it, or its run without a known engine.
+/// How long a request may go without anyone known to hold it, or its run without a known engine or tokenizer.
 const ORPHAN: Duration = Duration::from_secs(3);
 /// How long a request may be out of its tokenizer's hands without a sign of life of a router or engine that has it, which
 /// routers give to ingress and engines to the tokenizer each 250 ms: the run may have ended meanwhile, unheard.
@@ -65,24 +66,24 @@ impl Passage {
             return Check::Trouble;
         }
         let passed = |since: Option<Instant>, limit| since.is_some_and(|t| now.duration_since(t) >= limit);
-        if passed(self.doubt, DOUBT) || passed(self.mending, MEND) || self.is_deaf(now) {
+        if passed(self.doubted(), DOUBT) || passed(self.mending, MEND) || self.is_deaf(now) {
             self.doubt = None;
             self.mending = None;
             self.raise(Trouble::Lost);
             return Check::Trouble;
         }
-        if self.is_adrift(now) {
+        if passed(self.adrift(), ADRIFT) {
             self.adrift = None;
-            self.raise(if self.lock.is_some() { Trouble::Lost } else { Trouble::Forgotten });
+            self.raise(if self.run_at().is_some() { Trouble::Lost } else { Trouble::Forgotten });
             return Check::Trouble;
         }
-        let holders = &self.holders;
+        let Holders { tokenizer, router, engine } = &self.holders;
         let orphaned_since = match self.lock {
-            Some(_) => holders.engine.is_none().then_some(self.run_heard),
-            None => (holders.tokenizer.is_none() && holders.router.is_none()).then_some(self.progress),
+            Some(_) => (engine.is_none() || tokenizer.is_none()).then_some(self.run_heard),
+            None => (tokenizer.is_none() && router.is_none()).then_some(self.progress),
         };
         if passed(orphaned_since, ORPHAN) {
-            self.raise(Trouble::Forgotten);
+            self.raise(if self.run_at().is_some() { Trouble::Lost } else { Trouble::Forgotten });
             return Check::Trouble;
         }
         let questions = self.questions(now);
@@ -91,8 +92,9 @@ impl Passage {
         }
         let dues = [
             self.holders.tokenizer.as_ref().and_then(|holder| holder.due()),
-            self.doubt.map(|since| since + DOUBT),
+            self.doubted().map(|since| since + DOUBT),
             self.mending.map(|since| since + MEND),
+            self.adrift().map(|since| since + ADRIFT),
         ];
         let soonest = dues.into_iter().flatten().min().unwrap_or(now + LOOK_AGAIN);
         Check::At(soonest.clamp(now + Duration::from_millis(10), now + LOOK_AGAIN))
@@ -108,10 +110,14 @@ impl Passage {
                 .is_some_and(|holder| holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF)
     }
 
-    /// Nobody follows a run of it, and no router has it.
-    fn is_adrift(&self, now: Instant) -> bool {
-        let in_router = self.lock.is_none() && self.holders.router.is_some();
-        !in_router && self.adrift.is_some_and(|since| now.duration_since(since) >= ADRIFT)
+    /// Since when a batch is missing that may have held frames of the run; what was lost before there is one is found then.
+    fn doubted(&self) -> Option<Instant> {
+        self.doubt.filter(|_| self.lock.is_some())
+    }
+
+    /// Since when nobody follows a run of it, and no router has it.
+    fn adrift(&self) -> Option<Instant> {
+        self.adrift.filter(|_| self.lock.is_some() || self.holders.router.is_none())
     }
 
     fn questions(&mut self, now: Instant) -> Vec<Question> {
@@ -181,6 +187,13 @@ impl Passage {
         true
     }
 
+    /// An instance gave no sign of life since `asked`; true if that is trouble for this request, which may have heard of
+    /// it.
+    pub fn gave_no_sign(&mut self, instance: &InstanceId, asked: Instant) -> bool {
+        let heard = self.holders.find(instance).is_some_and(|(_, holder)| holder.heard > asked);
+        !heard && self.departed(instance, false)
+    }
+
     /// An instance is gone; true if that is trouble for this request. `orderly`: it had said that it would go, and an
     /// engine that leaves is no engine that died.
     pub fn departed(&mut self, instance: &InstanceId, orderly: bool) -> bool {
@@ -203,6 +216,7 @@ impl Passage {
         self.progress = now;
         self.run_heard = now;
         self.mending = self.mending.map(|_| now);
+        self.doubt = self.doubt.map(|_| now);
         self.adrift = self.adrift.map(|_| now);
     }
 }

@@ -218,3 +218,27 @@ fn without_instances_it_is_held_for_a_while_and_no_longer() {
     }
     assert_eq!(given_up(record.remedy(&nobody, &passage, now + HOLD)), Some(FaultCode::NoInstance));
 }
+
+#[test]
+fn a_request_that_has_waited_for_long_is_held_anew_after_a_death() {
+    let (mut record, late) = (record(), Instant::now() + 2 * HOLD);
+    let passage = aboard("d", 0);
+    let nobody = failed(FaultCode::NoInstance);
+    assert!(matches!(record.remedy(&dead(Role::Router, "r"), &passage, late), Remedy::Again { .. }));
+    let soon = late + HOLD / 2;
+    assert!(
+        matches!(record.remedy(&nobody, &passage, soon), Remedy::Again { .. }),
+        "the router may come back"
+    );
+    assert_eq!(given_up(record.remedy(&nobody, &passage, late + HOLD)), Some(FaultCode::NoInstance));
+}
+
+#[test]
+fn engines_that_do_not_answer_a_request_that_has_waited_for_long_are_tried_again_and_not_for_ever() {
+    let (mut record, late) = (record(), Instant::now() + HOLD);
+    let (passage, silent) = (aboard("d", 0), failed(FaultCode::Unanswered));
+    for _ in 1..ATTEMPTS {
+        assert!(matches!(record.remedy(&silent, &passage, late), Remedy::Again { .. }));
+    }
+    assert_eq!(given_up(record.remedy(&silent, &passage, late)), Some(FaultCode::EngineFault));
+}
