@@ -139,7 +139,7 @@ where
                     continue;
                 }
             };
-            match numbers.next(&batch.from, batch.number) {
+            match numbers.next(&batch.from, batch.number, Instant::now()) {
                 Arrival::InOrder => {}
                 Arrival::AfterGap => {
                     metrics::counter!("stator_frame_gaps_total").increment(1);
@@ -168,8 +168,7 @@ enum Arrival {
 }
 
 impl Numbers {
-    fn next(&mut self, from: &InstanceId, number: u64) -> Arrival {
-        let now = Instant::now();
+    fn next(&mut self, from: &InstanceId, number: u64, now: Instant) -> Arrival {
         let Some((last, heard)) = self.last.get_mut(from) else {
             self.forget_old();
             self.last.insert(from.clone(), (number, now));
@@ -179,8 +178,10 @@ impl Numbers {
         let arrival = match number {
             n if n == *last + 1 => Arrival::InOrder,
             n if n > *last => Arrival::AfterGap,
-            // A sender forgets an idle inbox and begins again at 1.
+            // A sender forgets an idle inbox and begins again at 1,
             1 if idle => Arrival::InOrder,
+            // which may get lost. Nothing is repeated as late as this.
+            _ if idle => Arrival::AfterGap,
             _ => return Arrival::Repeated,
         };
         (*last, *heard) = (number, now);
@@ -205,8 +206,8 @@ mod tests {
     #[test]
     fn numbers_show_gaps_and_repetitions() {
         let mut numbers = Numbers::default();
-        let sender: InstanceId = "decode-1".parse().unwrap();
-        let seen: Vec<Arrival> = [1, 2, 2, 4, 3, 5].iter().map(|n| numbers.next(&sender, *n)).collect();
+        let (sender, now): (InstanceId, _) = ("decode-1".parse().unwrap(), Instant::now());
+        let seen: Vec<Arrival> = [1, 2, 2, 4, 3, 5].iter().map(|n| numbers.next(&sender, *n, now)).collect();
         use Arrival::{AfterGap, InOrder, Repeated};
         assert_eq!(seen, [InOrder, InOrder, Repeated, AfterGap, Repeated, InOrder]);
     }
@@ -214,6 +215,19 @@ mod tests {
     #[test]
     fn a_first_batch_that_is_not_the_first_shows_a_gap() {
         let mut numbers = Numbers::default();
-        assert_eq!(numbers.next(&"decode-1".parse().unwrap(), 2), Arrival::AfterGap);
+        assert_eq!(numbers.next(&"decode-1".parse().unwrap(), 2, Instant::now()), Arrival::AfterGap);
+    }
+
+    #[test]
+    fn a_sender_that_begins_again_is_heard_though_its_first_batch_is_lost() {
+        let (mut numbers, sender, now) =
+            (Numbers::default(), "decode-1".parse().unwrap(), Instant::now());
+        for number in 1..=50 {
+            numbers.next(&sender, number, now);
+        }
+        let later = now + IDLE_INBOX;
+        assert_eq!(numbers.next(&sender, 2, later), Arrival::AfterGap);
+        assert_eq!(numbers.next(&sender, 2, later), Arrival::Repeated);
+        assert_eq!(numbers.next(&sender, 3, later), Arrival::InOrder);
     }
 }
