@@ -1,6 +1,11 @@
 //! The cluster as the routes see it: models, and who serves them.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actors::bus::AskError;
 use messages::{
@@ -21,8 +26,10 @@ use super::{
     trip::{Passenger, Trip},
 };
 
-/// How long one tokenizer may take over a tokenize or detokenize.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long one tokenizer may take over a tokenize or detokenize in the first round.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// Pause between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who is alive.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -139,6 +146,17 @@ impl Road for Arc<Desk> {
 
 impl Desk {
     async fn ask_tokenizer(&self, pool: &Pool, question: ToTokenizer) -> Result<Answer, Fault> {
+        let mut rounds = Rounds::new(self.hold, Instant::now());
+        loop {
+            match self.ask_round(pool, &question, rounds.wait).await {
+                Err(fault) if rounds.go_on(&fault, Instant::now()) => tokio::time::sleep(ROUND_PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Asks one tokenizer after the other, each for so long.
+    async fn ask_round(&self, pool: &Pool, question: &ToTokenizer, wait: Duration) -> Result<Answer, Fault> {
         let (bus, envelope) = (&self.context.bus, Envelope::new(RequestId::mint()));
         let mut last =
             Fault::new(FaultCode::NoInstance, "no tokenizer of this model is alive").retry_after(1000);
@@ -146,7 +164,7 @@ impl Desk {
         tokenizers.sort_by_key(|tokenizer| suspects.is_suspect(tokenizer));
         for tokenizer in tokenizers {
             let subject = subject::instance_requests(bus.namespace(), Role::Tokenizer, pool, &tokenizer);
-            match bus.ask(subject, Some(&envelope), &question, ANSWER_WITHIN).await {
+            match bus.ask(subject, Some(&envelope), question, wait).await {
                 Ok(Answer::Failed(fault)) if fault.retryable() => last = fault,
                 Ok(Answer::Failed(fault)) => return Err(fault),
                 Ok(answer) => return Ok(answer),
@@ -162,5 +180,52 @@ impl Desk {
             }
         }
         Err(last)
+    }
+}
+
+/// How a question goes round the tokenizers. It changes nothing there: where it or its answer may have got lost, it is
+/// asked again.
+#[derive(Debug)]
+struct Rounds {
+    /// No round begins later.
+    until: Instant,
+    /// How long each tokenizer may take; doubles with each round, for it may only be slow.
+    wait: Duration,
+}
+
+impl Rounds {
+    fn new(hold: Duration, now: Instant) -> Self {
+        Self { until: now + hold, wait: ANSWER_WITHIN }
+    }
+
+    /// Whether there is another round after one that ended with `fault`.
+    fn go_on(&mut self, fault: &Fault, now: Instant) -> bool {
+        self.wait *= 2;
+        // More of the same would not help those that have too much to do.
+        fault.retryable() && fault.code != FaultCode::Overloaded && now < self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_question_without_answer_is_asked_for_as_long_as_requests_are_held() {
+        let (start, lost) = (Instant::now(), Fault::new(FaultCode::NoInstance, "no answer"));
+        let mut rounds = Rounds::new(HOLD, start);
+        assert!(rounds.go_on(&lost, start + ANSWER_WITHIN));
+        assert_eq!(rounds.wait, 2 * ANSWER_WITHIN);
+        assert!(!rounds.go_on(&lost, start + HOLD));
+    }
+
+    #[test]
+    fn what_would_be_answered_alike_is_not_asked_again() {
+        let start = Instant::now();
+        for code in [FaultCode::Overloaded, FaultCode::TooLarge, FaultCode::Internal] {
+            assert!(!Rounds::new(HOLD, start).go_on(&Fault::new(code, "no"), start), "{code:?}");
+        }
     }
 }
