@@ -139,8 +139,13 @@ impl Requests {
     /// An engine answered an attach, or did not answer.
     pub fn attached(&mut self, attach: &Attach, known: Option<bool>, out: &mut Vec<Action>) {
         let Some(live) = self.by_request.get_mut(&attach.request) else { return };
-        if live.run() != Some(attach.run) || known != Some(false) {
+        if live.run() != Some(attach.run) {
             return;
+        }
+        match known {
+            Some(true) => return,
+            Some(false) => {}
+            None => return live.unanswered(),
         }
         let fault = Fault::new(FaultCode::NoInstance, "the engine no longer knows the run");
         out.push(live.say(live.run(), Body::Failed(fault)));

@@ -262,10 +262,18 @@ impl Live {
         out.push(self.say(self.run(), Body::Closed { usage }));
     }
 
-    /// New tokens came in order: if an attach was asked for, it has brought them.
+    /// New tokens of a choice came in order: if an attach was asked for, it has brought them. Of other choices they say
+    /// nothing.
     fn caught_up(&mut self) {
-        self.missing = false;
-        self.asked = None;
+        if self.choices.len() == 1 {
+            self.missing = false;
+            self.asked = None;
+        }
+    }
+
+    /// Nobody knows what became of an attach: what it was to bring may still be missing.
+    pub fn unanswered(&mut self) {
+        self.missing |= self.choices.len() > 1;
     }
 
     /// Whether the engine has got further than its frames here.
@@ -282,6 +290,10 @@ impl Live {
             return;
         }
         self.asked = Some(now);
+        if self.choices.len() > 1 {
+            // What is shown to be missing from now on is asked for once more, whatever comes of this.
+            self.missing = false;
+        }
         let from = self.choices.iter().map(|choice| (choice.index, choice.at())).collect();
         let attach = Attach { request: self.request, run: *run, inbox: me.clone(), from };
         metrics::counter!("stator_tokenizer_attaches_total").increment(1);

@@ -144,6 +144,30 @@ fn a_gap_is_filled_by_one_attach() {
 }
 
 #[test]
+fn what_one_choice_lacks_is_asked_for_though_another_one_goes_on() {
+    let mut bench = Bench::new(2, &[]);
+    bench.tokens(0, 0, "a", None);
+    let lost = |bench: &mut Bench| {
+        bench.out.clear();
+        bench.requests.lost(&id("decode-1"), bench.now, &mut bench.out);
+        std::mem::take(&mut bench.out)
+    };
+    let asked = lost(&mut bench);
+    let [Action::Attach { attach, .. }] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(lost(&mut bench), [], "asked just now");
+    let beat = |bench: &mut Bench| {
+        bench.now += ATTACH_AGAIN;
+        bench.tokens(1, 0, "x", None);
+        bench.requests.beat(bench.now, bench.now, &mut bench.out);
+        bench.out.len()
+    };
+    assert_eq!(beat(&mut bench), 1, "the replay may have been in what was lost");
+    assert_eq!(beat(&mut bench), 0, "what was asked for comes");
+    bench.requests.attached(attach, None, &mut bench.out);
+    assert_eq!(beat(&mut bench), 1, "nobody heard the question");
+}
+
+#[test]
 fn an_end_that_went_lost_with_all_after_it_is_asked_for() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "a", None);
