@@ -28,7 +28,7 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 const UNHEARD_AFTER: Duration = Duration::from_secs(600);
 /// How long the terminal frame of a run may follow the end of its last choice before it counts as lost.
 const CLOSED_AFTER: Duration = Duration::from_millis(250);
-/// A run that nobody wants any more and that still brings tokens after this long is cancelled again.
+/// A run that nobody wants any more and that is still at work after this long is cancelled again.
 const CANCEL_AGAIN: Duration = Duration::from_secs(1);
 /// Ended requests that are remembered, so that what an engine still sends of them is known for what it is.
 const REMEMBERED: usize = 4096;
@@ -171,9 +171,7 @@ impl Requests {
 
     /// An ingress is gone, and with it whoever wanted these answers.
     pub fn ingress_departed(&mut self, ingress: &InstanceId) -> usize {
-        let before = self.by_request.len();
-        self.by_request.retain(|_, live| live.ingress != *ingress);
-        before - self.by_request.len()
+        self.drop_where(|live| live.ingress == *ingress)
     }
 
     /// Takes a batch of an engine in.
@@ -210,7 +208,7 @@ impl Requests {
             self.by_request[&request].close(0, out);
             self.forget(request);
         }
-        self.by_request.retain(|_, live| !live.is_forsaken(now));
+        self.drop_where(|live| live.is_forsaken(now));
         for live in self.by_request.values_mut() {
             if live.missing || live.is_quiet(now) {
                 live.ask_again(&self.me, now, out);
@@ -246,12 +244,8 @@ impl Requests {
 
     fn alive(&mut self, from: Sender<'_>, alive: &Alive, now: Instant, out: &mut Vec<Action>) {
         let Some(live) = self.by_request.get_mut(&alive.request) else {
-            // Its cancel was lost: a run that reports here is wanted by nobody else.
-            if let Some(run) = alive.run.filter(|_| !self.released.contains(alive.request)) {
-                out.push(Action::Cancel {
-                    at: from.engine(),
-                    cancel: whole(alive.request, alive.attempt, run),
-                });
+            if let Some(run) = alive.run {
+                self.unwanted(from, whole(alive.request, alive.attempt, run), now, out);
             }
             return;
         };
@@ -267,15 +261,26 @@ impl Requests {
     /// A frame of a request that is not here (any more), or of an attempt that another one follows.
     fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, now: Instant, out: &mut Vec<Action>) {
         let (Body::Delta(delta), Some(run)) = (&frame.body, frame.run) else { return };
-        if self.released.contains(frame.request) {
-            return;
-        }
-        if self.ended.contains(frame.request) {
+        if self.ended.contains(frame.request) && !self.released.contains(frame.request) {
             metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(delta.ids.len() as u64);
         }
-        if self.ended.is_unwanted(frame.request, now) {
-            out.push(Action::Cancel { at: from.engine(), cancel: whole(frame.request, frame.attempt, run) });
+        self.unwanted(from, whole(frame.request, frame.attempt, run), now, out);
+    }
+
+    /// A run is at work for nobody here. Unless it is seen to elsewhere, it is told to stop if it goes on for a while: who
+    /// ended it has told it so, and of a process that stood still another one may long have taken it over.
+    fn unwanted(&mut self, from: Sender<'_>, cancel: Cancel, now: Instant, out: &mut Vec<Action>) {
+        if !self.released.contains(cancel.request) && self.ended.goes_on(cancel.request, now) {
+            out.push(Action::Cancel { at: from.engine(), cancel });
         }
+    }
+
+    /// Drops requests that are not spoken of any more; says how many.
+    fn drop_where(&mut self, is_over: impl Fn(&Live) -> bool) -> usize {
+        let over: Vec<RequestId> =
+            self.by_request.values().filter(|live| is_over(live)).map(|live| live.request).collect();
+        over.iter().for_each(|request| self.forget(*request));
+        over.len()
     }
 
     fn forget(&mut self, request: RequestId) {
@@ -310,10 +315,9 @@ struct Ended {
 
 impl Ended {
     fn remember(&mut self, request: RequestId) {
-        self.known.entry(request).or_insert_with(|| {
+        if self.known.insert(request, None).is_none() {
             self.order.push_back(request);
-            None
-        });
+        }
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
@@ -325,14 +329,14 @@ impl Ended {
         self.known.contains_key(&request)
     }
 
-    /// Notes that a run of the request is at work; true if it has to be told to stop. Whoever ended the request has
-    /// told it so, which may take a moment or get lost.
-    fn is_unwanted(&mut self, request: RequestId, now: Instant) -> bool {
-        let was_known = self.contains(request);
-        self.remember(request);
+    /// Notes that a run of the request is at work; true if it was so for a while.
+    fn goes_on(&mut self, request: RequestId, now: Instant) -> bool {
+        if !self.contains(request) {
+            self.remember(request);
+        }
         let Some(heard) = self.known.get_mut(&request) else { return false };
         let since = *heard.get_or_insert(now);
-        if was_known && now.saturating_duration_since(since) < CANCEL_AGAIN {
+        if now.saturating_duration_since(since) < CANCEL_AGAIN {
             return false;
         }
         *heard = Some(now);

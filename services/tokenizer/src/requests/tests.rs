@@ -62,6 +62,17 @@ impl Bench {
         Frame { request: self.request, attempt: ATTEMPT, run: Some(run), body }
     }
 
+    fn alive(&self, attempt: Attempt, reached: u32) -> Alive {
+        Alive {
+            request: self.request,
+            attempt,
+            run: Some(RUN),
+            reached: vec![(0, reached)],
+            quiet_ms: 0,
+            handed_on: false,
+        }
+    }
+
     fn deliver(&mut self, frames: Vec<Frame<TokenDelta>>) -> Vec<Action> {
         self.out.clear();
         self.requests.batch(&BYTE_LEVEL, batch(frames, Vec::new()), self.now, &mut self.out);
@@ -187,15 +198,7 @@ fn an_end_that_went_lost_with_all_after_it_is_asked_for() {
 #[test]
 fn a_heartbeat_that_is_ahead_shows_a_loss() {
     let mut bench = Bench::new(1, &[]);
-    let alive = |reached| Alive {
-        request: bench.request,
-        attempt: ATTEMPT,
-        run: Some(RUN),
-        reached: vec![(0, reached)],
-        quiet_ms: 0,
-        handed_on: false,
-    };
-    let (level, ahead) = (batch(Vec::new(), vec![alive(0)]), batch(Vec::new(), vec![alive(3)]));
+    let [level, ahead] = [0, 3].map(|reached| batch(Vec::new(), vec![bench.alive(ATTEMPT, reached)]));
     bench.out.clear();
     bench.requests.batch(&BYTE_LEVEL, level, bench.now, &mut bench.out);
     assert_eq!(bench.out, []);
@@ -257,13 +260,36 @@ fn a_cancel_ends_what_it_means_and_nothing_else() {
 }
 
 #[test]
-fn a_run_that_nobody_here_wants_is_cancelled() {
+fn a_run_that_nobody_here_wants_is_cancelled_once_it_goes_on() {
     let mut bench = Bench::new(1, &[]);
     let request = RequestId::mint();
     let body = Body::Delta(delta(0, 0, &bytes_of("x"), None));
     let frame = Frame { request, attempt: ATTEMPT, run: Some(RUN), body };
+    assert_eq!(bench.deliver(vec![frame.clone()]), [], "another tokenizer may have taken it over just now");
+    bench.now += CANCEL_AGAIN;
     let said = bench.deliver(vec![frame.clone(), frame]);
     assert!(matches!(&said[..], [Action::Cancel { cancel, .. }] if cancel.request == request), "{said:?}");
+}
+
+#[test]
+fn who_stood_still_leaves_runs_alone_that_others_have_taken_over() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "a", None);
+    bench.now += GIVEN_UP_AFTER;
+    bench.requests.beat(bench.now, bench.now, &mut Vec::new());
+    assert!(bench.requests.is_empty());
+    assert_eq!(bench.tokens(0, 1, "b", None), [], "what came meanwhile is read only now");
+    let alive = vec![bench.alive(ATTEMPT, 2)];
+    bench.out.clear();
+    bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), alive.clone()), bench.now, &mut bench.out);
+    assert_eq!(bench.out, []);
+    bench.now += CANCEL_AGAIN;
+    bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), alive), bench.now, &mut bench.out);
+    assert!(
+        matches!(&bench.out[..], [Action::Cancel { .. }]),
+        "a run that still reports here: {:?}",
+        bench.out
+    );
 }
 
 #[test]
@@ -284,7 +310,9 @@ fn a_run_of_an_attempt_that_another_one_follows_is_cancelled() {
     bench.tokens(0, 0, "a", None);
     let (next, ingress) = (ATTEMPT.next(), id("ingress-1"));
     bench.requests.admit(bench.request, next, &ingress, false, bench.now).unwrap();
-    let said = bench.tokens(0, 1, "b", None);
+    assert_eq!(bench.tokens(0, 1, "b", None), [], "its cancel may be on its way");
+    bench.now += CANCEL_AGAIN;
+    let said = bench.tokens(0, 2, "c", None);
     let [Action::Cancel { cancel, .. }] = &said[..] else { panic!("{said:?}") };
     assert_eq!((cancel.attempt, cancel.run), (ATTEMPT, Some(RUN)), "the attempt that goes on is not meant");
 }
@@ -296,14 +324,7 @@ fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
     let release = Cancel { request: bench.request, attempt: ATTEMPT, run: Some(RUN), choice: None };
     assert!(bench.requests.cancel(&release));
     assert_eq!(bench.tokens(0, 3, "d", None), []);
-    let alive = Alive {
-        request: bench.request,
-        attempt: ATTEMPT,
-        run: Some(RUN),
-        reached: vec![(0, 4)],
-        quiet_ms: 0,
-        handed_on: false,
-    };
+    let alive = bench.alive(ATTEMPT, 4);
     bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
     assert_eq!(bench.out, [], "what was on its way here neither cancels the run nor calls it back");
 }
