@@ -220,8 +220,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_begins_again_is_heard_though_its_first_batch_is_lost() {
-        let (mut numbers, sender, now) =
-            (Numbers::default(), "decode-1".parse().unwrap(), Instant::now());
+        let (mut numbers, sender, now) = (Numbers::default(), "decode-1".parse().unwrap(), Instant::now());
         for number in 1..=50 {
             numbers.next(&sender, number, now);
         }

@@ -243,7 +243,8 @@ impl Requests {
     }
 
     fn alive(&mut self, from: Sender<'_>, alive: &Alive, now: Instant, out: &mut Vec<Action>) {
-        let Some(live) = self.by_request.get_mut(&alive.request) else {
+        let live = self.by_request.get_mut(&alive.request);
+        let Some(live) = live.filter(|live| alive.attempt >= live.attempt) else {
             if let Some(run) = alive.run {
                 self.unwanted(from, whole(alive.request, alive.attempt, run), now, out);
             }

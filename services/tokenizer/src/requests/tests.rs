@@ -318,6 +318,23 @@ fn a_run_of_an_attempt_that_another_one_follows_is_cancelled() {
 }
 
 #[test]
+fn a_run_of_an_older_attempt_that_only_computes_its_prompt_is_cancelled_too() {
+    let mut bench = Bench::new(1, &[]);
+    let next = ATTEMPT.next();
+    bench.requests.admit(bench.request, next, &id("ingress-1"), false, bench.now).unwrap();
+    let sign = |bench: &mut Bench| {
+        bench.out.clear();
+        let alive = vec![bench.alive(ATTEMPT, 0)];
+        bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), alive), bench.now, &mut bench.out);
+        std::mem::take(&mut bench.out)
+    };
+    assert_eq!(sign(&mut bench), []);
+    bench.now += CANCEL_AGAIN;
+    let said = sign(&mut bench);
+    assert!(matches!(&said[..], [Action::Cancel { cancel, .. }] if cancel.attempt == ATTEMPT), "{said:?}");
+}
+
+#[test]
 fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "ab", None);
