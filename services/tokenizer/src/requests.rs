@@ -28,7 +28,7 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 const UNHEARD_AFTER: Duration = Duration::from_secs(600);
 /// How long the terminal frame of a run may follow the end of its last choice before it counts as lost.
 const CLOSED_AFTER: Duration = Duration::from_millis(250);
-/// A run that nobody wants any more and that is still at work after this long is cancelled again.
+/// A run or choice that nobody wants any more and that is still at work after this long is cancelled again.
 const CANCEL_AGAIN: Duration = Duration::from_secs(1);
 /// Ended requests that are remembered, so that what an engine still sends of them is known for what it is.
 const REMEMBERED: usize = 4096;

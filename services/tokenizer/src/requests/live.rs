@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::{collections::HashMap, time::Instant};
 
 use messages::{
     Attempt, InstanceId, RequestId, Role, RunId, TokenIds,
@@ -7,7 +7,10 @@ use messages::{
     generate::RunAt,
 };
 
-use super::{ATTACH_AGAIN, Action, CLOSED_AFTER, GIVEN_UP_AFTER, QUIET_AFTER, Sender, UNHEARD_AFTER, whole};
+use super::{
+    ATTACH_AGAIN, Action, CANCEL_AGAIN, CLOSED_AFTER, GIVEN_UP_AFTER, QUIET_AFTER, Sender, UNHEARD_AFTER,
+    whole,
+};
 use crate::decode::{Choice, Outcome, Pieces};
 
 /// Runs that were turned away, remembered so that each is cancelled once.
@@ -50,6 +53,8 @@ pub(super) struct Live {
     run: Option<(RunId, Engine)>,
     strays: Vec<RunId>,
     choices: Vec<Choice>,
+    /// Choices that have ended here and not at the engine, with the moment since which that is known.
+    overruns: HashMap<u32, Instant>,
     prompt_tokens: u32,
     cached_tokens: u32,
     /// When the run's engine was last heard of.
@@ -90,6 +95,7 @@ impl Live {
             run: None,
             strays: Vec::new(),
             choices: Vec::new(),
+            overruns: HashMap::new(),
             prompt_tokens: 0,
             cached_tokens: 0,
             heard: now,
@@ -220,6 +226,9 @@ impl Live {
             let end = u64::from(delta.at) + delta.ids.len() as u64;
             let overrun = end.saturating_sub(u64::from(choice.at()));
             metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(overrun);
+            if overrun > 0 && delta.end.is_none() {
+                self.overrun(index, now, out);
+            }
             return Verdict::On;
         }
         match choice.accept(pieces, delta) {
@@ -240,10 +249,7 @@ impl Live {
                 self.tell(Body::Delta(text), now, out);
                 self.caught_up();
                 metrics::counter!("stator_tokenizer_stop_strings_total").increment(1);
-                if let Some((run, engine)) = &self.run {
-                    let cancel = Cancel { choice: Some(index), ..whole(self.request, self.attempt, *run) };
-                    out.push(Action::Cancel { at: engine.clone(), cancel });
-                }
+                self.cancel_choice(index, out);
                 // The engine's own terminal frame would come a step later and say no more.
                 if self.all_ended() {
                     self.close(self.cached_tokens, out);
@@ -251,6 +257,22 @@ impl Live {
                 }
                 Verdict::On
             }
+        }
+    }
+
+    /// The engine goes on with a choice that has ended here: its cancel is on its way, or was lost.
+    fn overrun(&mut self, index: u32, now: Instant, out: &mut Vec<Action>) {
+        let since = self.overruns.entry(index).or_insert(now);
+        if now.saturating_duration_since(*since) >= CANCEL_AGAIN {
+            *since = now;
+            self.cancel_choice(index, out);
+        }
+    }
+
+    fn cancel_choice(&self, index: u32, out: &mut Vec<Action>) {
+        if let Some((run, engine)) = &self.run {
+            let cancel = Cancel { choice: Some(index), ..whole(self.request, self.attempt, *run) };
+            out.push(Action::Cancel { at: engine.clone(), cancel });
         }
     }
 

@@ -130,6 +130,17 @@ fn a_stop_string_ends_the_choice_and_cancels_it_at_the_engine() {
 }
 
 #[test]
+fn a_choice_whose_cancel_went_lost_is_cancelled_again() {
+    let mut bench = Bench::new(2, &["."]);
+    bench.tokens(0, 0, "a.", None);
+    assert_eq!(bench.tokens(0, 2, "b", None), [], "the cancel may be on its way");
+    bench.now += CANCEL_AGAIN;
+    let said = bench.tokens(0, 3, "c", None);
+    assert!(matches!(&said[..], [Action::Cancel { cancel, .. }] if cancel.choice == Some(0)), "{said:?}");
+    assert_eq!(bench.tokens(0, 4, "d", None), []);
+}
+
+#[test]
 fn a_second_run_is_cancelled_once_and_not_heard() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "a", None);
