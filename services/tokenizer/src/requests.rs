@@ -4,6 +4,7 @@ mod live;
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::Hash,
     time::{Duration, Instant},
 };
 
@@ -52,9 +53,9 @@ pub struct Requests {
     me: InstanceId,
     by_request: HashMap<RequestId, Live>,
     tickets: u64,
-    ended: Ended,
-    /// Requests whose run is seen to elsewhere, whatever of it still comes here.
-    released: Ended,
+    ended: Ended<RequestId>,
+    /// Runs that are seen to elsewhere, whatever of them still comes here.
+    released: Ended<RunId>,
 }
 
 impl Requests {
@@ -153,17 +154,17 @@ impl Requests {
     }
 
     /// Drops a request; says whether it was here. Who names the run sees to the run: another tokenizer follows it, or
-    /// it is cancelled at the engines.
+    /// it is cancelled at the engines. It may be one that this stay waits for and has not heard of.
     pub fn cancel(&mut self, cancel: &Cancel) -> bool {
         let meant = self.by_request.get(&cancel.request).is_some_and(|live| {
             live.attempt <= cancel.attempt
                 && cancel.choice.is_none()
-                && cancel.run.is_none_or(|run| live.run() == Some(run))
+                && cancel.run.is_none_or(|run| live.may_follow(run))
         });
-        if meant && cancel.run.is_some() {
-            self.by_request.remove(&cancel.request);
-            self.released.remember(cancel.request);
-        } else if meant {
+        if let (Some(run), None) = (cancel.run, cancel.choice) {
+            self.released.remember(run);
+        }
+        if meant {
             self.forget(cancel.request);
         }
         meant
@@ -262,7 +263,7 @@ impl Requests {
     /// A frame of a request that is not here (any more), or of an attempt that another one follows.
     fn stranger(&mut self, from: Sender<'_>, frame: &Frame<TokenDelta>, now: Instant, out: &mut Vec<Action>) {
         let (Body::Delta(delta), Some(run)) = (&frame.body, frame.run) else { return };
-        if self.ended.contains(frame.request) && !self.released.contains(frame.request) {
+        if self.ended.contains(frame.request) && !self.released.contains(run) {
             metrics::counter!("stator_tokenizer_stop_overrun_tokens_total").increment(delta.ids.len() as u64);
         }
         self.unwanted(from, whole(frame.request, frame.attempt, run), now, out);
@@ -271,7 +272,8 @@ impl Requests {
     /// A run is at work for nobody here. Unless it is seen to elsewhere, it is told to stop if it goes on for a while: who
     /// ended it has told it so, and of a process that stood still another one may long have taken it over.
     fn unwanted(&mut self, from: Sender<'_>, cancel: Cancel, now: Instant, out: &mut Vec<Action>) {
-        if !self.released.contains(cancel.request) && self.ended.goes_on(cancel.request, now) {
+        let is_released = cancel.run.is_some_and(|run| self.released.contains(run));
+        if !is_released && self.ended.goes_on(cancel.request, now) {
             out.push(Action::Cancel { at: from.engine(), cancel });
         }
     }
@@ -307,17 +309,23 @@ fn whole(request: RequestId, attempt: Attempt, run: RunId) -> Cancel {
     Cancel { request, attempt, run: Some(run), choice: None }
 }
 
-/// The last requests that ended, each with the moment since which it is heard of all the same.
-#[derive(Debug, Default)]
-struct Ended {
-    order: VecDeque<RequestId>,
-    known: HashMap<RequestId, Option<Instant>>,
+/// The last that ended, each with the moment since which it is heard of all the same.
+#[derive(Debug)]
+struct Ended<K> {
+    order: VecDeque<K>,
+    known: HashMap<K, Option<Instant>>,
 }
 
-impl Ended {
-    fn remember(&mut self, request: RequestId) {
-        if self.known.insert(request, None).is_none() {
-            self.order.push_back(request);
+impl<K> Default for Ended<K> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), known: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Ended<K> {
+    fn remember(&mut self, what: K) {
+        if self.known.insert(what, None).is_none() {
+            self.order.push_back(what);
         }
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -326,16 +334,16 @@ impl Ended {
         }
     }
 
-    fn contains(&self, request: RequestId) -> bool {
-        self.known.contains_key(&request)
+    fn contains(&self, what: K) -> bool {
+        self.known.contains_key(&what)
     }
 
-    /// Notes that a run of the request is at work; true if it was so for a while.
-    fn goes_on(&mut self, request: RequestId, now: Instant) -> bool {
-        if !self.contains(request) {
-            self.remember(request);
+    /// Notes that it is at work; true if it was so for a while.
+    fn goes_on(&mut self, what: K, now: Instant) -> bool {
+        if !self.contains(what) {
+            self.remember(what);
         }
-        let Some(heard) = self.known.get_mut(&request) else { return false };
+        let Some(heard) = self.known.get_mut(&what) else { return false };
         let since = *heard.get_or_insert(now);
         if now.saturating_duration_since(since) < CANCEL_AGAIN {
             return false;

@@ -107,6 +107,11 @@ impl Live {
         self.run.as_ref().map(|(run, _)| *run)
     }
 
+    /// Whether this may be its run: it is, or none was heard of yet.
+    pub fn may_follow(&self, run: RunId) -> bool {
+        self.is_prepared() && self.run().is_none_or(|held| held == run)
+    }
+
     pub fn is_at(&self, engine: &InstanceId) -> bool {
         self.run.as_ref().is_some_and(|(_, at)| at.instance == *engine)
     }

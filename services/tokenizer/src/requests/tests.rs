@@ -349,12 +349,35 @@ fn a_run_of_an_older_attempt_that_only_computes_its_prompt_is_cancelled_too() {
 fn a_run_that_another_tokenizer_follows_is_dropped_and_goes_on() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "ab", None);
-    let release = Cancel { request: bench.request, attempt: ATTEMPT, run: Some(RUN), choice: None };
+    let release = whole(bench.request, ATTEMPT, RUN);
     assert!(bench.requests.cancel(&release));
     assert_eq!(bench.tokens(0, 3, "d", None), []);
     let alive = bench.alive(ATTEMPT, 4);
     bench.requests.batch(&BYTE_LEVEL, batch(Vec::new(), vec![alive]), bench.now, &mut bench.out);
     assert_eq!(bench.out, [], "what was on its way here neither cancels the run nor calls it back");
+}
+
+#[test]
+fn a_stay_that_never_heard_of_its_run_is_released_too() {
+    let mut bench = Bench::new(1, &[]);
+    let release = whole(bench.request, ATTEMPT, RUN);
+    assert!(bench.requests.cancel(&release));
+    let ingress = id("ingress-1");
+    bench.requests.admit(bench.request, ATTEMPT, &ingress, true, bench.now).unwrap();
+    assert!(!bench.requests.cancel(&release), "one that is about to follow a run may mean another");
+}
+
+#[test]
+fn of_a_request_that_was_released_another_run_is_cancelled_all_the_same() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "a", None);
+    assert!(bench.requests.cancel(&whole(bench.request, ATTEMPT, RUN)));
+    let other = bench.frame(RunId(8), Body::Delta(delta(0, 0, &bytes_of("z"), None)));
+    assert_eq!(bench.deliver(vec![other.clone()]), []);
+    bench.now += CANCEL_AGAIN;
+    assert_eq!(bench.tokens(0, 1, "b", None), []);
+    let said = bench.deliver(vec![other]);
+    assert!(matches!(&said[..], [Action::Cancel { cancel, .. }] if cancel.run == Some(RunId(8))), "{said:?}");
 }
 
 #[test]
