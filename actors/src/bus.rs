@@ -67,7 +67,7 @@ pub enum AskError {
     Decode(#[from] codec::DecodeError),
 }
 
-/// State of the connection.
+/// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     /// Counts the connections made; the first is 1.
@@ -82,9 +82,14 @@ pub struct Bus {
 }
 
 struct Inner {
-    requests: Client,
-    frames: Client,
+    requests: Wire,
+    frames: Wire,
     namespace: Namespace,
+}
+
+/// A connection and what became of it.
+struct Wire {
+    client: Client,
     link: watch::Receiver<Link>,
 }
 
@@ -94,14 +99,13 @@ impl Bus {
     /// # Errors
     /// [`BusError`] says what is missing and what to do.
     pub async fn connect(options: &BusOptions) -> Result<Self, BusError> {
-        let (mark, link) = watch::channel(Link { epoch: 1, cut_off: None });
-        let requests = dial(options, "requests", Some(mark)).await?;
-        let frames = dial(options, "frames", None).await?;
-        let found = requests.max_payload();
+        let requests = dial(options, "requests").await?;
+        let frames = dial(options, "frames").await?;
+        let found = requests.client.max_payload();
         if found < LEAST_MAX_PAYLOAD {
             return Err(BusError::SmallPayload { found });
         }
-        Ok(Self { inner: Arc::new(Inner { requests, frames, namespace: options.namespace.clone(), link }) })
+        Ok(Self { inner: Arc::new(Inner { requests, frames, namespace: options.namespace.clone() }) })
     }
 
     pub fn namespace(&self) -> &Namespace {
@@ -110,21 +114,28 @@ impl Bus {
 
     /// Largest body in bytes, as the server says.
     pub fn max_payload(&self) -> usize {
-        self.inner.requests.max_payload()
+        self.inner.requests.client.max_payload()
     }
 
     /// Whether the server is one of a cluster.
     pub fn is_clustered(&self) -> bool {
-        self.inner.requests.server_info().cluster.is_some()
+        self.inner.requests.client.server_info().cluster.is_some()
     }
 
+    /// State of the connection of requests, control messages and leases.
     pub fn link(&self) -> watch::Receiver<Link> {
-        self.inner.link.clone()
+        self.inner.requests.link.clone()
     }
 
-    /// How long this process has been cut off from the bus, if it is.
+    /// Numbers of both connections, `None` while one is away: who hears nothing over it may not judge others by that.
+    pub fn epochs(&self) -> Option<[u64; 2]> {
+        let [requests, frames] = [&self.inner.requests, &self.inner.frames].map(|wire| *wire.link.borrow());
+        (requests.cut_off.is_none() && frames.cut_off.is_none()).then_some([requests.epoch, frames.epoch])
+    }
+
+    /// How long requests, control messages and leases of this process have been cut off from the bus, if they are.
     pub fn cut_off(&self) -> Option<Duration> {
-        self.inner.link.borrow().cut_off.map(|since| since.elapsed())
+        self.inner.requests.link.borrow().cut_off.map(|since| since.elapsed())
     }
 
     /// Sends a request and waits for its one reply.
@@ -159,7 +170,7 @@ impl Bus {
             Some(envelope) => request.headers(headers(envelope)),
             None => request,
         };
-        match self.inner.requests.send_request(subject.clone(), request).await {
+        match self.inner.requests.client.send_request(subject.clone(), request).await {
             Ok(reply) => Ok(reply.payload),
             Err(error) => Err(match error.kind() {
                 RequestErrorKind::NoResponders => AskError::NoResponders(subject),
@@ -182,13 +193,14 @@ impl Bus {
         let body = codec::encode(message);
         self.fits(body.len())?;
         let headers = envelope.map(headers).unwrap_or_default();
-        post(&self.inner.requests, subject, headers, body);
+        post(&self.inner.requests.client, subject, headers, body);
         Ok(())
     }
 
     /// Publishes on the frames connection; returns false if it could not be queued (the reader will see a gap).
     pub fn post_frames(&self, subject: String, body: Bytes) -> bool {
-        self.cut_off().is_none() && post(&self.inner.frames, subject, HeaderMap::new(), body)
+        let Wire { client, link } = &self.inner.frames;
+        link.borrow().cut_off.is_none() && post(client, subject, HeaderMap::new(), body)
     }
 
     /// Listens to a subject (or a pattern of them) on the requests connection.
@@ -196,29 +208,30 @@ impl Bus {
     /// # Errors
     /// If the subscription cannot be made.
     pub async fn listen(&self, subject: String) -> Result<async_nats::Subscriber, BusError> {
-        self.inner.requests.subscribe(subject).await.map_err(|error| BusError::Subscribe(error.to_string()))
+        let subscribed = self.requests().subscribe(subject).await;
+        subscribed.map_err(|error| BusError::Subscribe(error.to_string()))
     }
 
     /// Answers a request.
     pub fn reply(&self, subject: String, body: Bytes) {
-        if !post(&self.inner.requests, subject, HeaderMap::new(), body) {
+        if !post(self.requests(), subject, HeaderMap::new(), body) {
             tracing::warn!("reply dropped: the bus takes no more");
         }
     }
 
     pub(crate) fn requests(&self) -> &Client {
-        &self.inner.requests
+        &self.inner.requests.client
     }
 
     pub(crate) fn frames(&self) -> &Client {
-        &self.inner.frames
+        &self.inner.frames.client
     }
 
     /// Waits until everything sent so far is on the wire, at most `wait`.
     pub async fn flush(&self, wait: Duration) {
         let both = async {
-            let _ = self.inner.frames.flush().await;
-            let _ = self.inner.requests.flush().await;
+            let _ = self.frames().flush().await;
+            let _ = self.requests().flush().await;
         };
         let _ = tokio::time::timeout(wait, both).await;
     }
@@ -249,11 +262,8 @@ fn headers(envelope: &Envelope) -> HeaderMap {
     headers
 }
 
-async fn dial(
-    options: &BusOptions,
-    what: &str,
-    mark: Option<watch::Sender<Link>>,
-) -> Result<Client, BusError> {
+async fn dial(options: &BusOptions, what: &'static str) -> Result<Wire, BusError> {
+    let (mark, link) = watch::channel(Link { epoch: 1, cut_off: None });
     let several = options.urls.len() > 1;
     let mut connect = ConnectOptions::new()
         .name(format!("{} {what}", options.name))
@@ -266,12 +276,10 @@ async fn dial(
         // Servers tell of each other by addresses of their own: a hung one would be tried once under each.
         connect = connect.ignore_discovered_servers();
     }
-    if let Some(mark) = mark {
-        connect = connect.event_callback(move |event| {
-            note_event(&mark, &event);
-            std::future::ready(())
-        });
-    }
+    connect = connect.event_callback(move |event| {
+        note_event(&mark, what, &event);
+        std::future::ready(())
+    });
     if let Some(path) = &options.credentials {
         let credentials = std::fs::read_to_string(path).map_err(|error| BusError::Credentials {
             path: path.display().to_string(),
@@ -292,7 +300,7 @@ async fn dial(
     connect = log_in(connect, &servers);
     let unreachable = |reason: String| BusError::Unreachable { urls: redact(&options.urls), reason };
     match tokio::time::timeout(CONNECT_WITHIN * 2, connect.connect(servers)).await {
-        Ok(Ok(client)) => Ok(client),
+        Ok(Ok(client)) => Ok(Wire { client, link }),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("timed out".to_owned())),
     }
@@ -318,7 +326,7 @@ fn redact(urls: &[String]) -> String {
     shown.join(", ")
 }
 
-fn note_event(mark: &watch::Sender<Link>, event: &Event) {
+fn note_event(mark: &watch::Sender<Link>, what: &str, event: &Event) {
     match event {
         Event::Connected => mark.send_if_modified(|link| {
             let again = link.cut_off.take().is_some();
@@ -333,11 +341,11 @@ fn note_event(mark: &watch::Sender<Link>, event: &Event) {
         _ => false,
     };
     match event {
-        Event::Connected => tracing::info!("bus connected"),
+        Event::Connected => tracing::info!(what, "bus connected"),
         Event::SlowConsumer(subscription) => {
             metrics::counter!("stator_bus_slow_consumer_total").increment(1);
-            tracing::warn!(subscription, "messages dropped: a reader is too slow");
+            tracing::warn!(what, subscription, "messages dropped: a reader is too slow");
         }
-        other => tracing::warn!(event = %other, "bus"),
+        other => tracing::warn!(what, event = %other, "bus"),
     }
 }

@@ -23,6 +23,8 @@ pub enum Network {
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
+    /// The connection to break.
+    broken: watch::Sender<Option<usize>>,
 }
 
 impl Proxy {
@@ -34,12 +36,21 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (network, view) = watch::channel(Network::Up);
+        let (broken, breaks) = watch::channel(None);
         tokio::spawn(async move {
+            let mut number = 0;
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(forward(client, target.clone(), view.clone()));
+                let (forwarded, mut breaks) = (forward(client, target.clone(), view.clone()), breaks.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = forwarded => {}
+                        _ = breaks.wait_for(|broken| *broken == Some(number)) => {}
+                    }
+                });
+                number += 1;
             }
         });
-        Ok(Self { address, network })
+        Ok(Self { address, network, broken })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -48,6 +59,11 @@ impl Proxy {
 
     pub fn becomes(&self, network: Network) {
         self.network.send_replace(network);
+    }
+
+    /// Breaks one connection; they are counted from 0, as they are made.
+    pub fn breaks(&self, connection: usize) {
+        self.broken.send_replace(Some(connection));
     }
 }
 

@@ -13,7 +13,9 @@ use messages::{
     InstanceId, Pool, Role,
     lease::{Lease, State},
 };
-use stator_tests::{Cluster, NatsServer, Service, Signal, cluster::Plan, eventually, free_port, model::toy};
+use stator_tests::{
+    Cluster, NatsServer, Proxy, Service, Signal, cluster::Plan, eventually, free_port, model::toy,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -110,6 +112,21 @@ async fn a_restarted_server_without_memory_loses_nobody() {
     assert!(directory.lease(&instance).is_some());
     holder.lease.send_modify(|lease| lease.state = State::Draining);
     sees(&directory, &instance, Some(State::Draining), Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn each_connection_has_a_number_of_its_own() {
+    let nats = NatsServer::start();
+    let proxy = Proxy::to(nats.address()).await.unwrap();
+    let bus = Bus::connect(&options(format!("nats://{}", proxy.address()))).await.unwrap();
+    assert_eq!(bus.epochs(), Some([1, 1]));
+    for (connection, epochs) in [(1, [1, 2]), (0, [2, 2])] {
+        proxy.breaks(connection);
+        let what = format!("{epochs:?}");
+        eventually(&what, Duration::from_secs(5), async || (bus.epochs() == Some(epochs)).then_some(()))
+            .await;
+        assert_eq!(bus.link().borrow().epoch, epochs[0]);
+    }
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ impl Road for Arc<Desk> {
         Survey {
             models,
             instances,
-            bus_connected: self.context.bus.cut_off().is_none(),
+            bus_connected: self.context.bus.epochs().is_some(),
             draining: self.is_draining(),
             requests_live: self.live(),
         }
