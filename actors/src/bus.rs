@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, client::RequestErrorKind};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, client::RequestErrorKind, connection::State};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use messages::{Envelope, Namespace, codec};
@@ -19,6 +19,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(400);
 /// A broker that is silent for three of these is taken for gone.
 const PING_EVERY: Duration = Duration::from_millis(300);
+/// An event of a connection that has not come by then never will.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the bus is and who asks.
@@ -74,6 +76,21 @@ pub struct Link {
     pub epoch: u64,
     /// Since when there is none.
     pub cut_off: Option<Instant>,
+}
+
+impl Link {
+    /// There is a connection; true if there was none.
+    fn connected(&mut self) -> bool {
+        let again = self.cut_off.take().is_some();
+        self.epoch += u64::from(again);
+        again
+    }
+
+    /// As [`Self::connected`] where the client says so and its event should have come long ago.
+    fn overlooked(&mut self, state: &State, now: Instant) -> bool {
+        let is_late = |since| now.saturating_duration_since(since) > TOLD_WITHIN;
+        *state == State::Connected && self.cut_off.is_some_and(is_late) && self.connected()
+    }
 }
 
 #[derive(Clone)]
@@ -264,6 +281,8 @@ fn headers(envelope: &Envelope) -> HeaderMap {
 
 async fn dial(options: &BusOptions, what: &'static str) -> Result<Wire, BusError> {
     let (mark, link) = watch::channel(Link { epoch: 1, cut_off: None });
+    let mark = Arc::new(mark);
+    let events_mark = mark.clone();
     let several = options.urls.len() > 1;
     let mut connect = ConnectOptions::new()
         .name(format!("{} {what}", options.name))
@@ -277,7 +296,7 @@ async fn dial(options: &BusOptions, what: &'static str) -> Result<Wire, BusError
         connect = connect.ignore_discovered_servers();
     }
     connect = connect.event_callback(move |event| {
-        note_event(&mark, what, &event);
+        note_event(&events_mark, what, &event);
         std::future::ready(())
     });
     if let Some(path) = &options.credentials {
@@ -300,7 +319,10 @@ async fn dial(options: &BusOptions, what: &'static str) -> Result<Wire, BusError
     connect = log_in(connect, &servers);
     let unreachable = |reason: String| BusError::Unreachable { urls: redact(&options.urls), reason };
     match tokio::time::timeout(CONNECT_WITHIN * 2, connect.connect(servers)).await {
-        Ok(Ok(client)) => Ok(Wire { client, link }),
+        Ok(Ok(client)) => {
+            tokio::spawn(watch_over(client.clone(), mark));
+            Ok(Wire { client, link })
+        }
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("timed out".to_owned())),
     }
@@ -326,13 +348,21 @@ fn redact(urls: &[String]) -> String {
     shown.join(", ")
 }
 
+/// The client drops events that it has no room for. Were that of a reconnect among them, the process would take itself for
+/// cut off from then on.
+async fn watch_over(client: Client, mark: Arc<watch::Sender<Link>>) {
+    while !mark.is_closed() {
+        tokio::time::sleep(TOLD_WITHIN).await;
+        let state = client.connection_state();
+        if mark.send_if_modified(|link| link.overlooked(&state, Instant::now())) {
+            tracing::warn!("bus connected, and nobody said so");
+        }
+    }
+}
+
 fn note_event(mark: &watch::Sender<Link>, what: &str, event: &Event) {
     match event {
-        Event::Connected => mark.send_if_modified(|link| {
-            let again = link.cut_off.take().is_some();
-            link.epoch += u64::from(again);
-            again
-        }),
+        Event::Connected => mark.send_if_modified(Link::connected),
         Event::Disconnected | Event::Closed => mark.send_if_modified(|link| {
             let fresh = link.cut_off.is_none();
             link.cut_off.get_or_insert_with(Instant::now);
@@ -347,5 +377,22 @@ fn note_event(mark: &watch::Sender<Link>, what: &str, event: &Event) {
             tracing::warn!(what, subscription, "messages dropped: a reader is too slow");
         }
         other => tracing::warn!(what, event = %other, "bus"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reconnect_that_nobody_told_of_is_seen() {
+        let now = Instant::now();
+        let mut link = Link { epoch: 1, cut_off: Some(now) };
+        let late = now + 2 * TOLD_WITHIN;
+        assert!(!link.overlooked(&State::Connected, now), "its event is on its way");
+        assert!(!link.overlooked(&State::Disconnected, late));
+        assert!(link.overlooked(&State::Connected, late));
+        assert_eq!(link, Link { epoch: 2, cut_off: None });
+        assert!(!link.overlooked(&State::Connected, late));
     }
 }
