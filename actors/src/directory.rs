@@ -1,5 +1,6 @@
 //! Who is alive, as this process sees it: the leases of the whole cluster, kept by a watch.
 
+mod departed;
 mod roll;
 
 use std::{
@@ -20,6 +21,7 @@ use crate::{
     bus::Bus,
     lease::{self, TTL},
 };
+pub(crate) use departed::Departed;
 use roll::Roll;
 
 /// Departures that a slow listener may fall behind by.

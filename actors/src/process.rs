@@ -4,8 +4,13 @@ mod end;
 mod instance;
 
 use std::{
-    future::Future, mem::ManuallyDrop, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc,
-    time::Duration,
+    future::Future,
+    mem::ManuallyDrop,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::try_join_all;
@@ -18,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin,
     bus::{Bus, BusOptions},
-    directory::Directory,
+    directory::{Departed, Directory},
     frames::HEARTBEAT,
     lease,
     life::Life,
@@ -90,15 +95,26 @@ pub struct Context {
 }
 
 impl Context {
-    /// Keeps slow duties: `beat` at each heartbeat, `departed` whenever an instance is gone.
+    /// Keeps slow duties: `beat` at each heartbeat, `departed` whenever an instance is gone. Ingresses it is told of more
+    /// than once: work of theirs may come later than the word that they are gone.
     pub async fn keep(&self, beat: impl Fn(), departed: impl Fn(&Arc<Lease>)) {
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut departures = self.directory.departures();
+        let mut ingresses = Departed::default();
+        let is_back = |lease: &Lease| self.directory.lease(&lease.instance).is_some();
         loop {
             tokio::select! {
-                _ = tick.tick() => beat(),
-                Ok(lease) = departures.recv() => departed(&lease),
+                _ = tick.tick() => {
+                    beat();
+                    ingresses.due(is_back, Instant::now()).iter().for_each(&departed);
+                }
+                Ok(lease) = departures.recv() => {
+                    departed(&lease);
+                    if lease.role == Role::Ingress {
+                        ingresses.note(lease, Instant::now());
+                    }
+                }
             }
         }
     }
@@ -250,8 +266,6 @@ fn watch_signals(lives: Vec<Life>) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]
