@@ -41,6 +41,8 @@ pub struct Directory {
 struct Shared {
     roll: Mutex<Roll>,
     version: watch::Sender<u64>,
+    /// Every lease of the bucket was seen once.
+    complete: watch::Sender<bool>,
     departures: broadcast::Sender<Arc<Lease>>,
 }
 
@@ -50,6 +52,7 @@ impl Directory {
         let shared = Arc::new(Shared {
             roll: Mutex::new(Roll::new(Instant::now())),
             version: watch::channel(0).0,
+            complete: watch::channel(false).0,
             departures: broadcast::channel(DEPARTURES).0,
         });
         tokio::spawn(follow(shared.clone(), bus.clone(), replicas));
@@ -90,6 +93,12 @@ impl Directory {
     /// Tells that something changed; the number is of no meaning.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.version.subscribe()
+    }
+
+    /// Waits until every lease that was there at the start of the watch is known: before, nobody can tell who does not
+    /// live.
+    pub async fn complete(&self) {
+        let _ = self.shared.complete.subscribe().wait_for(|complete| *complete).await;
     }
 
     /// Leases as they end.
@@ -160,6 +169,9 @@ async fn follow_store(shared: &Shared, bus: &Bus, store: &Store, epoch: u64) {
             }
         } else {
             shared.roll.lock().expired(&entry.key);
+        }
+        if entry.seen_current {
+            shared.complete.send_if_modified(|complete| !std::mem::replace(complete, true));
         }
     }
 }

@@ -74,6 +74,21 @@ async fn a_lease_is_seen_changes_and_goes_when_given_back() {
 }
 
 #[tokio::test]
+async fn a_directory_is_complete_once_all_are_seen_that_lived_before_it() {
+    let nats = NatsServer::start();
+    let bus = Bus::connect(&options(nats.url())).await.unwrap();
+    let leases: Vec<Lease> = (0..50).map(|_| a_lease()).collect();
+    let _holders: Vec<Holder> = leases.iter().map(|lease| hold(&bus, lease.clone())).collect();
+    let first = Directory::watch(bus.clone(), None);
+    for lease in &leases {
+        sees(&first, &lease.instance, Some(State::Ready), Duration::from_secs(5)).await;
+    }
+    let second = Directory::watch(bus.clone(), None);
+    second.complete().await;
+    assert!(leases.iter().all(|lease| second.lease(&lease.instance).is_some()));
+}
+
+#[tokio::test]
 async fn an_expired_lease_is_an_event() {
     let nats = NatsServer::start();
     let bus = Bus::connect(&options(nats.url())).await.unwrap();

@@ -42,6 +42,8 @@ async fn start(
     let bus_limit = context.bus.max_payload().saturating_sub(BUS_MARGIN);
     let front = Data::new(Front::new(settings, admin_key.as_deref(), Arc::new(desk.clone()), bus_limit)?);
     tokio::spawn(front.sentry.clone().patrol());
+    // Who is asked before would take instances that live for unknown ones.
+    context.directory.complete().await;
     let (server, address, secure) = server::listen(front.clone())?;
     let handle = server.handle();
     actix_rt::spawn(server);

@@ -21,6 +21,8 @@ pub fn run(settings: RouterSettings, process: ProcessSettings) -> ExitCode {
         context.pages.add("decisions", move |name| explains.decisions_about(name));
         actor.clone().hear().await?;
         tokio::spawn(actor.clone().keep());
+        // Who is asked before would take instances that live for unknown ones.
+        context.directory.complete().await;
         lane::serve(&context, actor.clone()).await?;
         context.life.ready(|_| {}).await;
         Ok(Service { actor })
