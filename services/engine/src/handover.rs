@@ -196,7 +196,7 @@ impl Handover {
                 self.arrived = blocks >= self.missing();
                 Verdict::Wait
             }
-            News::Tick if self.arrived => Verdict::Wait,
+            News::Tick if self.arrived && self.came >= self.missing() => Verdict::Wait,
             News::Tick if now.duration_since(self.heard) > SILENCE => Verdict::TakeBack(Why::Silent),
             News::Tick if self.without_slots.is_some_and(|since| now.duration_since(since) > NO_SLOTS) => {
                 Verdict::TakeBack(Why::NoSlots)
@@ -255,10 +255,15 @@ mod tests {
     #[test]
     fn once_all_blocks_have_come_over_silence_means_nothing() {
         let start = Instant::now();
-        for (blocks, verdict) in [(2, Verdict::TakeBack(Why::Silent)), (3, Verdict::Wait)] {
+        let silent = Verdict::TakeBack(Why::Silent);
+        for (came, blocks, verdict) in [(2, 2, silent), (2, 3, silent), (3, 3, Verdict::Wait)] {
             let mut handover = asked(start);
+            for _ in 0..came {
+                handover.hear(News::Came, None, start);
+            }
             assert_eq!(handover.hear(News::Arrived { blocks }, None, start), Verdict::Wait);
-            assert_eq!(handover.hear(News::Tick, None, start + 2 * SILENCE), verdict, "{blocks} of 3");
+            let told = handover.hear(News::Tick, None, start + 2 * SILENCE);
+            assert_eq!(told, verdict, "{came} came and {blocks} were sent of 3");
         }
     }
 
