@@ -114,7 +114,10 @@ impl Remote {
         self.hear(run, News::Asked { held, wanted });
         let page_size = self.device.spec.page_size;
         let asked = self.entries.lock().get(&run).map(|entry| entry.task(held, wanted * page_size));
-        let Some((prefill, envelope, task)) = asked else { return };
+        let Some((prefill, envelope, task)) = asked else {
+            // Taken back before it was parked, when there was nothing to go on with yet.
+            return self.command(Command::Copy(Copy::GoOn(RunKey(run.0))));
+        };
         let remote = self.clone();
         tokio::spawn(async move {
             let me = &remote.context.me;
