@@ -1,6 +1,7 @@
 //! The engine on the bus: takes submissions and control messages in, sends what the device reports.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -140,6 +141,8 @@ impl EngineActor {
     fn beat(&self) {
         let now = Instant::now();
         let pulse = self.device.beat();
+        // Nothing lives there: it forgets who is gone.
+        self.copies.beat(HashMap::new(), None);
         if self.context.bus.cut_off().is_some_and(|cut| cut > FENCE_AFTER) {
             self.fence();
             return;
