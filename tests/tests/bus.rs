@@ -9,9 +9,13 @@ use actors::{
     directory::Directory,
     lease,
 };
+use futures_util::StreamExt;
 use messages::{
-    InstanceId, Pool, Role,
+    InstanceId, Pool, Role, codec,
+    control::{Control, Drained, Pong},
+    frame::Pulse,
     lease::{Lease, State},
+    subject,
 };
 use stator_tests::{
     Cluster, NatsServer, Proxy, Service, Signal, cluster::Plan, eventually, free_port, model::toy,
@@ -162,6 +166,45 @@ async fn what_is_wrong_with_the_bus_is_said_at_start() {
     let error = lease::open(&bus, None).await.err().unwrap();
     assert!(matches!(&error, BusError::JetStream(_)), "{error}");
     assert!(error.to_string().contains("-js"), "{error}");
+}
+
+#[tokio::test]
+async fn a_drain_that_went_lost_is_asked_for_again() {
+    let nats = NatsServer::start();
+    let bus = Bus::connect(&options(nats.url())).await.unwrap();
+    let lease = a_lease();
+    let (instance, name) = (lease.instance.clone(), lease.instance.to_string());
+    let to = subject::instance_control(bus.namespace(), lease.role, &lease.pool, &instance);
+    let mut lane = bus.listen(to).await.unwrap();
+    let directory = Directory::watch(bus.clone(), None);
+    let _holder = hold(&bus, lease);
+    sees(&directory, &instance, Some(State::Ready), Duration::from_secs(2)).await;
+    let answering = tokio::spawn(async move {
+        let mut drains = 0;
+        while drains < 2 {
+            let message = lane.next().await.unwrap();
+            let reply = message.reply.unwrap().to_string();
+            match codec::decode(&message.payload).unwrap() {
+                Control::Drain { .. } => {
+                    drains += 1;
+                    if drains == 2 {
+                        bus.reply(reply, codec::encode(&Drained { safe_to_stop: true }));
+                    }
+                }
+                Control::Ping { .. } => {
+                    let (state, pulse) = (State::Ready, Pulse::default());
+                    let pong = Pong { instance: instance.clone(), state, pulse, knows_run: false };
+                    bus.reply(reply, codec::encode(&pong));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let mut draining = tokio::process::Command::new(stator_tests::cluster::stator());
+    draining.args(["drain", "--namespace", "test", "--nats-url", &nats.url(), &name]);
+    let said = tokio::time::timeout(Duration::from_secs(10), draining.output()).await.unwrap().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    answering.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

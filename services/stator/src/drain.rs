@@ -6,8 +6,8 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use messages::{
     InstanceId, codec,
-    control::{Control, Drained},
-    lease::Lease,
+    control::{Control, Drained, Pong},
+    lease::{Lease, State},
     subject,
 };
 
@@ -51,7 +51,7 @@ async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
     let inbox = cluster.client.new_inbox();
     let mut answers = cluster.client.subscribe(inbox.clone()).await?;
     let body = codec::encode(&Control::Drain { now: args.now });
-    cluster.client.publish_with_reply(to, inbox, body).await?;
+    cluster.client.publish_with_reply(to.clone(), inbox.clone(), body.clone()).await?;
     cluster.client.flush().await?;
     eprintln!("{instance} was asked to drain");
     let mut is_gone = false;
@@ -65,7 +65,19 @@ async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(!is_gone, "{instance} went away without a word: what it held is repaired by others");
         // Its answer may come while leases are read: once more it is waited for.
         is_gone = live(&cluster).await?.iter().all(|lease| lease.instance != instance);
+        if !is_gone && knows_nothing(&cluster, &to).await {
+            cluster.client.publish_with_reply(to.clone(), inbox.clone(), body.clone()).await?;
+        }
     }
+}
+
+/// Whether what was said to the instance was lost. It reads in order, so one that answers and does not drain never heard of
+/// it; nothing else proves that, and told twice it would stop at once.
+async fn knows_nothing(cluster: &Cluster, to: &str) -> bool {
+    let ping = codec::encode(&Control::Ping { request: None, run: None });
+    let asked = cluster.client.request(to.to_owned(), ping);
+    let Ok(Ok(answer)) = tokio::time::timeout(LOOK_AGAIN, asked).await else { return false };
+    codec::decode(&answer.payload).is_ok_and(|pong: Pong| pong.state == State::Ready)
 }
 
 /// Every live instance, soon.
