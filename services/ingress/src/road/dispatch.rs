@@ -102,10 +102,10 @@ impl Desk {
     /// Asks a holder whether it lives and still has the request.
     pub(super) async fn ask(self: Arc<Self>, trip: Arc<Trip>, question: Question) {
         let bus = &self.context.bus;
-        let epoch = bus.link().borrow().epoch;
+        let epochs = bus.epochs();
         let answer = self.ping(&trip, &question).await;
         let in_time = question.asked.elapsed() < PING_WITHIN + OWN_PAUSE;
-        let judged = in_time && bus.cut_off().is_none() && bus.link().borrow().epoch == epoch;
+        let judged = in_time && epochs.is_some() && bus.epochs() == epochs;
         let answer = if judged { answer } else { Answer::Unknown };
         if !trip.passage().answered(&question, &answer, Instant::now()) {
             return;

@@ -47,12 +47,12 @@ async fn until(deadline: Option<Instant>) {
 
 async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
     let mut record = Record::new(Instant::now(), desk.hold);
-    let link = desk.context.bus.link();
-    let mut epoch = link.borrow().epoch;
+    let bus = &desk.context.bus;
+    let mut epochs = bus.epochs();
     desk.send(trip, &record, None).await?;
     loop {
         let now = Instant::now();
-        let seen = *link.borrow();
+        let seen = bus.epochs();
         let check = {
             let mut passage = trip.passage();
             if passage.is_over() {
@@ -63,8 +63,8 @@ async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
                 }
                 return Ok(());
             }
-            if seen.cut_off.is_some() || seen.epoch != epoch {
-                epoch = seen.epoch;
+            if seen.is_none() || seen != epochs {
+                epochs = seen;
                 passage.give_time(now);
             }
             passage.check(now)
