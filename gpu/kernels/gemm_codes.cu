@@ -125,16 +125,16 @@ struct ScaledBlocks {
     }
 };
 
-#define CODES(NAME, COLUMNS, STAGES, PAIR)                                                                       \
+#define CODES(NAME, COLUMNS, PAIR)                                                                               \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(MANY_THREADS, 1) gemm_codes_##NAME(   \
         const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,                                \
         const __grid_constant__ TensorMap x_end, const __grid_constant__ TensorMap out, int m, int n, int k,     \
         int output, const float* x_scales, const float2* w_scales) {                                              \
-        many<COLUMNS, STAGES, 1, PAIR>(w, x, x_end, out, m, n, k, output, nullptr,                               \
-                                       ScaledBlocks<COLUMNS>{x_scales, w_scales, m, n, k});                      \
+        many<COLUMNS, PAIR>(w, x, x_end, out, m, n, k, output, nullptr,                                          \
+                            ScaledBlocks<COLUMNS>{x_scales, w_scales, m, n, k});                                 \
     }
-CODES(64, 64, 8, STACKED)
-CODES(128, 128, 6, STACKED)
-CODES(192, 192, 5, STACKED)
-CODES(128_beside, 128, 6, BESIDE)
-CODES(192_beside, 192, 5, BESIDE)
+CODES(64, 64, STACKED)
+CODES(128, 128, STACKED)
+CODES(192, 192, STACKED)
+CODES(128_beside, 128, BESIDE)
+CODES(192_beside, 192, BESIDE)

@@ -24,15 +24,13 @@ struct Segments {
         if (ahead) lag_arrive();
         ahead = false;
     }
-    // the sum of a run of k
+    __device__ __forceinline__ int blocks(int segment) const {
+        return segment_begin(k, segment + 1, segments) - segment_begin(k, segment, segments);
+    }
+    // Starts the sum of a run of k of so many blocks, without waiting for its end. `pending`: the stage that is read last, -1
+    // if none is.
     template <typename Stages>
-    __device__ __forceinline__ void sum_segment(float (&sum)[COLUMNS / 2], Stages& ring, int segment) {
-        int count = segment_begin(k, segment + 1, segments) - segment_begin(k, segment, segments);
-        if (count == 0) {
-#pragma unroll
-            for (int i = 0; i < COLUMNS / 2; i++) sum[i] = 0.0f;
-        }
-        int previous = -1;
+    __device__ __forceinline__ void start(float (&sum)[COLUMNS / 2], Stages& ring, int count, int& pending) {
         for (int block = 0; block < count; block++) {
             ring.wait();
             u64 a = ring.x(), b = ring.w();
@@ -40,45 +38,54 @@ struct Segments {
 #pragma unroll
             for (int i = 0; i < 4; i++) multiply(sum, advance(a, i * 32), advance(b, i * 32), block > 0 || i > 0);
             matrices_commit();
-            if (previous >= 0) {
+            if (pending >= 0) {
                 matrices_wait<1>();
-                ring.release(previous);
+                ring.release(pending);
             }
             if (block == MANY_LAG) let_follow();
-            previous = ring.next();
+            pending = ring.next();
         }
+    }
+    template <typename Stages>
+    __device__ __forceinline__ void finish(const Stages& ring, int& pending) {
         matrices_wait<0>();
-        if (previous >= 0) ring.release(previous);
+        if (pending >= 0) ring.release(pending);
+        pending = -1;
     }
     template <typename Stages>
     __device__ __forceinline__ void sum(float (&sum)[COLUMNS / 2], Stages& ring, Tile) {
-        sum_segment(sum, ring, 0);
+        int pending = -1, segment = 0;
+        while (blocks(segment) == 0) segment++;  // an empty run adds nothing
+        start(sum, ring, blocks(segment), pending);
         if constexpr (FOLDED) {
             float part[COLUMNS / 2];
-            for (int segment = 1; segment < segments; segment++) {
-                sum_segment(part, ring, segment);
+            for (segment++; segment < segments; segment++) {
+                int count = blocks(segment);
+                if (count == 0) continue;
+                start(part, ring, count, pending);
+                finish(ring, pending);
 #pragma unroll
                 for (int i = 0; i < COLUMNS / 2; i++) sum[i] += part[i];
             }
         }
+        finish(ring, pending);
         let_follow();
     }
 };
 
-#define MANY(NAME, COLUMNS, STAGES, BUFFERS, PAIR, FOLDED)                                                       \
+#define MANY(NAME, COLUMNS, PAIR, FOLDED)                                                                        \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(MANY_THREADS, 1) gemm_many_##NAME(    \
         const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,                                \
         const __grid_constant__ TensorMap x_end, const __grid_constant__ TensorMap out, int m, int n, int k,     \
         int segments, int output, const float* scales) {                                                         \
-        many<COLUMNS, STAGES, BUFFERS, PAIR>(w, x, x_end, out, m, n, k, output, scales,                          \
-                                             Segments<COLUMNS, FOLDED>(k, segments));                            \
+        many<COLUMNS, PAIR>(w, x, x_end, out, m, n, k, output, scales, Segments<COLUMNS, FOLDED>(k, segments));  \
     }
-MANY(64_fold, 64, 8, 1, STACKED, true)
-MANY(96_fold, 96, 7, 1, STACKED, true)
-MANY(128_fold, 128, 6, 1, STACKED, true)
-MANY(192_fold, 192, 5, 1, STACKED, true)
-MANY(128_fold_beside, 128, 6, 1, BESIDE, true)
-MANY(192_fold_beside, 192, 5, 1, BESIDE, true)
-MANY(192, 192, 5, 1, STACKED, false)
-MANY(256, 256, 4, 2, STACKED, false)
-MANY(192_beside, 192, 5, 1, BESIDE, false)
+MANY(64_fold, 64, STACKED, true)
+MANY(96_fold, 96, STACKED, true)
+MANY(128_fold, 128, STACKED, true)
+MANY(192_fold, 192, STACKED, true)
+MANY(128_fold_beside, 128, BESIDE, true)
+MANY(192_fold_beside, 192, BESIDE, true)
+MANY(192, 192, STACKED, false)
+MANY(256, 256, STACKED, false)
+MANY(192_beside, 192, BESIDE, false)

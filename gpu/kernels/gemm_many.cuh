@@ -5,23 +5,26 @@
 // the next tile while this one is stored. Two groups of four warps multiply, 64 rows each, and leave their sums in shared
 // memory, from where the copy engine stores or adds them.
 
-#define MANY_ROWS 128
 #define MANY_THREADS 384
 #define MANY_WARPS 8  // that multiply
 // Tiles at work together share what the L2 cache holds: so many pairs' rows by as many columns as there are pairs left.
 #define MANY_ROW_GROUP 8
 // Up to so many rows reading weights is what takes time.
 #define MANY_EARLY_ROWS 256
-// Where x ends within a tile its rows are copied in boxes of so many, and those beyond are left alone: to fill them with
-// zeros takes the copy engine longer than to copy rows.
-#define MANY_PART_ROWS 32
-// Most that a group of warps stores at once: 64 rows of 128 bytes.
-#define MANY_BOX_BYTES 8192
 // What the blocks of a pair share.
 enum Pair {
     STACKED,  // rows of w; one has the 128 rows of x behind those of the other
     BESIDE,   // rows of x; one has the COLUMNS rows of w behind those of the other
 };
+
+// Stages of the ring, and boxes of a group of warps behind it.
+DEVICE constexpr int many_stages(int columns) {
+    int fit = MANY_RING_BYTES / ((MANY_ROWS + columns) * 128);
+    return columns >= 128 && fit > MANY_STAGES ? MANY_STAGES : fit;
+}
+DEVICE constexpr int many_buffers(int columns) {
+    return (MANY_SHARED_BYTES - many_stages(columns) * (MANY_ROWS + columns) * 128) / (2 * MANY_BOX_BYTES);
+}
 
 // Columns of the product that a box holds: as many as wanted, if they divide a tile.
 DEVICE constexpr int box_columns(int columns, int wanted) { return columns % wanted ? box_columns(columns, wanted / 2) : wanted; }
@@ -50,17 +53,18 @@ DEVICE u32 box_place(u32 row, u32 byte) {
 
 // Stores the sums of a group of warps, 64 rows by COLUMNS at (row0, column0) of the product, box by box through the group's
 // buffers; `buffer` is the next of them. `value(j, half, i)`: column 8j + 2t + i of row g, or of row g + 8, of a warp's 16.
-template <int OUTPUT, int COLUMNS, int BUFFERS, typename Value>
+template <int OUTPUT, int COLUMNS, typename Value>
 DEVICE void store_group(const TensorMap& out, u32 buffers, int& buffer, int row0, int column0, Value value) {
     constexpr bool WIDE = OUTPUT == ADD_F32 || OUTPUT == STORE_F32;
-    constexpr int BOX = WIDE ? 32 : OUTPUT == STORE_BF16 ? box_columns(COLUMNS, 64) : box_columns(COLUMNS, 128);
+    constexpr int MOST = MANY_BOX_BYTES / 64;  // bytes of a row
+    constexpr int BOX = box_columns(COLUMNS, WIDE ? MOST / 4 : OUTPUT == STORE_BF16 ? MOST / 2 : MOST);
     constexpr int ROW_BYTES = WIDE ? 4 * BOX : OUTPUT == STORE_BF16 ? 2 * BOX : BOX;
     int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4, row = threadIdx.x / 32 % 4 * 16 + g;
     bool leads = threadIdx.x % 128 == 0, odd = t % 2;
 #pragma unroll
     for (int first = 0; first < COLUMNS; first += BOX) {
         u32 box = buffers + buffer * MANY_BOX_BYTES;
-        if (leads) store_wait_read<BUFFERS - 1>();
+        if (leads) store_wait_read<many_buffers(COLUMNS) - 1>();
         group_sync();
 #pragma unroll
         for (int j = 0; OUTPUT == STORE_BF16 && j < BOX / 8; j += 2) {
@@ -94,13 +98,14 @@ DEVICE void store_group(const TensorMap& out, u32 buffers, int& buffer, int row0
             else store_box(out, box, OUTPUT == GATE_BF16 ? column / 2 : column, row0);
             store_commit();
         }
-        if (++buffer == BUFFERS) buffer = 0;
+        if (++buffer == many_buffers(COLUMNS)) buffer = 0;
     }
 }
 
 // The ring as the warps that multiply see it. `x` and `w` are the operands of this group of warps in the stage that is next.
-template <int COLUMNS, int STAGES>
+template <int COLUMNS>
 struct Ring {
+    static constexpr int STAGES = many_stages(COLUMNS);
     static constexpr u32 X_BYTES = MANY_ROWS * 128, STAGE_BYTES = X_BYTES + COLUMNS * 128;
     u32 stages;
     u64 *full, *empty;
@@ -130,13 +135,14 @@ struct Ring {
 //   EARLY          whether weights may be asked for before the launch before has ended
 //   begin()        what the warps that multiply do before their first tile
 //   sum(sum, ring, tile)   sums a tile in them
-template <int COLUMNS, int STAGES, int BUFFERS, Pair PAIR, typename Terms>
+template <int COLUMNS, Pair PAIR, typename Terms>
 DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end, const TensorMap& out, int m, int n, int k,
                  int output, const float* scales, Terms terms) {
     extern __shared__ u8 memory[];
+    using Stages = Ring<COLUMNS>;
+    constexpr int BLOCK = Terms::BLOCK, STAGES = Stages::STAGES;
+    static_assert(many_buffers(COLUMNS) > 0);
     __shared__ u64 full[STAGES], empty[STAGES];
-    using Stages = Ring<COLUMNS, STAGES>;
-    constexpr int BLOCK = Terms::BLOCK;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     constexpr int TILE_ROWS = PAIR == STACKED ? 2 * MANY_ROWS : MANY_ROWS;
     constexpr int TILE_COLUMNS = PAIR == BESIDE ? 2 * COLUMNS : COLUMNS;
@@ -209,29 +215,29 @@ DEVICE void many(const TensorMap& w, const TensorMap& x, const TensorMap& x_end,
         float sum[COLUMNS / 2];
         Stages ring(stages, full, empty);
         int group = warp / 4, buffer = 0;
-        u32 buffers = stages + STAGES * Stages::STAGE_BYTES + group * BUFFERS * MANY_BOX_BYTES;
-        auto store = [&](Tile tile, const float (&sum)[COLUMNS / 2]) {
-            float scale[2];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int row = tile.row + warp_row + 8 * half;
-                scale[half] = scales && row < m ? scales[row] : 1.0f;
-            }
+        u32 buffers = stages + STAGES * Stages::STAGE_BYTES + group * many_buffers(COLUMNS) * MANY_BOX_BYTES;
+        auto store = [&](Tile tile, const float (&sum)[COLUMNS / 2], const float (&scale)[2]) {
             auto value = [&](int j, int half, int i) { return sum[4 * j + 2 * half + i] * scale[half]; };
             int row = tile.row + 64 * group;
             switch (output) {
-                case STORE_BF16: return store_group<STORE_BF16, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
-                case STORE_F32: return store_group<STORE_F32, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
-                case ADD_F32: return store_group<ADD_F32, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
-                default: store_group<GATE_BF16, COLUMNS, BUFFERS>(out, buffers, buffer, row, tile.column, value);
+                case STORE_BF16: return store_group<STORE_BF16, COLUMNS>(out, buffers, buffer, row, tile.column, value);
+                case STORE_F32: return store_group<STORE_F32, COLUMNS>(out, buffers, buffer, row, tile.column, value);
+                case ADD_F32: return store_group<ADD_F32, COLUMNS>(out, buffers, buffer, row, tile.column, value);
+                default: store_group<GATE_BF16, COLUMNS>(out, buffers, buffer, row, tile.column, value);
             }
         };
         wait_for_producer();
         terms.begin();
         for (int index = first; index < tiles; index += step) {
             Tile tile = nth_tile<COLUMNS, PAIR>(index, rows, columns, rank);
+            float scale[2];  // asked for before they are needed
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int row = tile.row + warp_row + 8 * half;
+                scale[half] = scales && row < m ? scales[row] : 1.0f;
+            }
             terms.sum(sum, ring, tile);
-            store(tile, sum);
+            store(tile, sum, scale);
         }
         store_wait();
     }

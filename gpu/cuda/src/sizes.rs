@@ -42,6 +42,18 @@ sizes! {
     /// Warps of the cluster kernel that work out what rows are scaled by.
     SCALE_WARPS = 4;
 
+    /// Rows of x that a block of the kernel of many rows has at a time.
+    MANY_ROWS = 128;
+    /// Where x ends within a tile its rows are copied in boxes of so many, and those beyond are left alone: to fill them
+    /// with zeros takes the copy engine longer than to copy rows.
+    MANY_PART_ROWS = 32;
+    /// Its ring has as many stages as fit, of tiles of 128 columns and more at most so many.
+    MANY_RING_BYTES = 200 << 10;
+    MANY_STAGES = 5;
+    /// What a group of its warps stores at once, 64 rows; boxes fill what the ring leaves of the shared memory.
+    MANY_BOX_BYTES = 8192;
+    MANY_SHARED_BYTES = 224 << 10;
+
     /// Most rows of a persistent step: columns of one tensor-core product.
     PERSISTENT_ROWS = 8;
     PERSISTENT_THREADS = 480;

@@ -2,10 +2,7 @@
 
 use formats::fp8::SCALE_BLOCK;
 
-use super::{
-    Gemm, RowScale, Weights,
-    many::{Many, PART_ROWS},
-};
+use super::{Gemm, RowScale, Target, Weights, many::Many};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
@@ -13,6 +10,7 @@ use crate::{
         check,
         fp8::{Fp8View, GROUP},
     },
+    sizes::MANY_PART_ROWS,
     tensor_map::TensorMap,
 };
 
@@ -70,10 +68,12 @@ impl Device {
         // SAFETY: signature of codes_of_rows; lengths checked in `gemm` and by `Codes::new`.
         unsafe { self.launch("codes_of_rows", shape(m), arguments)? };
 
-        let (out, output) = many.stored(&op)?;
+        let Target { output, .. } = op.output.target()?;
+        let out = many.stored(&op)?;
         let (w_rows, x_rows) = many.boxes();
         let map = |view, rows, boxes| TensorMap::of_boxes(view, [rows, k], [boxes, SCALE_BLOCK]);
-        let maps = [map(codes.w, n, w_rows)?, map(codes.x, m, x_rows)?, map(codes.x, m, PART_ROWS)?, out];
+        let maps =
+            [map(codes.w, n, w_rows)?, map(codes.x, m, x_rows)?, map(codes.x, m, MANY_PART_ROWS)?, out];
         let shape = many.shape(m, n, self.info().multiprocessors as usize);
         let arguments = arguments![m as i32, n as i32, k as i32, output, codes.x_scales, codes.w_scales];
         // SAFETY: signature of gemm_codes; lengths as above.

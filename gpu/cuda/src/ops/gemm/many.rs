@@ -1,21 +1,17 @@
 //! Which tile the kernel of many rows takes, and its launch.
 
-use super::{Gemm, GemmOutput, RowScale, Weights, segments};
+use super::{Gemm, GemmOutput, RowScale, Target, Weights, segments};
 use crate::{
     CudaError, Device,
     launch::{Shape, arguments},
+    sizes::{MANY_BOX_BYTES, MANY_PART_ROWS, MANY_ROWS, MANY_SHARED_BYTES},
     tensor_map::{SWIZZLE_ALIGNMENT, TensorMap},
 };
 
-/// Rows of x that a block has at a time.
-const ROWS: usize = 128;
 /// Pairs of blocks that work at once.
 const PAIRS: usize = 66;
 /// What a tile costs beside its k.
 const TILE_NS: usize = 3000;
-
-/// Rows of a box where x ends.
-pub(super) const PART_ROWS: usize = 32;
 
 /// What the blocks of a pair share, as in gemm_many.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,50 +29,44 @@ pub(super) struct Many {
     pair: Pair,
     /// Columns of a block's tile.
     pub columns: usize,
-    /// Of its ring.
-    stages: usize,
-    /// Of each of its two groups of warps, for what they store.
-    buffers: usize,
     /// Takes k as one run.
     whole: bool,
     /// What 1,024 elements of k of a tile cost, measured on an H100.
     slope_ns: usize,
 }
 
-const fn folded(name: &'static str, pair: Pair, columns: usize, stages: usize, slope_ns: usize) -> Many {
-    Many { name, pair, columns, stages, buffers: 1, whole: false, slope_ns }
+const fn folded(name: &'static str, pair: Pair, columns: usize, slope_ns: usize) -> Many {
+    Many { name, pair, columns, whole: false, slope_ns }
 }
 
-const fn whole(name: &'static str, pair: Pair, columns: usize, stages: usize, slope_ns: usize) -> Many {
-    Many { whole: true, ..folded(name, pair, columns, stages, slope_ns) }
+const fn whole(name: &'static str, pair: Pair, columns: usize, slope_ns: usize) -> Many {
+    Many { whole: true, ..folded(name, pair, columns, slope_ns) }
 }
 
 const FOLDED: [Many; 6] = [
-    folded("gemm_many_64_fold", Pair::Stacked, 64, 8, 4400),
-    folded("gemm_many_96_fold", Pair::Stacked, 96, 7, 5200),
-    folded("gemm_many_128_fold", Pair::Stacked, 128, 6, 5700),
-    folded("gemm_many_192_fold", Pair::Stacked, 192, 5, 8200),
-    folded("gemm_many_128_fold_beside", Pair::Beside, 128, 6, 5700),
-    folded("gemm_many_192_fold_beside", Pair::Beside, 192, 5, 8200),
+    folded("gemm_many_64_fold", Pair::Stacked, 64, 4400),
+    folded("gemm_many_96_fold", Pair::Stacked, 96, 5200),
+    folded("gemm_many_128_fold", Pair::Stacked, 128, 5700),
+    folded("gemm_many_192_fold", Pair::Stacked, 192, 8200),
+    folded("gemm_many_128_fold_beside", Pair::Beside, 128, 5700),
+    folded("gemm_many_192_fold_beside", Pair::Beside, 192, 8200),
 ];
 const WHOLE: [Many; 3] = [
-    whole("gemm_many_192", Pair::Stacked, 192, 5, 7800),
-    Many { buffers: 2, ..whole("gemm_many_256", Pair::Stacked, 256, 4, 10_300) },
-    whole("gemm_many_192_beside", Pair::Beside, 192, 5, 7800),
+    whole("gemm_many_192", Pair::Stacked, 192, 7800),
+    whole("gemm_many_256", Pair::Stacked, 256, 10_300),
+    whole("gemm_many_192_beside", Pair::Beside, 192, 7800),
 ];
 /// The slope of 192 columns is from gate and up of Qwen3-32B at 2,048 rows; the others are guesses from it.
 const CODES: [Many; 5] = [
-    whole("gemm_codes_64", Pair::Stacked, 64, 8, 3300),
-    whole("gemm_codes_128", Pair::Stacked, 128, 6, 4800),
-    whole("gemm_codes_192", Pair::Stacked, 192, 5, 6600),
-    whole("gemm_codes_128_beside", Pair::Beside, 128, 6, 4800),
-    whole("gemm_codes_192_beside", Pair::Beside, 192, 5, 6600),
+    whole("gemm_codes_64", Pair::Stacked, 64, 3300),
+    whole("gemm_codes_128", Pair::Stacked, 128, 4800),
+    whole("gemm_codes_192", Pair::Stacked, 192, 6600),
+    whole("gemm_codes_128_beside", Pair::Beside, 128, 4800),
+    whole("gemm_codes_192_beside", Pair::Beside, 192, 6600),
 ];
 
-/// Bytes of a buffer.
-const BUFFER: usize = 8192;
-/// Rows that a group of warps stores at once.
-const STORED_ROWS: usize = 64;
+/// Of each of the two groups of warps that multiply.
+const GROUP_ROWS: usize = MANY_ROWS / 2;
 
 impl Many {
     const THREADS: u32 = 384;
@@ -107,8 +97,8 @@ impl Many {
     /// Tiles of pairs.
     fn tiles(&self, m: usize, n: usize) -> usize {
         let (rows, columns) = match self.pair {
-            Pair::Stacked => (2 * ROWS, self.columns),
-            Pair::Beside => (ROWS, 2 * self.columns),
+            Pair::Stacked => (2 * MANY_ROWS, self.columns),
+            Pair::Beside => (MANY_ROWS, 2 * self.columns),
         };
         m.div_ceil(rows) * n.div_ceil(columns)
     }
@@ -123,21 +113,16 @@ impl Many {
         if self.whole { 1 } else { segments(n) }
     }
 
-    /// Its ring, and the buffers behind it.
-    fn shared_bytes(&self) -> usize {
-        self.stages * (ROWS + self.columns) * 128 + 2 * self.buffers * BUFFER
-    }
-
     pub fn shape(&self, m: usize, n: usize, multiprocessors: usize) -> Shape {
         let blocks = self.blocks(m, n, multiprocessors);
-        Shape::new([blocks as u32, 1, 1], Self::THREADS).shared(self.shared_bytes() + SWIZZLE_ALIGNMENT)
+        Shape::new([blocks as u32, 1, 1], Self::THREADS).shared(MANY_SHARED_BYTES + SWIZZLE_ALIGNMENT)
     }
 
     /// Rows of w and of x that a box holds: of what a pair shares each block copies one half.
     pub fn boxes(&self) -> (usize, usize) {
         match self.pair {
-            Pair::Stacked => (self.columns / 2, ROWS),
-            Pair::Beside => (self.columns, ROWS / 2),
+            Pair::Stacked => (self.columns / 2, MANY_ROWS),
+            Pair::Beside => (self.columns, MANY_ROWS / 2),
         }
     }
 
@@ -148,31 +133,31 @@ impl Many {
         };
         let (w_rows, x_rows) = self.boxes();
         let x = |rows| TensorMap::new(op.x, [op.m, op.k], rows);
-        Ok([TensorMap::new(w, [op.n, op.k], w_rows)?, x(x_rows)?, x(PART_ROWS)?])
+        Ok([TensorMap::new(w, [op.n, op.k], w_rows)?, x(x_rows)?, x(MANY_PART_ROWS)?])
     }
 
-    /// Where what becomes of a product is stored, and what that is, as in gemm.cuh.
-    pub fn stored(&self, op: &Gemm<'_>) -> Result<(TensorMap, i32), CudaError> {
+    /// Where what becomes of a product is stored.
+    pub fn stored(&self, op: &Gemm<'_>) -> Result<TensorMap, CudaError> {
         let Gemm { m, n, .. } = *op;
-        let boxes = |column_bytes| [STORED_ROWS, self.stored_columns(column_bytes)];
-        Ok(match op.output {
-            GemmOutput::Bf16(out) => (TensorMap::of_boxes(out, [m, n], boxes(2))?, 0),
-            GemmOutput::F32(out) => (TensorMap::of_boxes(out, [m, n], boxes(4))?, 1),
-            GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => {
-                (TensorMap::of_boxes(out, [m, n], boxes(4))?, 2)
+        let boxes = |column_bytes| [GROUP_ROWS, self.stored_columns(column_bytes)];
+        match op.output {
+            GemmOutput::Bf16(out) => TensorMap::of_boxes(out, [m, n], boxes(2)),
+            GemmOutput::F32(out) | GemmOutput::AddF32(out) | GemmOutput::AddNorm { sum: out, .. } => {
+                TensorMap::of_boxes(out, [m, n], boxes(4))
             }
+            // a pair of columns becomes two bytes
             GemmOutput::Gate(out) => {
                 let [rows, columns] = boxes(1);
-                (TensorMap::of_boxes(out, [m, n / 2], [rows, columns / 2])?, 3)
+                TensorMap::of_boxes(out, [m, n / 2], [rows, columns / 2])
             }
-            GemmOutput::Heads(_) => return Err(CudaError::Unsupported("heads of a plain product".into())),
-        })
+            GemmOutput::Heads(_) => Err(CudaError::Unsupported("heads in boxes".into())),
+        }
     }
 
     /// Columns of the product that are stored at once, where they become so many bytes each: as many as divide a tile and
-    /// make rows of at most 128 bytes.
+    /// fit into a row of a box.
     fn stored_columns(&self, column_bytes: usize) -> usize {
-        let most = 128 / column_bytes;
+        let most = MANY_BOX_BYTES / GROUP_ROWS / column_bytes;
         (0..)
             .map(|halvings| most >> halvings)
             .find(|columns| self.columns.is_multiple_of(*columns))
@@ -184,7 +169,8 @@ impl Device {
     /// With `fresh` weights they are what the launch before writes.
     pub(super) fn gemm_many(&self, op: Gemm<'_>, many: Many, fresh: bool) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
-        let (out, output) = many.stored(&op)?;
+        let Target { output, .. } = op.output.target()?;
+        let out = many.stored(&op)?;
         let [w, x, x_end] = many.maps(&op)?;
         let shape = many.shape(m, n, self.info().multiprocessors as usize);
         let shape = if fresh { shape.alone() } else { shape };

@@ -18,7 +18,7 @@ use crate::{
 /// From so many rows on FP8 weights are unpacked once, in place of by every block, or rows become codes as well.
 const UNPACKED_ROWS: usize = 384;
 /// Rows of x from which on pairs of blocks take tiles.
-const MANY_ROWS: usize = 129;
+const PAIRED_ROWS: usize = 129;
 /// Warps that the streaming kernel wants in flight, about four a multiprocessor.
 const BUSY_WARPS: usize = 528;
 /// Blocks of 128 rows of the wide kernel from which on they fill the GPU without being split.
@@ -157,7 +157,7 @@ fn canonical([m, n, k]: [usize; 3], fp8: bool, output: OutputKind) -> Kernel {
     let (rows, cut) = match m {
         ..=32 => (32, if whole { Cut::Whole } else { Cut::Split }),
         33..=64 => (64, if whole { Cut::Whole } else { Cut::Split }),
-        MANY_ROWS.. if !fp8 && (whole || !many::too_few(m, n)) => {
+        PAIRED_ROWS.. if !fp8 && (whole || !many::too_few(m, n)) => {
             if stores {
                 return Kernel::Many(Many::folded(m, n, k));
             }
