@@ -1,22 +1,32 @@
 // Prefill attention in the canonical order: each tile's values are weighed by themselves, and folded when its successor's
-// scores are under way.
+// scores are under way. All four lanes of a quad know the same of its two rows: even ones keep what the first is about, odd
+// ones the second, since registers are what there is least of.
 
 template <int D>
 struct CanonicalRows {
     static constexpr bool KEEPS_QUERIES = false;
     u64 queries;
-    float base[2], sum[2], total[D / 2];
+    float total[D / 2], weighed[D / 2];
+    float base, sum;
     // of the last tile, and of the one whose values are in `weighed`
-    float maxima[2], sums[2], weighed_maxima[2], weighed_sums[2], weighed[D / 2];
+    float maximum, tile_sum, weighed_maximum, weighed_sum;
 
     __device__ __forceinline__ CanonicalRows(u32 query_tile) {
         int group = __shfl_sync(FULL_WARP, threadIdx.x / 128, 0);
         queries = matrix_descriptor(query_tile + group * 64 * 128);
     }
 
+    static __device__ __forceinline__ float own(float first, float second) { return threadIdx.x % 2 ? second : first; }
+    // Those of both rows, from the lane's own.
+    static __device__ __forceinline__ void both(float (&rows)[2], float mine) {
+        float other = __shfl_xor_sync(FULL_WARP, mine, 1);
+        rows[0] = own(mine, other);
+        rows[1] = own(other, mine);
+    }
+
     __device__ __forceinline__ void begin() {
-#pragma unroll
-        for (int i = 0; i < 2; i++) base[i] = weighed_maxima[i] = NEGATIVE_INFINITY, sum[i] = weighed_sums[i] = 0.0f;
+        base = weighed_maximum = NEGATIVE_INFINITY;
+        sum = weighed_sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) total[i] = weighed[i] = 0.0f;
     }
@@ -33,7 +43,9 @@ struct CanonicalRows {
     }
 
     __device__ __forceinline__ void soften(float (&s)[64], float scale) {
+        float maxima[2], sums[2];
         row_maxima(maxima, s, scale);
+        maximum = own(maxima[0], maxima[1]);
 #pragma unroll
         for (int i = 0; i < 64; i++) s[i] = probability(s[i], scale, maxima[i % 4 / 2]);
 #pragma unroll
@@ -42,8 +54,11 @@ struct CanonicalRows {
 #pragma unroll
             for (int rank = 0; rank < 2; rank++)
                 ranks[rank] = sum_quarters([&](int j) { return s[4 * j + 2 * half + rank]; });
-            sums[half] = quad_sum(ranks[0] + ranks[1]);
+            sums[half] = ranks[0] + ranks[1];
         }
+        // as `quad_sum`, of the lane's row
+        float pair = own(sums[0], sums[1]) + __shfl_xor_sync(FULL_WARP, own(sums[1], sums[0]), 1);
+        tile_sum = pair + __shfl_xor_sync(FULL_WARP, pair, 2);
     }
 
     __device__ __forceinline__ void start_weighing(const uint4 (&p)[8], u32 values) {
@@ -51,21 +66,28 @@ struct CanonicalRows {
     }
 
     __device__ __forceinline__ void fold() {
-        Fold low(base[0], weighed_maxima[0]), high(base[1], weighed_maxima[1]);
-        sum[0] = low(sum[0], weighed_sums[0]);
-        sum[1] = high(sum[1], weighed_sums[1]);
+        Fold fold(base, weighed_maximum);
+        sum = fold(sum, weighed_sum);
+        float weights[2];
+        both(weights, fold.new_weight);
         // nothing to make smaller where no base has risen
-        if (__all_sync(FULL_WARP, low.old_weight == 1.0f && high.old_weight == 1.0f)) {
+        if (__all_sync(FULL_WARP, fold.old_weight == 1.0f)) {
 #pragma unroll
-            for (int i = 0; i < D / 2; i++) total[i] = __fmaf_rn(weighed[i], (i % 4 < 2 ? low : high).new_weight, total[i]);
+            for (int i = 0; i < D / 2; i++) total[i] = __fmaf_rn(weighed[i], weights[i % 4 / 2], total[i]);
         } else {
+            float old_weights[2];
+            both(old_weights, fold.old_weight);
 #pragma unroll
-            for (int i = 0; i < D / 2; i++) total[i] = (i % 4 < 2 ? low : high)(total[i], weighed[i]);
+            for (int i = 0; i < D / 2; i++)
+                total[i] = __fmaf_rn(weighed[i], weights[i % 4 / 2], __fmul_rn(total[i], old_weights[i % 4 / 2]));
         }
-#pragma unroll
-        for (int half = 0; half < 2; half++) weighed_maxima[half] = maxima[half], weighed_sums[half] = sums[half];
+        weighed_maximum = maximum;
+        weighed_sum = tile_sum;
     }
 
     __device__ __forceinline__ void lower() const {}
-    __device__ __forceinline__ void finish() { fold(); }
+    __device__ __forceinline__ void finish(float (&sums)[2]) {
+        fold();
+        both(sums, sum);
+    }
 };

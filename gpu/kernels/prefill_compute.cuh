@@ -59,7 +59,7 @@ DEVICE void store_rows(u16* out, const Work& work, int heads, int warp_row, cons
 
 // A group of four warps: attention of 64 rows of each work. `Rows` are the two of a thread, in an order of additions: it starts
 // products with keys and with values, makes scores probabilities (`soften`), and joins what was weighed to the result, between
-// the start of the next scores and that of the next values (`fold`), once values are weighed (`lower`), and in the end.
+// the start of the next scores and that of the next values (`fold`), once values are weighed (`lower`), and in the end (`finish`).
 template <int D, int STAGES, typename Rows>
 DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, u16* out, u32 query_tile, u32 keys, u32 values,
                             const PrefillLists& lists, float scale) {
@@ -112,8 +112,9 @@ DEVICE void prefill_compute(PrefillBarriers& barriers, const Work& shared_work, 
         rows.start_weighing(p, values + slot * TILE_BYTES);
         matrices_wait<0>();
         release.values(slot);
-        rows.finish();
+        float sums[2];
+        rows.finish(sums);
         if (++slot == STAGES) slot = 0, phase ^= 1;
-        store_rows<D>(out, work, lists.heads, warp_row, rows.total, rows.sum);
+        store_rows<D>(out, work, lists.heads, warp_row, rows.total, sums);
     }
 }

@@ -67,8 +67,8 @@ struct VariantRows {
         for (int i = 0; i < D / 2; i++) total[i] *= weight[i % 4 / 2];
     }
 
-    __device__ __forceinline__ void finish() {
+    __device__ __forceinline__ void finish(float (&sums)[2]) const {
 #pragma unroll
-        for (int half = 0; half < 2; half++) sum[half] = quad_sum(sum[half]);
+        for (int half = 0; half < 2; half++) sums[half] = quad_sum(sum[half]);
     }
 };
