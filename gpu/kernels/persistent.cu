@@ -14,29 +14,31 @@
 template <int D>
 DEVICE void persistent(const Model& m, const Step& step) {
     extern __shared__ __align__(1024) u8 memory[];
-    __shared__ __align__(8) u64 full[MAX_SLOTS], empty[MAX_SLOTS];
-    __shared__ __align__(8) u64 hints[KINDS], scaled[2], gathered, settled;
+    __shared__ __align__(8) u64 full[2 * MAX_SLOTS], empty[MAX_SLOTS];
+    __shared__ __align__(8) u64 hints[KINDS], scaled[2], taken[2], settled;
     __shared__ Share shares[KINDS];
-    __shared__ u32 filled[MAX_SLOTS], starts[PERSISTENT_ROWS + 1], contexts[PERSISTENT_ROWS];
+    __shared__ u32 starts[PERSISTENT_ROWS + 1], contexts[PERSISTENT_ROWS];
     __shared__ float maxima[4][16], scales[2][PERSISTENT_ROWS];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 base = shared_address(memory) + 1023 & ~1023u;
-    Ring ring{base, full, empty, filled, 1, (u32)step.ring_slots, 0xffffffffu / step.ring_slots + 1};
+    Ring ring{base, full, empty, 1, (u32)step.ring_slots, 0xffffffffu / step.ring_slots + 1};
     u32 queries_at = base + step.ring_slots * SLOT_BYTES, parts_at = queries_at + ATTENTION_BYTES(D);
     u32 inputs_at = parts_at + PART_BYTES;
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (int i = 0; i < MAX_SLOTS; i++) {
             barrier_init(full + i, 1);
-            barrier_init(empty + i, 1);
-            filled[i] = MISSING;
+            barrier_init(full + MAX_SLOTS + i, 1);
+            barrier_init(empty + i, 32 * GROUP_WARPS);
         }
 #pragma unroll 1
         for (int i = 0; i < KINDS; i++) barrier_init(hints + i, 1);
-        barrier_init(&gathered, PRODUCT_WARPS);
-        barrier_init(&settled, PRODUCT_WARPS);
-        barrier_init(scaled, 1);
-        barrier_init(scaled + 1, 1);
+#pragma unroll 1
+        for (int i = 0; i < 2; i++) {
+            barrier_init(scaled + i, 1);
+            barrier_init(taken + i, 32 * PRODUCT_WARPS);
+        }
+        barrier_init(&settled, 32 * PRODUCT_WARPS);
         barrier_init_fence();
     }
     if (threadIdx.x <= step.rows) starts[threadIdx.x] = step.tile_starts[threadIdx.x];
@@ -64,7 +66,7 @@ DEVICE void persistent(const Model& m, const Step& step) {
         me.slot = 0;
         me.ring = ring;
         me.parts = (float*)(memory + (parts_at - shared_address(memory))) + me.group * 4 * (WIDE_PASS + 2) * 64;
-        Signals signals{hints, &gathered, &settled, scaled};
+        Signals signals{hints, &settled, scaled, taken};
         multiply_layers<D>(m, step, me, shares, signals, inputs_at, scales, tile_slots, epoch);
     } else if (warp == COPY_WARP) {
         u32 n = 0, page = items.begin < items.end ? page_of(m, step, items.find(items.begin)) : MISSING;
@@ -91,6 +93,7 @@ DEVICE void persistent(const Model& m, const Step& step) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
                 barrier_wait(hints + (i ? GATE_UP : QKV), layer & 1);
+                if (layer) barrier_wait(taken + i, layer - 1 & 1);
                 scale_rows(message.squares(i), step.rows, m.width, m.eps, scales[i], scaled + i);
             }
         }
@@ -101,9 +104,9 @@ DEVICE void persistent(const Model& m, const Step& step) {
     extern "C" __global__ void __launch_bounds__(PERSISTENT_THREADS, 1)                                         \
         persistent_step_##D(const __grid_constant__ Model m, const u32* ids, const u32* slots,                  \
                             const u32* positions, const u32* places, const u32* tables, const u32* table_starts, \
-                            const u32* contexts, const u32* tile_starts, int rows, int input_bytes, int ring_slots) { \
+                            const u32* contexts, const u32* tile_starts, int rows, int ring_slots) {                 \
         persistent<D>(m, Step{ids, slots, positions, places, tables, table_starts, contexts, tile_starts, rows, \
-                              input_bytes, ring_slots});                                                        \
+                              ring_slots});                                                                     \
     }
 PERSISTENT_STEP(64)
 PERSISTENT_STEP(128)

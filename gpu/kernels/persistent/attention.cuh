@@ -74,7 +74,7 @@ DEVICE void copy_tiles(const Model& m, const Step& step, const Items& items, con
             ring.begin(n, bytes);
             if (valid)
                 copy_box(ring.address(n) + lane * rows * 128, m.pages, i % Tile<D>::HALVES * 64,
-                         row + (i / Tile<D>::HALVES * m.kv_heads << m.page_shift), ring.full + ring.place(n), policy);
+                         row + (i / Tile<D>::HALVES * m.kv_heads << m.page_shift), ring.filled(n), policy);
         }
     }
 }
@@ -391,7 +391,8 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
                 maxima[warp][g + 8] = high_max;
             }
             group_sync(3);
-            if (threadIdx.x < HALVES) ring.release(n + threadIdx.x);
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) ring.release(n + half);
             low_max = fmaxf(fmaxf(maxima[0][g], maxima[1][g]), fmaxf(maxima[2][g], maxima[3][g])) * m.scale;
             high_max = fmaxf(fmaxf(maxima[0][g + 8], maxima[1][g + 8]), fmaxf(maxima[2][g + 8], maxima[3][g + 8])) * m.scale;
 #pragma unroll
@@ -460,7 +461,8 @@ DEVICE void attend_layers(const Model& m, const Step& step, const Items& items, 
                 }
             }
             group_sync(3);
-            if (threadIdx.x < HALVES) ring.release(n + HALVES + threadIdx.x);
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) ring.release(n + HALVES + half);
             it = items.find(it.number + 1);
         }
 #pragma unroll 1

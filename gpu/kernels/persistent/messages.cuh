@@ -34,8 +34,7 @@ struct Model {
 // What one step is told: see block.rs.
 struct Step {
     const u32 *ids, *slots, *positions, *places, *tables, *table_starts, *contexts, *tile_starts;
-    int rows;
-    int input_bytes, ring_slots;  // shared memory for inputs of products, places for weights
+    int rows, ring_slots;
 };
 
 // Reads what another block may be writing; a message is there once no word of it is MISSING.

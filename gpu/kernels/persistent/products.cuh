@@ -6,7 +6,9 @@
 #define PRODUCT_WARPS 8
 #define CHUNK 4  // loads of 16 bytes that a lane has under way
 
+// Named barriers: of a group of four warps, and of all product warps.
 DEVICE void group_sync(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+DEVICE void products_sync() { asm volatile("bar.sync 4, 256;" ::: "memory"); }
 
 // Sees from a few words that a message arrives; those who take it look at all of it.
 DEVICE void watch(const u8* line, u64* hint) {
@@ -16,12 +18,12 @@ DEVICE void watch(const u8* line, u64* hint) {
     if (lane == 0) barrier_arrive(hint);
 }
 
-// What product warps wait for: inputs that arrive, an input in shared memory, an input that all are done with, and the
-// scales of rows.
+// What product warps wait for: inputs that arrive, an input that all are done with, and the scales of rows; and what tells
+// that they have read those.
 struct Signals {
     u64* hints;  // [KINDS]
-    u64 *gathered, *settled;
-    u64* scaled;  // [2]
+    u64* settled;
+    u64 *scaled, *taken;  // [2]
 };
 
 // A warp of a product group: one segment of k of every other unit of the block.
@@ -144,15 +146,19 @@ DEVICE float2 multiply_pass(const Worker& me, u32 x, int k, int index, int units
         *(float2*)(mine + 128 * p + 64) = make_float2(acc[p].c[2], acc[p].c[3]);
     }
     group_sync(1 + me.group);
-    if (me.segment == 3 && me.lane < units)
-#pragma unroll 1
-        for (int s = 0; s < slots; s++) me.ring.release(slot + me.lane * 2 * slots + s);
     const float* part = parts + ((me.segment - index) & 3) % (2 * PAIRS) * 64 + me.t * 16 + me.g;
-    float2 total = make_float2(part[0], part[8]);
+    float2 sums[4];
+#pragma unroll
+    for (int s = 0; s < 4; s++) sums[s] = make_float2(part[s * pitch], part[s * pitch + 8]);
+#pragma unroll 1
+    for (int r = 0; r < units; r++)
+#pragma unroll 1
+        for (int s = 0; s < slots; s++) me.ring.release(slot + r * 2 * slots + s);
+    float2 total = sums[0];
 #pragma unroll
     for (int s = 1; s < 4; s++) {
-        total.x += part[s * pitch];
-        total.y += part[s * pitch + 8];
+        total.x += sums[s].x;
+        total.y += sums[s].y;
     }
     return total;
 }
@@ -201,8 +207,7 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
             barrier_wait(signals.hints + kind, layer & 1);
             u32 phase = 4 * layer + kind, stride = 2 * k + 64;
             gather(me, message.base + share.input, me.rows, share, inputs, stride, signals.settled, phase);
-            if (me.lane == 0) barrier_arrive(signals.gathered);
-            barrier_wait(signals.gathered, phase & 1);
+            products_sync();
             u32 lane_x = inputs + (me.g < me.rows ? me.g : 0) * stride + me.t * 16;
             float* parts = me.parts + (normed ? 0 : 4 * WIDE_PASS * 64);
 #pragma unroll 1
@@ -211,7 +216,7 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
                 u32 slot = me.slot + (2 * i + me.group) * slots;
                 float2 v = now > 2 ? multiply_pass<2>(me, lane_x, k, i, now, slot, slots, parts)
                                    : multiply_pass<1>(me, lane_x, k, i, now, slot, slots, parts);
-                if (i + now == mine && me.lane == 0) barrier_arrive(signals.settled);
+                if (i + now == mine) barrier_arrive(signals.settled);
                 int r = (me.segment - i) & 3, unit = begin + 2 * (i + r) + me.group;
                 i += now;
                 if (r >= now) continue;
@@ -245,7 +250,8 @@ DEVICE void multiply_layers(const Model& m, const Step& step, Worker& me, const 
                     }
                 }
             }
-            if (mine == 0 && me.lane == 0) barrier_arrive(signals.settled);
+            if (mine == 0) barrier_arrive(signals.settled);
+            if (normed) barrier_arrive(signals.taken + kind / 2);
             me.slot += share.count * slots + (kind == QKV ? tile_slots : 0);
         }
     }

@@ -39,32 +39,27 @@ struct Share {
 };
 
 // What is read passes in the order of its use: of each layer the weights of the first product, tiles of keys and values, the
-// other weights. Slot n holds up to SLOT_COLUMNS columns of 8 rows of weights, or 64 columns of a tile.
+// other weights. Slot n holds up to SLOT_COLUMNS columns of 8 rows of weights, or 64 columns of a tile. Slots are filled in
+// this order, but who waits for one may be ahead of the copies by more than a round of places, which a phase bit does not tell;
+// by less than two (ops/persistent.rs). So a place has two barriers, which take turns.
 struct Ring {
     u32 base;
-    u64 *full, *empty;
-    volatile u32* filled;  // the slot that a place was last filled with: a phase bit only tells neighbouring rounds apart
+    u64 *full, *empty;     // [2][MAX_SLOTS], [MAX_SLOTS]
     u32 in_flight;         // slots that are being filled
     u32 size, inverse;     // places, and 2^32 / size rounded up
     __device__ __forceinline__ u32 round(u32 n) const { return __umulhi(n, inverse); }
     __device__ __forceinline__ u32 place(u32 n) const { return n - round(n) * size; }
     __device__ __forceinline__ u32 address(u32 n) const { return base + place(n) * SLOT_BYTES; }
-    __device__ __forceinline__ void wait(u32 n) const {
-        u32 p = place(n);
-        while (filled[p] != n) {}
-        barrier_wait(full + p, round(n) & 1);
-    }
+    __device__ __forceinline__ u64* filled(u32 n) const { return full + (round(n) & 1) * MAX_SLOTS + place(n); }
+    __device__ __forceinline__ void wait(u32 n) const { barrier_wait(filled(n), round(n) >> 1 & 1); }
+    // This thread has read slot n; all of the group of warps that uses it call it.
     __device__ __forceinline__ void release(u32 n) const { barrier_arrive(empty + place(n)); }
     // Waits until slot n may be filled, and announces what it will hold; a warp calls it.
     __device__ __forceinline__ void begin(u32 n, u32 bytes) const {
-        u32 p = place(n);
-        if (n >= size) barrier_wait(empty + p, (round(n) - 1) & 1);
+        if (n >= size) barrier_wait(empty + place(n), (round(n) - 1) & 1);
         // few at a time: what blocks tell each other would wait behind a burst of them
-        if (n >= in_flight) barrier_wait(full + place(n - in_flight), round(n - in_flight) & 1);
-        if (threadIdx.x % 32 == 0) {
-            barrier_expect(full + p, bytes);
-            filled[p] = n;
-        }
+        if (n >= in_flight) wait(n - in_flight);
+        if (threadIdx.x % 32 == 0) barrier_expect(filled(n), bytes);
         __syncwarp();
     }
 };
@@ -81,7 +76,7 @@ DEVICE void copy_weights(const Ring& ring, u32& n, const u16* w, const Share& sh
             ring.begin(n, 8 * bytes);
             if (lane < 8)
                 copy_bulk(ring.address(n) + lane * SLOT_STRIDE, w + (u64)(unit * 8 + lane) * k + column, bytes,
-                          ring.full + ring.place(n), policy);
+                          ring.filled(n), policy);
         }
     }
 }

@@ -80,22 +80,29 @@ impl PersistentShape {
         16 * (2 * self.head_dim + 16) + 16 * TILE_KEYS * 2 + QUARTERS_BYTES
     }
 
+    fn bytes_beside_ring(&self, rows: usize) -> usize {
+        SWIZZLE_ALIGNMENT + self.attention_bytes() + PART_BYTES + self.input_bytes(rows)
+    }
+
     /// Places for weights beside the inputs of so many rows.
     fn ring_slots(&self, rows: usize) -> usize {
-        let taken = SWIZZLE_ALIGNMENT + self.attention_bytes() + PART_BYTES + self.input_bytes(rows);
-        (SHARED_BYTES.saturating_sub(taken) / SLOT_BYTES).min(MAX_SLOTS)
+        (SHARED_BYTES.saturating_sub(self.bytes_beside_ring(rows)) / SLOT_BYTES).min(MAX_SLOTS)
     }
 
     /// Most rows of a step; 0: the kernel is not for this decoder.
     pub fn max_rows(&self, multiprocessors: usize) -> usize {
         let whole = [self.width, self.query_width(), self.intermediate].iter().all(|size| size % 64 == 0);
         let grouped = self.heads / self.kv_heads <= MAX_GROUP;
-        let units = (self.width / UNIT_ROWS).div_ceil(self.blocks(multiprocessors));
-        if !whole || !grouped || units > MAX_UNITS {
+        let blocks = self.blocks(multiprocessors);
+        if !whole || !grouped || (self.width / UNIT_ROWS).div_ceil(blocks) > MAX_UNITS {
             return 0;
         }
-        // a unit's weights lie in the ring together, and so do keys and values of a tile
-        let least = self.longest_input().div_ceil(SLOT_COLUMNS).max(2 * self.head_dim / 64);
+        let slots = |columns: usize| columns.div_ceil(SLOT_COLUMNS);
+        let [(qkv_units, qkv_columns), ..] = self.products();
+        let (qkv, tile) = (qkv_units.div_ceil(blocks) * slots(qkv_columns), 2 * self.head_dim / 64);
+        // A unit's weights lie in the ring together, and so do keys and values of a tile. Whoever waits for the first tile of
+        // a layer knows that what came before the layer was copied, and is ahead of the copies by less than two rounds.
+        let least = slots(self.longest_input()).max(tile).max((qkv + tile).div_ceil(2));
         (1..=PERSISTENT_ROWS).rev().find(|&rows| self.ring_slots(rows) >= least).unwrap_or(0)
     }
 
@@ -328,9 +335,8 @@ impl Device {
             eps: shape.eps,
             scale: log2_scale(shape.scale),
         };
-        let (input_bytes, ring_slots) = (shape.input_bytes(rows), shape.ring_slots(rows));
-        let shared =
-            SWIZZLE_ALIGNMENT + ring_slots * SLOT_BYTES + shape.attention_bytes() + PART_BYTES + input_bytes;
+        let ring_slots = shape.ring_slots(rows);
+        let shared = shape.bytes_beside_ring(rows) + ring_slots * SLOT_BYTES;
         let arguments = arguments![
             op.ids,
             op.slots,
@@ -341,7 +347,6 @@ impl Device {
             op.contexts,
             op.tile_starts,
             rows as i32,
-            input_bytes as i32,
             ring_slots as i32,
         ];
         let blocks = shape.blocks(multiprocessors) as u32;

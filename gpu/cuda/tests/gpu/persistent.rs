@@ -62,7 +62,11 @@ fn same_bits(context: &Context, random: &mut Random) -> Outcome {
         let model = Model::open(&folder).map_err(failure)?;
         let mut all = requests(random, spec.context_length);
         if context.light {
-            all.iter_mut().for_each(|request| request.tokens = request.tokens.min(4));
+            all.truncate(4);
+            for request in &mut all {
+                request.prompt.truncate(140);
+                request.tokens = request.tokens.min(3);
+            }
         }
         let seed = random.word();
         let texts = |persistent: bool, launches: u64, at_once: usize| -> Result<Vec<Text>, _> {
