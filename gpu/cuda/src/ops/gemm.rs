@@ -7,7 +7,10 @@ mod wide;
 
 use half::bf16;
 
-use self::plan::{Kernel, Kind, choose};
+use self::{
+    codes::Codes,
+    plan::{Kernel, Kind, Plan, choose},
+};
 use super::{NextNorm, QkvHead, Weights, check, check_len};
 use crate::{
     CudaError, Device, View,
@@ -142,7 +145,8 @@ impl Gemm<'_> {
 impl Device {
     pub fn gemm(&self, op: Gemm<'_>) -> Result<(), CudaError> {
         op.check()?;
-        let plan = choose([op.m, op.n, op.k], Kind::of(&op, self.blas().is_some()));
+        let codes = Codes::of(&op);
+        let plan = choose([op.m, op.n, op.k], Kind::of(&op, codes.is_some(), self.blas().is_some()));
         let mut op = op;
         if plan.unpacks
             && let Weights::Fp8(w) = op.w
@@ -153,23 +157,24 @@ impl Device {
         }
         match (plan.kernel, op.output) {
             (Kernel::Heads(cluster), GemmOutput::Heads(heads)) => self.gemm_heads(op, cluster, heads),
-            (kernel, GemmOutput::Heads(heads)) => {
+            (_, GemmOutput::Heads(heads)) => {
                 check_len("qkv", heads.qkv, op.m * op.n)?;
-                self.gemm_by(kernel, Gemm { output: GemmOutput::Bf16(heads.qkv), ..op }, plan.unpacks)?;
+                self.gemm_by(plan, Gemm { output: GemmOutput::Bf16(heads.qkv), ..op }, codes)?;
                 self.qkv_head(heads)
             }
-            (kernel, _) => self.gemm_by(kernel, op, plan.unpacks),
+            _ => self.gemm_by(plan, op, codes),
         }
     }
 
-    /// With `fresh` weights they are what the launch before writes.
-    fn gemm_by(&self, kernel: Kernel, op: Gemm<'_>, fresh: bool) -> Result<(), CudaError> {
-        match kernel {
+    fn gemm_by(&self, plan: Plan, op: Gemm<'_>, codes: Option<Codes<'_>>) -> Result<(), CudaError> {
+        // what the launch before writes
+        let fresh = plan.unpacks;
+        match plan.kernel {
             Kernel::Stream(stream) => self.gemm_stream(op, stream),
             Kernel::Cluster(cluster) | Kernel::Heads(cluster) => self.gemm_cluster(op, cluster),
             Kernel::Wide(wide) => self.gemm_wide(op, wide, fresh),
             Kernel::Many(many) => self.gemm_many(op, many, fresh),
-            Kernel::Codes(many) => self.gemm_codes(op, many),
+            Kernel::Codes(many) => self.gemm_codes(op, many, codes),
             Kernel::Library => self.gemm_blas(op),
         }
     }

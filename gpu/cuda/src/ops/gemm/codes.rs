@@ -6,15 +6,13 @@ use super::{Gemm, RowScale, Target, Weights, many::Many};
 use crate::{
     CudaError, Device, View,
     launch::{Shape, arguments},
-    ops::{
-        check,
-        fp8::{Fp8View, GROUP},
-    },
+    ops::{check, fp8::GROUP},
     sizes::MANY_PART_ROWS,
     tensor_map::TensorMap,
 };
 
-/// Parts of the room of an [`Fp8View`].
+/// Parts of the room of an [`Fp8View`](crate::ops::fp8::Fp8View).
+#[derive(Clone, Copy)]
 pub(super) struct Codes<'a> {
     /// [n, k]
     w: View<'a, u8>,
@@ -27,8 +25,9 @@ pub(super) struct Codes<'a> {
 }
 
 impl<'a> Codes<'a> {
-    /// If sizes are such as the kernels take, and all of it fits.
-    pub fn new(w: Fp8View<'a>, [m, n, k]: [usize; 3]) -> Option<Self> {
+    /// If the weights are FP8, sizes are such as the kernels take, and all of it fits.
+    pub fn of(op: &Gemm<'a>) -> Option<Self> {
+        let (Weights::Fp8(w), Gemm { m, n, k, .. }) = (op.w, *op) else { return None };
         if !w.grouped || !n.is_multiple_of(16) || !k.is_multiple_of(SCALE_BLOCK) {
             return None;
         }
@@ -50,14 +49,17 @@ impl<'a> Codes<'a> {
 }
 
 impl Device {
-    pub(super) fn gemm_codes(&self, op: Gemm<'_>, many: Many) -> Result<(), CudaError> {
+    pub(super) fn gemm_codes(
+        &self,
+        op: Gemm<'_>,
+        many: Many,
+        codes: Option<Codes<'_>>,
+    ) -> Result<(), CudaError> {
         let Gemm { m, n, k, .. } = op;
         check(matches!(op.scale, RowScale::One), || "scaled rows as codes".into())?;
-        let Weights::Fp8(w) = op.w else {
-            return Err(CudaError::Unsupported("codes of bf16 weights".into()));
+        let (Weights::Fp8(w), Some(codes)) = (op.w, codes) else {
+            return Err(CudaError::Unsupported(format!("codes of {m} rows and weights {n} x {k}")));
         };
-        let codes = Codes::new(w, [m, n, k])
-            .ok_or_else(|| CudaError::Unsupported(format!("codes of {m} rows and weights {n} x {k}")))?;
         let runs = |rows: usize| rows * k / 16;
         let shape = |rows: usize| Shape::new([runs(rows).div_ceil(256) as u32, 1, 1], 256);
         let arguments =

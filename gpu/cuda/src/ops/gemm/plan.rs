@@ -3,7 +3,6 @@
 use super::{
     Gemm, GemmMode, GemmOutput, Weights,
     cluster::Cluster,
-    codes::Codes,
     fused_rows,
     many::{self, Many},
     segments,
@@ -64,12 +63,13 @@ pub(super) enum OutputKind {
 }
 
 impl Kind {
-    pub fn of(op: &Gemm<'_>, library: bool) -> Self {
+    /// `codes`: there is room for them.
+    pub fn of(op: &Gemm<'_>, codes: bool, library: bool) -> Self {
         let weights = match op.w {
             Weights::Bf16(_) => WeightKind::Bf16,
             Weights::Fp8(Fp8View { room: None, .. }) => WeightKind::Fp8(Room::Nothing),
-            Weights::Fp8(w) if Codes::new(w, [op.m, op.n, op.k]).is_none() => WeightKind::Fp8(Room::Weights),
-            Weights::Fp8(_) => WeightKind::Fp8(Room::Codes),
+            Weights::Fp8(_) if codes => WeightKind::Fp8(Room::Codes),
+            Weights::Fp8(_) => WeightKind::Fp8(Room::Weights),
         };
         let output = match op.output {
             GemmOutput::Gate(_) => OutputKind::Gate,
