@@ -4,7 +4,8 @@ use std::{collections::VecDeque, time::Instant};
 
 use anyhow::Context;
 use messages::block::{CacheScope, ClusterKey};
-use models::{Batch, Executor, ExecutorSpec, SamplingParams, Ticket, TokenId};
+use models::{Batch, Executor, ExecutorSpec, PageCopy, SamplingParams, Ticket, TokenId};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use scheduler::{Choice, Event, Goal, Micros, Planned, Request, RunKey, Scheduler};
 
 use crate::{
@@ -21,6 +22,8 @@ pub struct Offline {
     pub weight_bytes: u64,
     /// Bytes a second that a GPU reads at best; nothing is said of other devices.
     pub read_rate: Option<f64>,
+    /// Where the executor keeps each of the scheduler's pages: in no order, as in a pool that has long been in use.
+    places: Vec<u32>,
     batch: Batch,
     tickets: VecDeque<Ticket>,
     began: Instant,
@@ -38,8 +41,10 @@ impl Offline {
         let Built { executor, weight_bytes, .. } = target.build(settings, &card, 0)?;
         let config = settings.scheduler(key.clone(), target.step_limits(settings));
         let scheduler = Scheduler::new(config, executor.spec());
+        let mut places: Vec<u32> = (0..executor.spec().pages).collect();
+        places.shuffle(&mut StdRng::seed_from_u64(0));
         let (batch, tickets, began, runs) = (Batch::default(), VecDeque::new(), Instant::now(), 0);
-        Ok(Self { executor, scheduler, key, weight_bytes, read_rate, batch, tickets, began, runs })
+        Ok(Self { executor, scheduler, key, weight_bytes, read_rate, places, batch, tickets, began, runs })
     }
 
     pub fn spec(&self) -> &ExecutorSpec {
@@ -78,7 +83,10 @@ impl Offline {
         loop {
             let now = self.now();
             match self.scheduler.plan(now, &mut self.batch, events) {
-                Planned::Step { .. } => self.tickets.push_back(self.executor.submit(&self.batch)?),
+                Planned::Step { .. } => {
+                    self.place_pages();
+                    self.tickets.push_back(self.executor.submit(&self.batch)?);
+                }
                 Planned::Blocked => break,
                 Planned::Idle => return Ok(false),
             }
@@ -87,6 +95,15 @@ impl Offline {
         let outputs = self.executor.collect(ticket)?;
         self.scheduler.complete(outputs, events);
         Ok(true)
+    }
+
+    fn place_pages(&mut self) {
+        let place = |page: &mut u32| *page = self.places[*page as usize];
+        self.batch.pages.iter_mut().for_each(place);
+        for PageCopy { from, to } in &mut self.batch.copies {
+            place(from);
+            place(to);
+        }
     }
 
     fn now(&self) -> Micros {

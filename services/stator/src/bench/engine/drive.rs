@@ -5,6 +5,7 @@ use std::{collections::HashSet, time::Instant};
 use anyhow::ensure;
 use engine::offline::Offline;
 use models::TokenId;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use scheduler::{Event, RunKey};
 
 /// Output tokens of a sequence beyond those that are measured: not all begin and end in one step.
@@ -40,7 +41,7 @@ impl Driver {
 
     /// `batch` sequences at once, after `context` tokens each, a tenth more or less, for `tokens` output tokens.
     pub fn decode(&mut self, batch: u32, context: u32, tokens: u32) -> anyhow::Result<Decoded> {
-        let contexts = spread(context, batch);
+        let contexts = draw(context, batch);
         let held: u32 = contexts.iter().sum();
         let prompts: Vec<Vec<TokenId>> = contexts.into_iter().map(|length| self.prompt(length)).collect();
         // Once through, so that all find their prompts in the cache and decode from the same step on.
@@ -108,13 +109,13 @@ impl Driver {
     }
 }
 
-/// Lengths from nine to eleven tenths of the nominal one, evenly spread.
-fn spread(nominal: u32, count: u32) -> Vec<u32> {
-    let (least, most) = (nominal - nominal / 10, nominal + nominal / 10);
-    match count {
-        0 | 1 => vec![nominal; count as usize],
-        _ => (0..count).map(|at| least + (most - least) * at / (count - 1)).collect(),
+/// Lengths from nine to eleven tenths of the nominal one, the same in each run.
+fn draw(nominal: u32, count: u32) -> Vec<u32> {
+    if count == 1 {
+        return vec![nominal];
     }
+    let mut rng = StdRng::seed_from_u64(count.into());
+    (0..count).map(|_| rng.random_range(nominal - nominal / 10..=nominal + nominal / 10)).collect()
 }
 
 #[cfg(test)]
@@ -123,7 +124,10 @@ mod tests {
 
     #[test]
     fn contexts_are_a_tenth_more_or_less_than_the_nominal_one() {
-        assert_eq!(spread(1000, 5), [900, 950, 1000, 1050, 1100]);
-        assert_eq!(spread(1000, 1), [1000]);
+        let drawn = draw(1000, 256);
+        assert!(drawn.iter().all(|length| (900..=1100).contains(length)));
+        assert!(drawn.iter().sum::<u32>().abs_diff(256_000) < 5000);
+        assert_eq!(drawn, draw(1000, 256));
+        assert_eq!(draw(1000, 1), [1000]);
     }
 }
