@@ -55,6 +55,7 @@ async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
     cluster.client.flush().await?;
     eprintln!("{instance} was asked to drain");
     let mut is_gone = false;
+    let mut knew_nothing = false;
     loop {
         if let Ok(Some(answer)) = tokio::time::timeout(LOOK_AGAIN, answers.next()).await {
             let Drained { safe_to_stop } = codec::decode(&answer.payload)
@@ -65,14 +66,16 @@ async fn drain(args: DrainArgs) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(!is_gone, "{instance} went away without a word: what it held is repaired by others");
         // Its answer may come while leases are read: once more it is waited for.
         is_gone = live(&cluster).await?.iter().all(|lease| lease.instance != instance);
-        if !is_gone && knows_nothing(&cluster, &to).await {
+        let knows_nothing = !is_gone && knows_nothing(&cluster, &to).await;
+        if knew_nothing && knows_nothing {
             cluster.client.publish_with_reply(to.clone(), inbox.clone(), body.clone()).await?;
         }
+        knew_nothing = knows_nothing && !knew_nothing;
     }
 }
 
-/// Whether what was said to the instance was lost. It reads in order, so one that answers and does not drain never heard of
-/// it; nothing else proves that, and told twice it would stop at once.
+/// Whether the instance says that it does not drain. It reads in order, so if it still says so a while later it never heard that
+/// it is to; told twice it would stop at once.
 async fn knows_nothing(cluster: &Cluster, to: &str) -> bool {
     let ping = codec::encode(&Control::Ping { request: None, run: None });
     let asked = cluster.client.request(to.to_owned(), ping);

@@ -19,7 +19,7 @@ use messages::{
 use super::{
     cancel::pool_of,
     desk::Desk,
-    drive::OWN_PAUSE,
+    drive::STOOD_STILL,
     passage::{Answer, Question, Unwatched},
     repair::Record,
     trip::Trip,
@@ -104,7 +104,7 @@ impl Desk {
         let bus = &self.context.bus;
         let epochs = bus.epochs();
         let answer = self.ping(&trip, &question).await;
-        let in_time = question.asked.elapsed() < PING_WITHIN + OWN_PAUSE;
+        let in_time = question.asked.elapsed() < PING_WITHIN + STOOD_STILL;
         let judged = in_time && epochs.is_some() && bus.epochs() == epochs;
         let answer = if judged { answer } else { Answer::Unknown };
         if !trip.passage().answered(&question, &answer, Instant::now()) {

@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Being so much later than planned shows that this process stood still, and could hear nobody.
-pub(super) const OWN_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const STOOD_STILL: Duration = Duration::from_millis(500);
 
 /// Drives a trip until it has ended one way or the other.
 pub async fn drive(desk: Arc<Desk>, trip: Arc<Trip>) {
@@ -70,15 +70,16 @@ async fn travel(desk: &Arc<Desk>, trip: &Arc<Trip>) -> Result<(), Fault> {
             passage.check(now)
         };
         match check {
-            Check::At(when) => tokio::select! {
-                () = trip.woken() => {}
-                () = sleep_until(when.into()) => {
-                    let now = Instant::now();
-                    if now.duration_since(when) > OWN_PAUSE {
-                        trip.passage().give_time(now);
-                    }
+            Check::At(when) => {
+                tokio::select! {
+                    () = trip.woken() => {}
+                    () = sleep_until(when.into()) => {}
                 }
-            },
+                let now = Instant::now();
+                if now.saturating_duration_since(when) > STOOD_STILL {
+                    trip.passage().give_time(now);
+                }
+            }
             Check::Ask(questions) => {
                 for question in questions {
                     tokio::spawn(desk.clone().ask(trip.clone(), question));

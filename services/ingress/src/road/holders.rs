@@ -29,6 +29,12 @@ impl Holder {
         self.spoke = now;
     }
 
+    /// Starts its clocks anew; a question on its way is void.
+    pub fn give_time(&mut self, now: Instant) {
+        self.note(now);
+        self.asked = None;
+    }
+
     /// When it is due to be asked.
     pub fn due(&self) -> Option<Instant> {
         self.asked.is_none().then(|| self.heard + SILENCE)
@@ -84,8 +90,7 @@ impl Holders {
     /// Starts all clocks anew; questions on their way are void.
     pub fn give_time(&mut self, now: Instant) {
         for holder in [&mut self.tokenizer, &mut self.router, &mut self.engine].into_iter().flatten() {
-            holder.note(now);
-            holder.asked = None;
+            holder.give_time(now);
         }
     }
 }

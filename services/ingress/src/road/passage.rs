@@ -213,7 +213,7 @@ impl Passage {
         self.adrift = None;
         self.progress = now;
         if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.are_done()) {
-            self.scores.begin(prompt);
+            let _ = self.scores.begin(prompt);
         }
     }
 
@@ -223,7 +223,10 @@ impl Passage {
         self.trouble = None;
         self.doubt = None;
         self.adrift = None;
-        self.holders.give_time(now);
+        self.follower = None;
+        if let Some(tokenizer) = &mut self.holders.tokenizer {
+            tokenizer.give_time(now);
+        }
     }
 
     /// An attach is under way and nothing has come of it yet.
@@ -279,10 +282,12 @@ impl Passage {
             Body::Delta(delta) => self.delta(delta, now),
             Body::Closed { usage } => self.closed(usage),
             // A router, or a tokenizer that heard of no run, gives up what an engine has: its run can be followed.
-            Body::Failed(_) if frame.run.is_none() && self.lock.is_some() => match role {
-                Role::Tokenizer => self.gap(),
-                _ => Effect::Nothing,
-            },
+            Body::Failed(_) if frame.run.is_none() && self.lock.is_some() && self.mending.is_none() => {
+                match role {
+                    Role::Tokenizer => self.raise(Trouble::Lost),
+                    _ => Effect::Nothing,
+                }
+            }
             Body::Failed(fault) => self.raise(Trouble::Failed(fault)),
         }
     }
@@ -323,8 +328,7 @@ impl Passage {
             // The run was heard of since the attach: it has nothing to say yet.
             let quiet = Duration::from_millis(alive.quiet_ms.into());
             let heard = |since: &Instant| quiet < now.saturating_duration_since(*since);
-            let nothing_ended = self.strands.len() == 1 || !self.has_begun();
-            self.mending = self.mending.filter(|since| !(nothing_ended && heard(since)));
+            self.mending = self.mending.filter(|since| !heard(since));
         }
         match alive.run.filter(|_| role == Role::Tokenizer && self.is_rival(from)) {
             Some(run) => Effect::Rival(run),

@@ -185,7 +185,7 @@ impl Record {
             FaultCode::NoInstance | FaultCode::Unanswered if now < self.hold_until => {
                 Remedy::Again { wait: pause(fault) }
             }
-            FaultCode::Unanswered => self.again(pause(fault), &fault.message),
+            FaultCode::Unanswered if self.attempts < ATTEMPTS => self.again(pause(fault), &fault.message),
             FaultCode::Draining | FaultCode::Cancelled => {
                 let doubled = BACK_OFF * 2u32.pow(self.attempts - 1);
                 self.again(doubled.min(BACK_OFF_AT_MOST), &fault.message)

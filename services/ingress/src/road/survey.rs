@@ -28,6 +28,8 @@ use super::{
 
 /// How long one tokenizer may take over a tokenize or detokenize in the first round.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// The same in any round.
+const ANSWER_WITHIN_AT_MOST: Duration = Duration::from_secs(10);
 /// Pause between two rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
@@ -200,7 +202,7 @@ impl Rounds {
 
     /// Whether there is another round after one that ended with `fault`.
     fn go_on(&mut self, fault: &Fault, now: Instant) -> bool {
-        self.wait *= 2;
+        self.wait = (self.wait * 2).min(ANSWER_WITHIN_AT_MOST);
         // More of the same would not help those that have too much to do.
         fault.retryable() && fault.code != FaultCode::Overloaded && now < self.until
     }
@@ -218,6 +220,10 @@ mod tests {
         let mut rounds = Rounds::new(HOLD, start);
         assert!(rounds.go_on(&lost, start + ANSWER_WITHIN));
         assert_eq!(rounds.wait, 2 * ANSWER_WITHIN);
+        for _ in 0..100 {
+            assert!(rounds.go_on(&lost, start + HOLD / 2), "nobody was there to ask");
+        }
+        assert_eq!(rounds.wait, ANSWER_WITHIN_AT_MOST);
         assert!(!rounds.go_on(&lost, start + HOLD));
     }
 

@@ -64,10 +64,10 @@ impl Device {
         let shape = |rows: usize| Shape::new([runs(rows).div_ceil(256) as u32, 1, 1], 256);
         let arguments =
             arguments![codes.w, codes.w_scales, w.codes, w.scales, runs(n) as u64, n as i32, k as i32];
-        // SAFETY: signature of codes_of_weights; lengths checked by `Fp8View::check` and `Codes::new`.
+        // SAFETY: signature of codes_of_weights; lengths checked by `Fp8View::check` and `Codes::of`.
         unsafe { self.launch("codes_of_weights", shape(n), arguments)? };
         let arguments = arguments![codes.x, codes.x_scales, op.x, runs(m) as u64, m as i32, k as i32];
-        // SAFETY: signature of codes_of_rows; lengths checked in `gemm` and by `Codes::new`.
+        // SAFETY: signature of codes_of_rows; lengths checked in `gemm` and by `Codes::of`.
         unsafe { self.launch("codes_of_rows", shape(m), arguments)? };
 
         let Target { output, .. } = op.output.target()?;

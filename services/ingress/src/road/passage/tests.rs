@@ -411,6 +411,9 @@ fn of_two_tokenizers_that_follow_a_run_the_one_that_was_asked_last_goes_on() {
     assert_eq!(beat("tok"), Effect::Nothing, "the other may not have begun");
     assert_eq!(beat("tok-2"), Effect::Nothing);
     assert_eq!(beat("tok"), Effect::Rival(RUN));
+    scene.passage.mend(scene.now);
+    let taken_over = scene.passage.alive(&named("tok-3"), Role::Tokenizer, &alive, scene.now);
+    assert_eq!(taken_over, Effect::Nothing, "it may be the one that is being asked now");
 }
 
 #[test]
@@ -488,7 +491,7 @@ fn handed_on(scene: &mut Scene) {
 fn a_request_that_left_its_tokenizer_and_is_nowhere_is_sent_again() {
     let mut scene = Scene::new(1, None);
     scene.passage.handed_to(&named("tok"), scene.now);
-    for _ in 0..3 {
+    for _ in 0..7 {
         handed_on(&mut scene);
         assert!(matches!(scene.later(250), Check::At(_)));
     }
@@ -507,6 +510,20 @@ fn a_run_that_its_tokenizer_never_heard_of_is_replayed() {
     handed_on(&mut scene);
     assert_eq!(scene.later(500), Check::Trouble);
     assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
+fn an_engine_that_is_being_asked_is_not_given_time_by_what_its_tokenizer_did_not_hear() {
+    let mut scene = Scene::new(1, None);
+    scene.passage.handed_to(&named("tok"), scene.now);
+    scene.accept("decode", Role::Decode, Some(RUN));
+    handed_on(&mut scene);
+    let questions = scene.asked(600);
+    handed_on(&mut scene);
+    assert_ne!(scene.later(600), Check::Trouble, "the answer says whether there is a run to be followed");
+    scene.passage.mend(scene.now);
+    let asked = questions.iter().find(|question| question.role == Role::Decode).unwrap();
+    assert!(scene.passage.answered(asked, &Answer::Dead, scene.now));
 }
 
 #[test]

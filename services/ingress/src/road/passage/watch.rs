@@ -19,9 +19,12 @@ const DOUBT: Duration = Duration::from_millis(350);
 const MEND: Duration = Duration::from_millis(1500);
 /// How long a request may go without anyone known to hold it, or its run without a known engine or tokenizer.
 const ORPHAN: Duration = Duration::from_secs(3);
-/// How long a request may be out of its tokenizer's hands without a sign of life of a router or engine that has it, which
-/// routers give to ingress and engines to the tokenizer each 250 ms: the run may have ended meanwhile, unheard.
+/// How long a run may be out of its tokenizer's hands without a sign of life there, which engines give each 250 ms: it may
+/// have ended meanwhile, unheard.
 const ADRIFT: Duration = Duration::from_secs(1);
+/// The same of a request without a run. Routers that hold it say so each 250 ms, but for while they reconnect; and it would lose
+/// its place in their queue.
+const ADRIFT_UNHELD: Duration = Duration::from_secs(2);
 /// No check is further away than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(600);
 
@@ -72,7 +75,7 @@ impl Passage {
             self.raise(Trouble::Lost);
             return Check::Trouble;
         }
-        if passed(self.adrift(), ADRIFT) {
+        if self.adrift_until().is_some_and(|until| until <= now) {
             self.adrift = None;
             self.raise(if self.run_at().is_some() { Trouble::Lost } else { Trouble::Forgotten });
             return Check::Trouble;
@@ -94,7 +97,7 @@ impl Passage {
             self.holders.tokenizer.as_ref().and_then(|holder| holder.due()),
             self.doubted().map(|since| since + DOUBT),
             self.mending.map(|since| since + MEND),
-            self.adrift().map(|since| since + ADRIFT),
+            self.adrift_until(),
         ];
         let soonest = dues.into_iter().flatten().min().unwrap_or(now + LOOK_AGAIN);
         Check::At(soonest.clamp(now + Duration::from_millis(10), now + LOOK_AGAIN))
@@ -115,9 +118,15 @@ impl Passage {
         self.doubt.filter(|_| self.lock.is_some())
     }
 
-    /// Since when nobody follows a run of it, and no router has it.
-    fn adrift(&self) -> Option<Instant> {
-        self.adrift.filter(|_| self.lock.is_some() || self.holders.router.is_none())
+    /// How long nobody may follow its run, or no router have it. An engine that is being asked may be dead: that comes first.
+    fn adrift_until(&self) -> Option<Instant> {
+        let Holders { router, engine, .. } = &self.holders;
+        match self.lock {
+            Some(_) if engine.as_ref().is_some_and(|engine| engine.asked.is_some()) => None,
+            Some(_) => Some(self.adrift? + ADRIFT),
+            None if router.is_some() => None,
+            None => Some(self.adrift? + ADRIFT_UNHELD),
+        }
     }
 
     fn questions(&mut self, now: Instant) -> Vec<Question> {

@@ -240,5 +240,5 @@ fn engines_that_do_not_answer_a_request_that_has_waited_for_long_are_tried_again
     for _ in 1..ATTEMPTS {
         assert!(matches!(record.remedy(&silent, &passage, late), Remedy::Again { .. }));
     }
-    assert_eq!(given_up(record.remedy(&silent, &passage, late)), Some(FaultCode::EngineFault));
+    assert_eq!(given_up(record.remedy(&silent, &passage, late)), Some(FaultCode::Unanswered));
 }
