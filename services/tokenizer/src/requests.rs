@@ -96,6 +96,11 @@ impl Requests {
         self.by_request.get(&ticket.request).is_some_and(|live| live.number == ticket.number)
     }
 
+    /// The stay, if it goes on.
+    fn at(by_request: &mut HashMap<RequestId, Live>, ticket: Ticket) -> Option<&mut Live> {
+        by_request.get_mut(&ticket.request).filter(|live| live.number == ticket.number)
+    }
+
     /// What ingress asks before it sends a journal elsewhere.
     pub fn knows(&self, request: Option<RequestId>, run: Option<RunId>) -> bool {
         let live = request.and_then(|request| self.by_request.get(&request));
@@ -104,10 +109,7 @@ impl Requests {
 
     /// The prompt is encoded and the choices are made: says so, and whether tokens are to be had from an engine.
     pub fn prepared(&mut self, ticket: Ticket, prepared: Prepared, out: &mut Vec<Action>) -> bool {
-        if !self.holds(ticket) {
-            return false;
-        }
-        let Some(live) = self.by_request.get_mut(&ticket.request) else { return false };
+        let Some(live) = Self::at(&mut self.by_request, ticket) else { return false };
         live.begin(prepared, out);
         if !live.all_ended() {
             live.follow(&self.me, out);
@@ -120,18 +122,14 @@ impl Requests {
 
     /// A router has taken the request.
     pub fn handed_on(&mut self, ticket: Ticket) {
-        if self.holds(ticket)
-            && let Some(live) = self.by_request.get_mut(&ticket.request)
-        {
+        if let Some(live) = Self::at(&mut self.by_request, ticket) {
             live.handed_on = true;
         }
     }
 
     /// The request ends with a fault.
     pub fn fail(&mut self, ticket: Ticket, fault: Fault, out: &mut Vec<Action>) {
-        if self.holds(ticket)
-            && let Some(live) = self.by_request.get(&ticket.request)
-        {
+        if let Some(live) = Self::at(&mut self.by_request, ticket) {
             out.push(live.say(None, Body::Failed(fault)));
             self.forget(ticket.request);
         }
@@ -144,13 +142,14 @@ impl Requests {
             return;
         }
         match known {
-            Some(true) => return,
-            Some(false) => {}
-            None => return live.unanswered(),
+            Some(true) => {}
+            Some(false) => {
+                let fault = Fault::new(FaultCode::NoInstance, "the engine no longer knows the run");
+                out.push(live.say(live.run(), Body::Failed(fault)));
+                self.forget(attach.request);
+            }
+            None => live.unanswered(),
         }
-        let fault = Fault::new(FaultCode::NoInstance, "the engine no longer knows the run");
-        out.push(live.say(live.run(), Body::Failed(fault)));
-        self.forget(attach.request);
     }
 
     /// Drops a request; says whether it was here. Who names the run sees to the run: another tokenizer follows it, or

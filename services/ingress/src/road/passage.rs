@@ -281,14 +281,14 @@ impl Passage {
             }
             Body::Delta(delta) => self.delta(delta, now),
             Body::Closed { usage } => self.closed(usage),
-            // A router, or a tokenizer that heard of no run, gives up what an engine has: its run can be followed.
-            Body::Failed(_) if frame.run.is_none() && self.lock.is_some() && self.mending.is_none() => {
-                match role {
-                    Role::Tokenizer => self.raise(Trouble::Lost),
-                    _ => Effect::Nothing,
+            // What an engine has goes on, though a router gives it up, or a tokenizer that heard of no run.
+            Body::Failed(fault) => match role {
+                Role::Router if self.lock.is_some() => Effect::Nothing,
+                Role::Tokenizer if frame.run.is_none() && self.lock.is_some() && self.mending.is_none() => {
+                    self.raise(Trouble::Lost)
                 }
-            }
-            Body::Failed(fault) => self.raise(Trouble::Failed(fault)),
+                _ => self.raise(Trouble::Failed(fault)),
+            },
         }
     }
 
@@ -314,23 +314,24 @@ impl Passage {
             self.holders.set(role, from, now);
             self.in_custody = true;
         }
-        if role == Role::Tokenizer && alive.run.is_some() {
-            let quiet = Duration::from_millis(alive.quiet_ms.into());
-            if let Some(heard) = now.checked_sub(quiet) {
-                self.run_heard = self.run_heard.max(heard);
-                if let Some(engine) = &mut self.holders.engine {
-                    engine.heard = engine.heard.max(heard);
-                }
+        if role != Role::Tokenizer {
+            return Effect::Nothing;
+        }
+        let quiet = Duration::from_millis(alive.quiet_ms.into());
+        if alive.run.is_some()
+            && let Some(heard) = now.checked_sub(quiet)
+        {
+            self.run_heard = self.run_heard.max(heard);
+            if let Some(engine) = &mut self.holders.engine {
+                engine.heard = engine.heard.max(heard);
             }
         }
-        if role == Role::Tokenizer && self.is_level_with(alive) {
+        if self.is_level_with(alive) {
             self.doubt = self.doubt.filter(|_| !self.is_shown_by_position());
             // The run was heard of since the attach: it has nothing to say yet.
-            let quiet = Duration::from_millis(alive.quiet_ms.into());
-            let heard = |since: &Instant| quiet < now.saturating_duration_since(*since);
-            self.mending = self.mending.filter(|since| !heard(since));
+            self.mending = self.mending.filter(|since| quiet >= now.saturating_duration_since(*since));
         }
-        match alive.run.filter(|_| role == Role::Tokenizer && self.is_rival(from)) {
+        match alive.run.filter(|_| self.is_rival(from)) {
             Some(run) => Effect::Rival(run),
             None => Effect::Nothing,
         }

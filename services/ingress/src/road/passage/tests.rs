@@ -424,6 +424,8 @@ fn what_a_router_or_tokenizer_gives_up_while_an_engine_has_it_goes_on() {
     assert_eq!(scene.passage.take_trouble(), None);
     scene.say("tok", Role::Tokenizer, None, fault());
     assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost), "its run needs another to follow it");
+    scene.passage.mend(scene.now);
+    assert_eq!(scene.say("router", Role::Router, None, fault()), Effect::Nothing, "nor does it end a replay");
 }
 
 #[test]
