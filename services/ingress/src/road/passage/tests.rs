@@ -27,11 +27,17 @@ impl Scene {
         Self { passage: Passage::new(RequestId::mint(), n, score_from, now), now }
     }
 
+    /// One that the tokenizer has taken.
+    fn handed_over(n: u32) -> Self {
+        let mut scene = Self::new(n, None);
+        scene.passage.handed_to(&named("tok"), scene.now);
+        scene
+    }
+
     /// One that has come as far as its first token.
     fn running() -> Self {
-        let mut scene = Self::new(1, None);
-        scene.passage.handed_to(&named("tok"), scene.now);
-        scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1, 2, 3][..]) });
+        let mut scene = Self::handed_over(1);
+        scene.render(&[1, 2, 3]);
         scene.accept("router", Role::Router, None);
         scene.accept("decode", Role::Decode, Some(RUN));
         assert!(matches!(scene.delta(0, &[10], 0, "a", None), Effect::Piece { .. }));
@@ -41,6 +47,10 @@ impl Scene {
     fn say(&mut self, from: &str, role: Role, run: Option<RunId>, body: Body<TextDelta>) -> Effect {
         let (request, attempt) = (self.passage.request, self.passage.attempt());
         self.passage.frame(&named(from), role, Frame { request, attempt, run, body }, self.now)
+    }
+
+    fn render(&mut self, prompt: &[u32]) -> Effect {
+        self.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: prompt.into() })
     }
 
     fn accept(&mut self, from: &str, role: Role, run: Option<RunId>) -> Effect {
@@ -91,10 +101,9 @@ fn pong(instance: &str, knows_run: bool, pulse: Pulse) -> Answer {
 
 #[test]
 fn the_client_is_told_200_after_verdict_and_custody_only() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     assert!(!scene.passage.is_open());
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    scene.render(&[1]);
     assert!(!scene.passage.is_open(), "the tokenizer's word alone is no custody");
     scene.accept("router", Role::Router, None);
     assert!(scene.passage.is_open());
@@ -102,9 +111,8 @@ fn the_client_is_told_200_after_verdict_and_custody_only() {
 
 #[test]
 fn a_routers_heartbeat_tells_what_its_lost_acceptance_would_have() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    let mut scene = Scene::handed_over(1);
+    scene.render(&[1]);
     let (request, attempt) = (scene.passage.request, scene.passage.attempt());
     let alive = Alive { request, attempt, run: None, reached: Vec::new(), quiet_ms: 0, handed_on: false };
     let beat = |scene: &mut Scene, from| {
@@ -206,7 +214,7 @@ fn an_end_that_nobody_asked_for_is_a_failure() {
 #[test]
 fn prompt_scores_come_as_one_and_in_order() {
     let mut scene = Scene::new(1, Some(1));
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[5, 6, 7][..]) });
+    scene.render(&[5, 6, 7]);
     let score = |id| TokenLogprobs { id, logprob: Some(-1.0), top: Vec::new() };
     let part = |first, ids: &[u32]| Body::Prompt { first, tokens: ids.iter().map(|id| score(*id)).collect() };
     assert_eq!(scene.say("tok", Role::Tokenizer, Some(RUN), part(1, &[6])), Effect::Nothing);
@@ -218,7 +226,7 @@ fn prompt_scores_come_as_one_and_in_order() {
 #[test]
 fn output_before_all_of_the_prompt_is_scored_shows_a_loss() {
     let mut scene = Scene::new(1, Some(1));
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1, 2, 3][..]) });
+    scene.render(&[1, 2, 3]);
     scene.accept("decode", Role::Decode, Some(RUN));
     assert_eq!(scene.delta(0, &[10], 0, "a", None), Effect::Trouble);
     assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
@@ -363,9 +371,8 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 
 #[test]
 fn a_lost_batch_of_several_choices_is_asked_for_whatever_came_since() {
-    let mut scene = Scene::new(2, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    let mut scene = Scene::handed_over(2);
+    scene.render(&[1]);
     scene.accept("decode", Role::Decode, Some(RUN));
     scene.passage.lost(&named("tok"), scene.now);
     scene.delta(0, &[10], 0, "a", None);
@@ -376,8 +383,7 @@ fn a_lost_batch_of_several_choices_is_asked_for_whatever_came_since() {
 
 #[test]
 fn a_lost_prompt_is_had_from_a_replay_and_costs_no_attempt() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     scene.passage.lost(&named("tok"), scene.now);
     scene.beat(0, &[(0, 0)]);
     assert!(matches!(scene.later(400), Check::At(_)), "in a queue it keeps its place");
@@ -389,9 +395,8 @@ fn a_lost_prompt_is_had_from_a_replay_and_costs_no_attempt() {
 
 #[test]
 fn a_replay_of_a_run_that_has_nothing_to_say_yet_has_come_to_its_end() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
-    scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+    let mut scene = Scene::handed_over(1);
+    scene.render(&[1]);
     scene.accept("decode", Role::Decode, Some(RUN));
     scene.passage.mend(scene.now);
     scene.now += ms(500);
@@ -491,8 +496,7 @@ fn handed_on(scene: &mut Scene) {
 
 #[test]
 fn a_request_that_left_its_tokenizer_and_is_nowhere_is_sent_again() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     for _ in 0..7 {
         handed_on(&mut scene);
         assert!(matches!(scene.later(250), Check::At(_)));
@@ -504,8 +508,7 @@ fn a_request_that_left_its_tokenizer_and_is_nowhere_is_sent_again() {
 
 #[test]
 fn a_run_that_its_tokenizer_never_heard_of_is_replayed() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     scene.accept("decode", Role::Decode, Some(RUN));
     handed_on(&mut scene);
     scene.now += ms(500);
@@ -516,8 +519,7 @@ fn a_run_that_its_tokenizer_never_heard_of_is_replayed() {
 
 #[test]
 fn an_engine_that_is_being_asked_is_not_given_time_by_what_its_tokenizer_did_not_hear() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     scene.accept("decode", Role::Decode, Some(RUN));
     handed_on(&mut scene);
     let questions = scene.asked(600);
@@ -530,8 +532,7 @@ fn an_engine_that_is_being_asked_is_not_given_time_by_what_its_tokenizer_did_not
 
 #[test]
 fn a_request_that_waits_in_a_router_or_whose_run_is_heard_of_is_not_adrift() {
-    let mut scene = Scene::new(1, None);
-    scene.passage.handed_to(&named("tok"), scene.now);
+    let mut scene = Scene::handed_over(1);
     for _ in 0..20 {
         handed_on(&mut scene);
         scene.accept("router", Role::Router, None);
@@ -566,7 +567,7 @@ proptest! {
         order in prop::collection::vec((0usize..4, 1u64..3, 0u32..2), 1..80),
     ) {
         let mut scene = Scene::new(1, None);
-        scene.say("tok", Role::Tokenizer, None, Body::Rendered { prompt: TokenIds::from(&[1][..]) });
+        scene.render(&[1]);
         let words = ["ab", "cd", "ef"];
         let (mut text, mut terminals, mut heard) = (String::new(), 0, None);
         for (place, run, behind) in order {
