@@ -1,27 +1,21 @@
 //! The connection to NATS: two clients per process, so that token frames never wait behind requests.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod wire;
 
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, client::RequestErrorKind, connection::State};
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{Client, HeaderMap, client::RequestErrorKind};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use messages::{Envelope, Namespace, codec};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+use wire::Wire;
+pub use wire::{Link, log_in};
+
 /// A body that every deployment must be able to carry: 8192 tokens and their text with room to spare.
 pub const LEAST_MAX_PAYLOAD: usize = 1 << 20;
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// The same where another server can be tried: one that hangs takes connections and says nothing.
-const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(400);
-/// A broker that is silent for three of these is taken for gone.
-const PING_EVERY: Duration = Duration::from_millis(300);
-/// An event of a connection that has not come by then never will.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
-const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the bus is and who asks.
 #[derive(Debug, Clone)]
@@ -69,30 +63,6 @@ pub enum AskError {
     Decode(#[from] codec::DecodeError),
 }
 
-/// State of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
-    /// Counts the connections made; the first is 1.
-    pub epoch: u64,
-    /// Since when there is none.
-    pub cut_off: Option<Instant>,
-}
-
-impl Link {
-    /// There is a connection; true if there was none.
-    fn connected(&mut self) -> bool {
-        let again = self.cut_off.take().is_some();
-        self.epoch += u64::from(again);
-        again
-    }
-
-    /// As [`Self::connected`] where the client says so and its event should have come long ago.
-    fn overlooked(&mut self, state: &State, now: Instant) -> bool {
-        let is_late = |since| now.saturating_duration_since(since) > TOLD_WITHIN;
-        *state == State::Connected && self.cut_off.is_some_and(is_late) && self.connected()
-    }
-}
-
 #[derive(Clone)]
 pub struct Bus {
     inner: Arc<Inner>,
@@ -104,20 +74,14 @@ struct Inner {
     namespace: Namespace,
 }
 
-/// A connection and what became of it.
-struct Wire {
-    client: Client,
-    link: watch::Receiver<Link>,
-}
-
 impl Bus {
     /// Connects and checks what the server can carry.
     ///
     /// # Errors
     /// [`BusError`] says what is missing and what to do.
     pub async fn connect(options: &BusOptions) -> Result<Self, BusError> {
-        let requests = dial(options, "requests").await?;
-        let frames = dial(options, "frames").await?;
+        let requests = Wire::dial(options, "requests").await?;
+        let frames = Wire::dial(options, "frames").await?;
         let found = requests.client.max_payload();
         if found < LEAST_MAX_PAYLOAD {
             return Err(BusError::SmallPayload { found });
@@ -277,122 +241,4 @@ fn headers(envelope: &Envelope) -> HeaderMap {
         headers.insert(name, value.as_str());
     }
     headers
-}
-
-async fn dial(options: &BusOptions, what: &'static str) -> Result<Wire, BusError> {
-    let (mark, link) = watch::channel(Link { epoch: 1, cut_off: None });
-    let mark = Arc::new(mark);
-    let events_mark = mark.clone();
-    let several = options.urls.len() > 1;
-    let mut connect = ConnectOptions::new()
-        .name(format!("{} {what}", options.name))
-        .connection_timeout(if several { CONNECT_TO_ONE_OF_MANY_WITHIN } else { CONNECT_WITHIN })
-        .ping_interval(PING_EVERY)
-        .reconnect_delay_callback(|tries| {
-            RECONNECT_AT_MOST_EVERY.min(Duration::from_millis(25) * 2u32.pow(tries.min(8) as u32))
-        });
-    if several {
-        // Servers tell of each other by addresses of their own: a hung one would be tried once under each.
-        connect = connect.ignore_discovered_servers();
-    }
-    connect = connect.event_callback(move |event| {
-        note_event(&events_mark, what, &event);
-        std::future::ready(())
-    });
-    if let Some(path) = &options.credentials {
-        let credentials = std::fs::read_to_string(path).map_err(|error| BusError::Credentials {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        })?;
-        connect = connect.credentials(&credentials).map_err(|error| BusError::Credentials {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        })?;
-    }
-    let mut servers = Vec::new();
-    for url in &options.urls {
-        let server: async_nats::ServerAddr = url.parse().map_err(|error: std::io::Error| {
-            BusError::BadUrl { url: url.clone(), reason: error.to_string() }
-        })?;
-        servers.push(server);
-    }
-    connect = log_in(connect, &servers);
-    let unreachable = |reason: String| BusError::Unreachable { urls: redact(&options.urls), reason };
-    match tokio::time::timeout(CONNECT_WITHIN * 2, connect.connect(servers)).await {
-        Ok(Ok(client)) => {
-            tokio::spawn(watch_over(client.clone(), mark));
-            Ok(Wire { client, link })
-        }
-        Ok(Err(error)) => Err(unreachable(error.to_string())),
-        Err(_) => Err(unreachable("timed out".to_owned())),
-    }
-}
-
-/// Uses the user and password that a url holds; the client library itself passes them over.
-pub fn log_in(options: ConnectOptions, servers: &[async_nats::ServerAddr]) -> ConnectOptions {
-    match servers.iter().find_map(|server| Some((server.username()?, server.password()?))) {
-        Some((user, password)) => options.user_and_password(user.to_owned(), password.to_owned()),
-        None => options,
-    }
-}
-
-/// Urls without the user and password they may carry.
-fn redact(urls: &[String]) -> String {
-    let shown: Vec<String> = urls
-        .iter()
-        .map(|url| match (url.find("://"), url.rfind('@')) {
-            (Some(scheme), Some(at)) => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
-            _ => url.clone(),
-        })
-        .collect();
-    shown.join(", ")
-}
-
-/// The client drops events that it has no room for. Were that of a reconnect among them, the process would take itself for
-/// cut off from then on.
-async fn watch_over(client: Client, mark: Arc<watch::Sender<Link>>) {
-    while !mark.is_closed() {
-        tokio::time::sleep(TOLD_WITHIN).await;
-        let state = client.connection_state();
-        if mark.send_if_modified(|link| link.overlooked(&state, Instant::now())) {
-            tracing::warn!("bus connected, and nobody said so");
-        }
-    }
-}
-
-fn note_event(mark: &watch::Sender<Link>, what: &str, event: &Event) {
-    match event {
-        Event::Connected => mark.send_if_modified(Link::connected),
-        Event::Disconnected | Event::Closed => mark.send_if_modified(|link| {
-            let fresh = link.cut_off.is_none();
-            link.cut_off.get_or_insert_with(Instant::now);
-            fresh
-        }),
-        _ => false,
-    };
-    match event {
-        Event::Connected => tracing::info!(what, "bus connected"),
-        Event::SlowConsumer(subscription) => {
-            metrics::counter!("stator_bus_slow_consumer_total").increment(1);
-            tracing::warn!(what, subscription, "messages dropped: a reader is too slow");
-        }
-        other => tracing::warn!(what, event = %other, "bus"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reconnect_that_nobody_told_of_is_seen() {
-        let now = Instant::now();
-        let mut link = Link { epoch: 1, cut_off: Some(now) };
-        let late = now + 2 * TOLD_WITHIN;
-        assert!(!link.overlooked(&State::Connected, now), "its event is on its way");
-        assert!(!link.overlooked(&State::Disconnected, late));
-        assert!(link.overlooked(&State::Connected, late));
-        assert_eq!(link, Link { epoch: 2, cut_off: None });
-        assert!(!link.overlooked(&State::Connected, late));
-    }
 }
