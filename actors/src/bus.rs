@@ -63,6 +63,13 @@ pub enum AskError {
     Decode(#[from] codec::DecodeError),
 }
 
+/// Numbers of the connections of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epochs {
+    pub requests: u64,
+    pub frames: u64,
+}
+
 #[derive(Clone)]
 pub struct Bus {
     inner: Arc<Inner>,
@@ -108,10 +115,16 @@ impl Bus {
         self.inner.requests.link.clone()
     }
 
-    /// Numbers of both connections, `None` while one is away: who hears nothing over it may not judge others by that.
-    pub fn epochs(&self) -> Option<[u64; 2]> {
+    /// State of the connection of frames.
+    pub fn frames_link(&self) -> watch::Receiver<Link> {
+        self.inner.frames.link.clone()
+    }
+
+    /// `None` while a connection is away: who hears nothing over it may not judge others by that.
+    pub fn epochs(&self) -> Option<Epochs> {
         let [requests, frames] = [&self.inner.requests, &self.inner.frames].map(|wire| *wire.link.borrow());
-        (requests.cut_off.is_none() && frames.cut_off.is_none()).then_some([requests.epoch, frames.epoch])
+        let whole = requests.cut_off.is_none() && frames.cut_off.is_none();
+        whole.then_some(Epochs { requests: requests.epoch, frames: frames.epoch })
     }
 
     /// How long requests, control messages and leases of this process have been cut off from the bus, if they are.

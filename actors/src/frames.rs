@@ -115,6 +115,9 @@ pub trait FrameSink<D>: Send + Sync + 'static {
 
     /// Batches from this sender were lost before the one that comes next.
     fn lost(&self, from: &InstanceId);
+
+    /// The inbox was cut off and is back: batches of any sender may be lost, also the last that it will send.
+    fn was_cut_off(&self);
 }
 
 /// Reads this process's inbox for as long as the process lives.
@@ -127,11 +130,24 @@ where
     S: FrameSink<D>,
 {
     let subject = subject::frames(bus.namespace(), me);
+    let mut link = bus.frames_link();
     let mut inbox =
         bus.frames().subscribe(subject).await.map_err(|error| BusError::Subscribe(error.to_string()))?;
     Ok(tokio::spawn(async move {
         let mut numbers = Numbers::default();
-        while let Some(message) = inbox.next().await {
+        let mut epoch = link.borrow_and_update().epoch;
+        loop {
+            let message = tokio::select! {
+                message = inbox.next() => message,
+                Ok(()) = link.changed() => {
+                    let before = std::mem::replace(&mut epoch, link.borrow_and_update().epoch);
+                    if epoch != before {
+                        sink.was_cut_off();
+                    }
+                    continue;
+                }
+            };
+            let Some(message) = message else { return };
             let batch: Batch<D> = match codec::decode(&message.payload) {
                 Ok(batch) => batch,
                 Err(error) => {

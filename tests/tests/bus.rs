@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use actors::{
-    bus::{Bus, BusError, BusOptions},
+    bus::{Bus, BusError, BusOptions, Epochs},
     directory::Directory,
     lease,
 };
@@ -138,13 +138,15 @@ async fn each_connection_has_a_number_of_its_own() {
     let nats = NatsServer::start();
     let proxy = Proxy::to(nats.address()).await.unwrap();
     let bus = Bus::connect(&options(format!("nats://{}", proxy.address()))).await.unwrap();
-    assert_eq!(bus.epochs(), Some([1, 1]));
-    for (connection, epochs) in [(1, [1, 2]), (0, [2, 2])] {
+    assert_eq!(bus.epochs(), Some(Epochs { requests: 1, frames: 1 }));
+    for (connection, requests, frames) in [(1, 1, 2), (0, 2, 2)] {
+        let epochs = Epochs { requests, frames };
         proxy.breaks(connection);
         let what = format!("{epochs:?}");
         eventually(&what, Duration::from_secs(5), async || (bus.epochs() == Some(epochs)).then_some(()))
             .await;
-        assert_eq!(bus.link().borrow().epoch, epochs[0]);
+        assert_eq!(bus.link().borrow().epoch, requests);
+        assert_eq!(bus.frames_link().borrow().epoch, frames);
     }
 }
 

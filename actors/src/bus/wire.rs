@@ -5,9 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{
-    Client, ConnectOptions, Event, ReconnectToServer, Server, ServerAddr, connection::State,
-};
+use async_nats::{Client, ConnectOptions, Event, ReconnectToServer, Server, ServerAddr, connection::State};
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use tokio::sync::watch;
@@ -131,8 +129,10 @@ impl Turns {
 }
 
 fn with_credentials(connect: ConnectOptions, path: &std::path::Path) -> Result<ConnectOptions, BusError> {
-    let unusable =
-        |reason: std::io::Error| BusError::Credentials { path: path.display().to_string(), reason: reason.to_string() };
+    let unusable = |reason: std::io::Error| BusError::Credentials {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    };
     let credentials = std::fs::read_to_string(path).map_err(unusable)?;
     connect.credentials(&credentials).map_err(unusable)
 }

@@ -218,6 +218,12 @@ impl FrameSink<TokenDelta> for TokenizerActor {
         self.requests.lock().lost(from, Instant::now(), &mut actions);
         self.perform(actions);
     }
+
+    fn was_cut_off(&self) {
+        let mut actions = Vec::new();
+        self.requests.lock().was_cut_off(Instant::now(), &mut actions);
+        self.perform(actions);
+    }
 }
 
 /// Seconds since a moment in unix microseconds; clocks of two hosts may differ.

@@ -193,6 +193,15 @@ impl Requests {
         }
     }
 
+    /// Batches of all engines may be lost, with them what was asked for again.
+    pub fn was_cut_off(&mut self, now: Instant, out: &mut Vec<Action>) {
+        for live in self.by_request.values_mut() {
+            live.missing = true;
+            live.unasked();
+            live.ask_again(&self.me, now, out);
+        }
+    }
+
     /// Heartbeats by ingress, of requests that had no frame since `silent_since`. What is still missing is asked for
     /// again; a run of which only the terminal frame is missing needs none.
     pub fn beat(

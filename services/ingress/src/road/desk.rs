@@ -195,7 +195,17 @@ impl FrameSink<TextDelta> for Desk {
     fn lost(&self, from: &InstanceId) {
         let now = Instant::now();
         for trip in self.all() {
-            trip.passage().lost(from, now);
+            if trip.passage().lost(from, now) {
+                trip.wake();
+            }
+        }
+    }
+
+    fn was_cut_off(&self) {
+        let now = Instant::now();
+        for trip in self.all() {
+            trip.passage().was_cut_off(now);
+            trip.wake();
         }
     }
 }

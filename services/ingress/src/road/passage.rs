@@ -354,11 +354,20 @@ impl Passage {
         self.follower.as_ref().is_some_and(|(follower, follows)| *follows && follower != tokenizer)
     }
 
-    /// A batch from this sender was lost.
-    pub fn lost(&mut self, from: &InstanceId, now: Instant) {
-        if self.holders.tokenizer.as_ref().is_some_and(|holder| holder.instance == *from) {
-            self.doubt.get_or_insert(now);
+    /// A batch from this sender was lost; true if that raises a doubt.
+    pub fn lost(&mut self, from: &InstanceId, now: Instant) -> bool {
+        let ours = self.holders.tokenizer.as_ref().is_some_and(|holder| holder.instance == *from);
+        let raised = ours && self.doubt.is_none();
+        if raised {
+            self.doubt = Some(now);
         }
+        raised
+    }
+
+    /// This process was cut off: nobody is judged by what was not heard, and frames of the request may be lost.
+    pub fn was_cut_off(&mut self, now: Instant) {
+        self.give_time(now);
+        self.doubt = Some(now);
     }
 
     /// Locks onto the first run; any other is a stray.

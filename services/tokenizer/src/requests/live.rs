@@ -303,6 +303,11 @@ impl Live {
         self.missing |= self.choices.len() > 1;
     }
 
+    /// What was asked for will not come.
+    pub fn unasked(&mut self) {
+        self.asked = None;
+    }
+
     /// Whether the engine has got further than its frames here.
     pub fn lags(&self, reached: &[(u32, u32)]) -> bool {
         reached.iter().any(|(index, at)| {

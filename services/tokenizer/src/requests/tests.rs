@@ -190,6 +190,16 @@ fn what_one_choice_lacks_is_asked_for_though_another_one_goes_on() {
 }
 
 #[test]
+fn what_was_asked_for_just_before_a_cut_is_asked_for_again_after_it() {
+    let mut bench = Bench::new(1, &[]);
+    bench.tokens(0, 0, "a", None);
+    bench.requests.lost(&id("decode-1"), bench.now, &mut bench.out);
+    bench.out.clear();
+    bench.requests.was_cut_off(bench.now, &mut bench.out);
+    assert!(matches!(bench.out[..], [Action::Attach { .. }]), "{:?}", bench.out);
+}
+
+#[test]
 fn an_end_that_went_lost_with_all_after_it_is_asked_for() {
     let mut bench = Bench::new(1, &[]);
     bench.tokens(0, 0, "a", None);

@@ -370,6 +370,26 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 }
 
 #[test]
+fn an_end_that_went_lost_while_this_process_was_cut_off_is_asked_for_at_once() {
+    let mut scene = Scene::running();
+    scene.now += ms(1000);
+    scene.passage.was_cut_off(scene.now);
+    assert!(matches!(scene.later(250), Check::At(_)), "the next heartbeat is on its way");
+    assert_eq!(scene.later(100), Check::Trouble);
+    assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
+}
+
+#[test]
+fn what_goes_on_after_this_process_was_cut_off_and_has_all_that_was_said_is_let_alone() {
+    let mut scene = Scene::running();
+    scene.now += ms(1000);
+    scene.passage.was_cut_off(scene.now);
+    scene.now += ms(250);
+    scene.beat(0, &[(0, 1)]);
+    assert!(matches!(scene.later(150), Check::At(_)));
+}
+
+#[test]
 fn a_lost_batch_of_several_choices_is_asked_for_whatever_came_since() {
     let mut scene = Scene::handed_over(2);
     scene.render(&[1]);
