@@ -41,15 +41,42 @@ impl Holder {
     }
 }
 
+/// The tokenizer that took the request last.
+#[derive(Debug, Clone)]
+pub struct Follower {
+    instance: InstanceId,
+    /// It has spoken of the run since.
+    follows: bool,
+}
+
+impl Follower {
+    pub fn new(tokenizer: &InstanceId) -> Self {
+        Self { instance: tokenizer.clone(), follows: false }
+    }
+}
+
 /// The holders of the current attempt. Once an engine has it, the router has done its part.
 #[derive(Debug, Clone, Default)]
 pub struct Holders {
     pub tokenizer: Option<Holder>,
     pub router: Option<Holder>,
     pub engine: Option<Holder>,
+    pub follower: Option<Follower>,
 }
 
 impl Holders {
+    /// A tokenizer speaks of the run.
+    pub fn follows(&mut self, tokenizer: &InstanceId) {
+        if let Some(follower) = &mut self.follower {
+            follower.follows |= follower.instance == *tokenizer;
+        }
+    }
+
+    /// Whether another tokenizer than this one was asked to follow the run, and does.
+    pub fn are_rivalled_by(&self, tokenizer: &InstanceId) -> bool {
+        self.follower.as_ref().is_some_and(|follower| follower.follows && follower.instance != *tokenizer)
+    }
+
     pub fn slot(&mut self, role: Role) -> Option<&mut Option<Holder>> {
         match role {
             Role::Tokenizer => Some(&mut self.tokenizer),

@@ -1,6 +1,7 @@
 //! The way of one request through the cluster, as ingress sees it: a pure state machine. Frames, heartbeats,
 //! answers to pings and clock readings go in; what is new for the client, and what is wrong, comes out.
 
+mod doubts;
 mod scores;
 mod watch;
 
@@ -13,10 +14,11 @@ use messages::{
 };
 
 use super::{
-    holders::Holders,
+    holders::{Follower, Holders},
     strand::{Piece, Strand, Taken},
 };
 
+use doubts::Doubts;
 use scores::{Scored, Scores};
 pub use watch::{Answer, Check, Question};
 
@@ -80,20 +82,13 @@ pub struct Passage {
     lock: Option<RunId>,
     strays: Vec<RunId>,
     holders: Holders,
-    /// The tokenizer that took the request last, and whether it has spoken of the locked run since.
-    follower: Option<(InstanceId, bool)>,
     /// Router or engine has taken the request over.
     in_custody: bool,
     over: bool,
     trouble: Option<Trouble>,
     /// Nobody here watches over these.
     unwatched: Vec<Unwatched>,
-    /// A repair by attach is under way: gaps are its business.
-    mending: Option<Instant>,
-    /// A batch of the tokenizer was lost, perhaps with frames of this request.
-    doubt: Option<Instant>,
-    /// Since when the tokenizer has handed the request on and knows of no run.
-    adrift: Option<Instant>,
+    doubts: Doubts,
     progress: Instant,
     run_heard: Instant,
 }
@@ -111,14 +106,11 @@ impl Passage {
             lock: None,
             strays: Vec::new(),
             holders: Holders::default(),
-            follower: None,
             in_custody: false,
             over: false,
             trouble: None,
             unwatched: Vec::new(),
-            mending: None,
-            doubt: None,
-            adrift: None,
+            doubts: Doubts::default(),
             progress: now,
             run_heard: now,
         }
@@ -205,12 +197,9 @@ impl Passage {
         self.lock = None;
         self.strays.clear();
         self.holders = Holders::default();
-        self.follower = None;
         self.in_custody = self.is_open();
         self.trouble = None;
-        self.mending = None;
-        self.doubt = None;
-        self.adrift = None;
+        self.doubts = Doubts::default();
         self.progress = now;
         if let Some(prompt) = self.prompt.as_ref().filter(|_| !self.scores.are_done()) {
             let _ = self.scores.begin(prompt);
@@ -219,11 +208,9 @@ impl Passage {
 
     /// A tokenizer was asked to take over this run's frames.
     pub fn mend(&mut self, now: Instant) {
-        self.mending = Some(now);
+        self.doubts.mend(now);
         self.trouble = None;
-        self.doubt = None;
-        self.adrift = None;
-        self.follower = None;
+        self.holders.follower = None;
         if let Some(tokenizer) = &mut self.holders.tokenizer {
             tokenizer.give_time(now);
         }
@@ -231,14 +218,14 @@ impl Passage {
 
     /// An attach is under way and nothing has come of it yet.
     pub fn is_mending(&self) -> bool {
-        self.mending.is_some()
+        self.doubts.is_mending()
     }
 
     /// A tokenizer has accepted the request.
     pub fn handed_to(&mut self, tokenizer: &InstanceId, now: Instant) {
         self.holders.set(Role::Tokenizer, tokenizer, now);
-        self.follower = Some((tokenizer.clone(), false));
-        self.mending = self.mending.map(|_| now);
+        self.holders.follower = Some(Follower::new(tokenizer));
+        self.doubts.mend_anew(now);
     }
 
     /// Takes a frame in. `from` and `role` name its sender.
@@ -284,7 +271,7 @@ impl Passage {
             // What an engine has goes on, though a router gives it up, or a tokenizer that heard of no run.
             Body::Failed(fault) => match role {
                 Role::Router if self.lock.is_some() => Effect::Nothing,
-                Role::Tokenizer if frame.run.is_none() && self.lock.is_some() && self.mending.is_none() => {
+                Role::Tokenizer if frame.run.is_none() && self.lock.is_some() && !self.is_mending() => {
                     self.raise(Trouble::Lost)
                 }
                 _ => self.raise(Trouble::Failed(fault)),
@@ -307,7 +294,7 @@ impl Passage {
         }
         self.note(from, role, alive.run.is_some(), now);
         if alive.handed_on && alive.run.is_none() && self.holders.find(from).is_some() {
-            self.adrift.get_or_insert(now);
+            self.doubts.drift(now);
         }
         if role == Role::Router && self.lock.is_none() && self.holders.router.is_none() {
             // Its word that it has the request went lost.
@@ -317,21 +304,19 @@ impl Passage {
         if role != Role::Tokenizer {
             return Effect::Nothing;
         }
-        let quiet = Duration::from_millis(alive.quiet_ms.into());
-        if alive.run.is_some()
-            && let Some(heard) = now.checked_sub(quiet)
-        {
+        let heard =
+            now.checked_sub(Duration::from_millis(alive.quiet_ms.into())).filter(|_| alive.run.is_some());
+        if let Some(heard) = heard {
             self.run_heard = self.run_heard.max(heard);
             if let Some(engine) = &mut self.holders.engine {
                 engine.heard = engine.heard.max(heard);
             }
         }
         if self.is_level_with(alive) {
-            self.doubt = self.doubt.filter(|_| !self.is_shown_by_position());
-            // The run was heard of since the attach: it has nothing to say yet.
-            self.mending = self.mending.filter(|since| quiet >= now.saturating_duration_since(*since));
+            self.came_in_order();
+            heard.into_iter().for_each(|heard| self.doubts.heard(heard));
         }
-        match alive.run.filter(|_| self.is_rival(from)) {
+        match alive.run.filter(|_| self.holders.are_rivalled_by(from)) {
             Some(run) => Effect::Rival(run),
             None => Effect::Nothing,
         }
@@ -343,31 +328,24 @@ impl Passage {
         !alive.reached.is_empty() && !alive.reached.iter().any(lags)
     }
 
-    /// Whether the position of the output, or its next piece, shows all that may be missing: neither the end of one of
-    /// several choices nor what precedes the output moves it.
-    fn is_shown_by_position(&self) -> bool {
-        self.strands.len() == 1 && self.scores.are_done() && self.prompt.is_some()
-    }
-
-    /// Whether another tokenizer was asked to follow the locked run, and does.
-    fn is_rival(&self, tokenizer: &InstanceId) -> bool {
-        self.follower.as_ref().is_some_and(|(follower, follows)| *follows && follower != tokenizer)
+    /// The position of the output, or its next piece, shows that nothing is missing. It does not where the end of one of
+    /// several choices may be, or what precedes the output: neither moves it.
+    fn came_in_order(&mut self) {
+        if self.strands.len() == 1 && self.scores.are_done() && self.prompt.is_some() {
+            self.doubts.lost_nothing();
+        }
     }
 
     /// A batch from this sender was lost; true if that raises a doubt.
     pub fn lost(&mut self, from: &InstanceId, now: Instant) -> bool {
         let ours = self.holders.tokenizer.as_ref().is_some_and(|holder| holder.instance == *from);
-        let raised = ours && self.doubt.is_none();
-        if raised {
-            self.doubt = Some(now);
-        }
-        raised
+        ours && self.doubts.lose(now)
     }
 
     /// This process was cut off: nobody is judged by what was not heard, and frames of the request may be lost.
     pub fn was_cut_off(&mut self, now: Instant) {
         self.give_time(now);
-        self.doubt = Some(now);
+        self.doubts.lose(now);
     }
 
     /// Locks onto the first run; any other is a stray.
@@ -375,7 +353,7 @@ impl Passage {
         let run = run?;
         if self.lock.is_none() {
             self.lock = Some(run);
-            self.adrift = None;
+            self.doubts.drift_no_more();
             self.run_heard = now;
         }
         if self.lock == Some(run) {
@@ -397,10 +375,8 @@ impl Passage {
             self.holders.note(role, from, now);
         }
         if role == Role::Tokenizer && of_run {
-            self.adrift = None;
-            if let Some((follower, follows)) = &mut self.follower {
-                *follows |= follower == from;
-            }
+            self.doubts.drift_no_more();
+            self.holders.follows(from);
         }
         if of_run {
             self.in_custody = true;
@@ -425,8 +401,8 @@ impl Passage {
         let Some(strand) = self.strands.get_mut(choice as usize) else { return Effect::Nothing };
         match strand.take(delta) {
             Taken::New(piece) => {
-                self.mending = None;
-                self.doubt = self.doubt.filter(|_| !self.is_shown_by_position());
+                self.doubts.mended();
+                self.came_in_order();
                 Effect::Piece { choice, piece }
             }
             Taken::Known => Effect::Nothing,
@@ -456,7 +432,7 @@ impl Passage {
     }
 
     fn gap(&mut self) -> Effect {
-        if self.mending.is_some() { Effect::Nothing } else { self.raise(Trouble::Lost) }
+        if self.is_mending() { Effect::Nothing } else { self.raise(Trouble::Lost) }
     }
 
     /// Keeps the worst that is known until it is taken up.

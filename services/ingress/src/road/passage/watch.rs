@@ -13,10 +13,6 @@ const DEAF: Duration = Duration::from_millis(1500);
 const STALL: Duration = Duration::from_secs(2);
 /// How much longer than announced a step may take before its engine counts as hung.
 const STEP_MARGIN: Duration = Duration::from_secs(2);
-/// How long a lost batch is given to turn out to be somebody else's.
-const DOUBT: Duration = Duration::from_millis(350);
-/// How long an attach may take to bring the first frame.
-const MEND: Duration = Duration::from_millis(1500);
 /// How long a request may go without anyone known to hold it, or its run without a known engine or tokenizer.
 const ORPHAN: Duration = Duration::from_secs(3);
 /// How long a run may be out of its tokenizer's hands without a sign of life there, which engines give each 250 ms: it may
@@ -68,24 +64,23 @@ impl Passage {
         if self.trouble.is_some() {
             return Check::Trouble;
         }
-        let passed = |since: Option<Instant>, limit| since.is_some_and(|t| now.duration_since(t) >= limit);
-        if passed(self.doubted(), DOUBT) || passed(self.mending, MEND) || self.is_deaf(now) {
-            self.doubt = None;
-            self.mending = None;
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.doubts.due(self.lock.is_some())) || self.is_deaf(now) {
+            self.doubts.settle();
             self.raise(Trouble::Lost);
             return Check::Trouble;
         }
-        if self.adrift_until().is_some_and(|until| until <= now) {
-            self.adrift = None;
+        if due(self.adrift_until()) {
+            self.doubts.drift_no_more();
             self.raise(if self.run_at().is_some() { Trouble::Lost } else { Trouble::Forgotten });
             return Check::Trouble;
         }
-        let Holders { tokenizer, router, engine } = &self.holders;
+        let Holders { tokenizer, router, engine, .. } = &self.holders;
         let orphaned_since = match self.lock {
             Some(_) => (engine.is_none() || tokenizer.is_none()).then_some(self.run_heard),
             None => (tokenizer.is_none() && router.is_none()).then_some(self.progress),
         };
-        if passed(orphaned_since, ORPHAN) {
+        if due(orphaned_since.map(|since| since + ORPHAN)) {
             self.raise(if self.run_at().is_some() { Trouble::Lost } else { Trouble::Forgotten });
             return Check::Trouble;
         }
@@ -95,8 +90,7 @@ impl Passage {
         }
         let dues = [
             self.holders.tokenizer.as_ref().and_then(|holder| holder.due()),
-            self.doubted().map(|since| since + DOUBT),
-            self.mending.map(|since| since + MEND),
+            self.doubts.due(self.lock.is_some()),
             self.adrift_until(),
         ];
         let soonest = dues.into_iter().flatten().min().unwrap_or(now + LOOK_AGAIN);
@@ -113,19 +107,14 @@ impl Passage {
                 .is_some_and(|holder| holder.heard > holder.spoke && now.duration_since(holder.spoke) >= DEAF)
     }
 
-    /// Since when a batch is missing that may have held frames of the run; what was lost before there is one is found then.
-    fn doubted(&self) -> Option<Instant> {
-        self.doubt.filter(|_| self.lock.is_some())
-    }
-
     /// How long nobody may follow its run, or no router have it. An engine that is being asked may be dead: that comes first.
     fn adrift_until(&self) -> Option<Instant> {
         let Holders { router, engine, .. } = &self.holders;
         match self.lock {
             Some(_) if engine.as_ref().is_some_and(|engine| engine.asked.is_some()) => None,
-            Some(_) => Some(self.adrift? + ADRIFT),
+            Some(_) => self.doubts.adrift_until(ADRIFT),
             None if router.is_some() => None,
-            None => Some(self.adrift? + ADRIFT_UNHELD),
+            None => self.doubts.adrift_until(ADRIFT_UNHELD),
         }
     }
 
@@ -224,8 +213,6 @@ impl Passage {
         self.holders.give_time(now);
         self.progress = now;
         self.run_heard = now;
-        self.mending = self.mending.map(|_| now);
-        self.doubt = self.doubt.map(|_| now);
-        self.adrift = self.adrift.map(|_| now);
+        self.doubts.give_time(now);
     }
 }
