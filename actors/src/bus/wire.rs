@@ -19,7 +19,7 @@ const CONNECT_TO_ONE_OF_MANY_WITHIN: Duration = Duration::from_millis(400);
 const PING_EVERY: Duration = Duration::from_millis(300);
 /// An event of a connection that has not come by then never will.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
-const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(500);
+const RECONNECT_AT_MOST_EVERY: Duration = Duration::from_millis(250);
 
 /// A connection and what became of it.
 pub(super) struct Wire {

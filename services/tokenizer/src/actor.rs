@@ -220,9 +220,7 @@ impl FrameSink<TokenDelta> for TokenizerActor {
     }
 
     fn was_cut_off(&self) {
-        let mut actions = Vec::new();
-        self.requests.lock().was_cut_off(Instant::now(), &mut actions);
-        self.perform(actions);
+        self.requests.lock().was_cut_off();
     }
 }
 

@@ -193,12 +193,12 @@ impl Requests {
         }
     }
 
-    /// Batches of all engines may be lost, with them what was asked for again.
-    pub fn was_cut_off(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// Batches of all engines may be lost, with them what was asked for again. It is asked for with the next heartbeat, or
+    /// once an engine is heard: it may have been cut off as well.
+    pub fn was_cut_off(&mut self) {
         for live in self.by_request.values_mut() {
             live.missing = true;
             live.unasked();
-            live.ask_again(&self.me, now, out);
         }
     }
 

@@ -195,7 +195,8 @@ fn what_was_asked_for_just_before_a_cut_is_asked_for_again_after_it() {
     bench.tokens(0, 0, "a", None);
     bench.requests.lost(&id("decode-1"), bench.now, &mut bench.out);
     bench.out.clear();
-    bench.requests.was_cut_off(bench.now, &mut bench.out);
+    bench.requests.was_cut_off();
+    bench.requests.beat(bench.now, bench.now, &mut bench.out);
     assert!(matches!(bench.out[..], [Action::Attach { .. }]), "{:?}", bench.out);
 }
 
