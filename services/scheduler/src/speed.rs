@@ -185,20 +185,23 @@ mod tests {
 
     #[test]
     fn a_device_whose_steps_take_as_long_for_many_tokens_as_for_few_is_found_out() {
-        let mut speed = Speed::default();
         let device = |work: Work| Duration::from_micros(60_000 + u64::from(work.prefill_tokens) * 20);
-        let see = |speed: &mut Speed, decodes, prefill_tokens| {
-            let work = Work { decodes, prefill_tokens };
-            speed.observe(work, device(work));
-        };
-        // Alone it has only seen what little is left of prompts that were computed elsewhere.
-        see(&mut speed, 0, 8);
-        see(&mut speed, 1, 0);
-        for _ in 0..30 {
-            let budget = speed.sparing_budget(2.0);
-            see(&mut speed, 100, budget);
+        for stretch in [1.25, 1.5, 2.0] {
+            let mut speed = Speed::default();
+            let see = |speed: &mut Speed, decodes, prefill_tokens| {
+                let work = Work { decodes, prefill_tokens };
+                speed.observe(work, device(work));
+            };
+            // Alone it has only seen what little is left of prompts that were computed elsewhere.
+            see(&mut speed, 0, 8);
+            see(&mut speed, 1, 0);
+            for _ in 0..30 {
+                let budget = speed.sparing_budget(stretch);
+                see(&mut speed, 100, budget);
+            }
+            let budget = speed.sparing_budget(stretch);
+            assert!(f64::from(budget) > 2_000.0 * (stretch - 1.0), "{budget} tokens for {stretch}");
         }
-        assert!(speed.sparing_budget(2.0) > 1_000, "{}", speed.sparing_budget(2.0));
     }
 
     #[test]

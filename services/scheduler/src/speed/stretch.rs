@@ -53,10 +53,13 @@ impl Stretch {
     pub fn budget(&self, stretch: f64) -> u32 {
         let Some(plain) = self.plain.get().filter(|_| self.mixed < MIXED_AT_MOST) else { return 0 };
         let Some(beside) = self.beside.get() else { return LEAST_SPARING_CHUNK };
-        // Beside others a token may cost less than alone, whose share of fixed costs is in there, but not far less.
-        let least = self.alone.get().unwrap_or(0.0) / 2.0;
         let added = plain * (stretch - 1.0).max(0.0);
-        let tokens = (added / beside.max(least).max(f64::MIN_POSITIVE)) as u32;
+        let tokens = added / beside.max(f64::MIN_POSITIVE);
+        // Noise may make tokens look as if they cost nothing. What they cost alone bounds that, loosely: a share of fixed
+        // costs is in there, which makes a few tokens look as dear as a step.
+        let at_most =
+            self.alone.get().map_or(f64::INFINITY, |alone| 2.0 * plain / alone.max(f64::MIN_POSITIVE));
+        let tokens = tokens.min(at_most) as u32;
         tokens.min(self.proven.saturating_mul(2)).max(LEAST_SPARING_CHUNK)
     }
 }
