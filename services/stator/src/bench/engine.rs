@@ -23,8 +23,8 @@ pub struct EngineBenchArgs {
     /// Batch sizes to measure
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
     batch: Vec<u32>,
-    /// Tokens that a sequence holds before its first measured token, a tenth more or less
-    #[arg(long, default_value_t = 16)]
+    /// Tokens that a sequence holds on average while it is measured, a tenth more or less: it begins with fewer
+    #[arg(long, default_value_t = 48)]
     context: u32,
     /// Output tokens of a sequence in a measurement
     #[arg(long, default_value_t = 64)]
@@ -47,6 +47,12 @@ pub fn run(args: EngineBenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(
         args.batch.iter().chain(&args.prefill).all(|&size| size > 0),
         "--batch and --prefill must be positive"
+    );
+    ensure!(
+        drive::begins(args.context, args.tokens),
+        "--context {} is too short for sequences that grow by --tokens {}",
+        args.context,
+        args.tokens
     );
     let settings = actors::settings::resolve(args.engine, None)?;
     let engine = Offline::new(&settings)?;

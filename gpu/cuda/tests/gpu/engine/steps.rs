@@ -79,7 +79,8 @@ fn add_row(
 }
 
 impl Steps<'_> {
-    /// Greedy decode of a batch, two steps in flight, contexts drawn around the nominal one, pages shuffled.
+    /// Greedy decode of a batch, two steps in flight, contexts drawn around the nominal one: what a sequence holds on average
+    /// over the steps that are timed. Pages are shuffled.
     pub fn decode(&mut self, nominal: usize, batch: usize) -> Result<(), CudaError> {
         let label = format!("decode, context {nominal}");
         let Some((medians, contexts)) = self.mixed_steps(nominal, batch, 0)? else {
@@ -141,7 +142,10 @@ impl Steps<'_> {
         let contexts: Vec<usize> =
             (0..decodes).map(|_| random.between(nominal * 9 / 10, nominal * 11 / 10)).collect();
         let sum = contexts.iter().sum();
-        let decoding: Option<Vec<Row>> = contexts.into_iter().map(|context| row(context, room)).collect();
+        // a step adds one: the first that is timed is step WARM_UP, the last that is timed two before `count + WARM_UP`
+        let grown = WARM_UP + (self.count - 2) / 2;
+        let decoding: Option<Vec<Row>> =
+            contexts.into_iter().map(|context| row(context - grown, room)).collect();
         let prompts: Option<Vec<Row>> =
             (0..prompt).step_by(MIXED_PROMPT).map(|at| row(MIXED_PROMPT.min(prompt - at), 0)).collect();
         let (Some(decoding), Some(prompts)) = (decoding, prompts) else { return Ok(None) };

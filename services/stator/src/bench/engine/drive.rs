@@ -39,11 +39,11 @@ impl Driver {
         Ok(f64::from(length) / began.elapsed().as_secs_f64())
     }
 
-    /// `batch` sequences at once, after `context` tokens each, a tenth more or less, for `tokens` output tokens.
+    /// `batch` sequences at once for `tokens` output tokens, over which each holds `context` on average, a tenth more or less.
     pub fn decode(&mut self, batch: u32, context: u32, tokens: u32) -> anyhow::Result<Decoded> {
-        let contexts = draw(context, batch);
-        let held: u32 = contexts.iter().sum();
-        let prompts: Vec<Vec<TokenId>> = contexts.into_iter().map(|length| self.prompt(length)).collect();
+        let lengths: Vec<u32> = draw(context, batch).into_iter().map(|held| held - growth(tokens)).collect();
+        let mut held: u32 = lengths.iter().sum();
+        let prompts: Vec<Vec<TokenId>> = lengths.into_iter().map(|length| self.prompt(length)).collect();
         // Once through, so that all find their prompts in the cache and decode from the same step on.
         for prompt in &prompts {
             self.engine.admit(prompt.clone(), 1)?;
@@ -57,7 +57,8 @@ impl Driver {
             ensure!(self.engine.step(&mut events)?, "not all of {batch} sequences began");
             for event in events.drain(..) {
                 match event {
-                    Event::Token { run, .. } => drop(begun.insert(run)),
+                    // The first token is computed with the prompt alone, each later one with those before it.
+                    Event::Token { run, .. } => held += u32::from(!begun.insert(run)),
                     Event::Ended { .. } => {
                         let spec = self.engine.spec();
                         let room = u64::from(spec.pages) * u64::from(spec.page_size);
@@ -85,7 +86,7 @@ impl Driver {
             }
         };
         self.finish()?;
-        let kv_tokens = f64::from(held) + f64::from(batch * tokens) / 2.0;
+        let kv_tokens = f64::from(held) + f64::from(batch * (tokens + 1)) / 2.0;
         Ok(Decoded { rate: f64::from(put_out) / elapsed.as_secs_f64(), kv_tokens })
     }
 
@@ -109,7 +110,18 @@ impl Driver {
     }
 }
 
-/// Lengths from nine to eleven tenths of the nominal one, the same in each run.
+/// By how much a sequence has grown on average while `tokens` of its output are measured: they follow its first one, and one
+/// more where not all begin in one step.
+fn growth(tokens: u32) -> u32 {
+    tokens / 2 + 1
+}
+
+/// Whether sequences that hold `context` on average have a prompt to begin with.
+pub fn begins(context: u32, tokens: u32) -> bool {
+    context - context / 10 > growth(tokens)
+}
+
+/// What sequences hold on average: nine to eleven tenths of the nominal length, the same in each run.
 fn draw(nominal: u32, count: u32) -> Vec<u32> {
     if count == 1 {
         return vec![nominal];
@@ -129,5 +141,11 @@ mod tests {
         assert!(drawn.iter().sum::<u32>().abs_diff(256_000) < 5000);
         assert_eq!(drawn, draw(1000, 256));
         assert_eq!(draw(1000, 1), [1000]);
+    }
+
+    #[test]
+    fn the_shortest_context_is_longer_than_what_grows() {
+        assert!(begins(48, 64) && begins(1000, 64));
+        assert!(!begins(36, 64) && !begins(48, 86));
     }
 }
