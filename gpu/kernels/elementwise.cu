@@ -1,8 +1,7 @@
 // Row-wise kernels: embedding gather, RMSNorm, copies of rows and pages.
 
-// Eight columns of a row times those of the norm's weights and a scale, in bf16.
-DEVICE uint4 weigh(float4 low, float4 high, const float4* weight, float scale) {
-    float4 a = weight[0], b = weight[1];
+// Eight columns of a row times those of the norm's weights, a and b, and a scale, in bf16.
+DEVICE uint4 weigh(float4 low, float4 high, float4 a, float4 b, float scale) {
     return make_uint4(pack_bf16(low.x * scale * a.x, low.y * scale * a.y),
                       pack_bf16(low.z * scale * a.z, low.w * scale * a.w),
                       pack_bf16(high.x * scale * b.x, high.y * scale * b.y),
@@ -34,34 +33,37 @@ extern "C" __global__ void __launch_bounds__(128)
         out[2 * i] = low;
         out[2 * i + 1] = high;
         if (!weighed) continue;
-        ((uint4*)(weighed + (u64)token * width))[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
+        const float4* by = (const float4*)weight + 2 * i;
+        ((uint4*)(weighed + (u64)token * width))[i] = weigh(low, high, by[0], by[1], 1.0f);
         squares[(u64)token * (width / 8) + i] = square_group(low, high);
     }
 }
 
-// out[r] = hidden[rows[r]] * weight / rms in bf16 (rows == nullptr: row r itself). If `scales` is given, the division is
-// left to others: scales[r] = 1 / rms.
-extern "C" __global__ void __launch_bounds__(256) rms_norm(
+// out[r] = hidden[rows[r]] * weight / rms in bf16 (rows == nullptr: row r itself), a thread for every eight columns: all that a
+// block reads is under way at once, the weights, which no launch writes, first. If `scales` is given, the division is left to
+// others: scales[r] = 1 / rms.
+extern "C" __global__ void __launch_bounds__(MAX_NORM_WIDTH / 8) rms_norm(
     u16* out, const float* hidden, const float* weight, const u32* rows, float* scales, int width, float eps) {
-    extern __shared__ float groups[];
+    __shared__ float groups[MAX_NORM_WIDTH / 8];
     allow_consumer();
+    int i = threadIdx.x;
+    bool valid = i < width / 8;
+    float4 low, high, a, b;
+    if (valid) a = ((const float4*)weight)[2 * i], b = ((const float4*)weight)[2 * i + 1];
     wait_for_producer();
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
     const float4* in = (const float4*)(hidden + row * width);
     uint4* target = (uint4*)(out + (u64)blockIdx.x * width);
-    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
-        float4 low = in[2 * i], high = in[2 * i + 1];
+    if (valid) {
+        low = in[2 * i], high = in[2 * i + 1];
         groups[i] = square_group(low, high);
-        if (scales) target[i] = weigh(low, high, (const float4*)weight + 2 * i, 1.0f);
+        if (scales) target[i] = weigh(low, high, a, b, 1.0f);
     }
     __syncthreads();
+    if (scales && i >= 32) return;
     float scale = rms_scale([](int i) { return groups[i]; }, width, eps);
-    if (scales) {
-        if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-        return;
-    }
-    for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
-        target[i] = weigh(in[2 * i], in[2 * i + 1], (const float4*)weight + 2 * i, scale);
+    if (scales && i == 0) scales[blockIdx.x] = scale;
+    if (!scales && valid) target[i] = weigh(low, high, a, b, scale);
 }
 
 // Copies rows `rows` of two matrices, `words` of 16 bytes wide, one after the other: a block has a row of each.

@@ -70,6 +70,9 @@ sizes! {
     /// Sums of probabilities on their way between warps.
     QUARTERS_BYTES = 4 * 16 * 8 * 4;
 
+    /// Widest row that is normalised: a thread for eight columns.
+    MAX_NORM_WIDTH = 8192;
+
     /// Most likely tokens that a row of logits can report.
     MAX_TOP = 20;
 }

@@ -4,6 +4,7 @@ use super::{check, check_len};
 use crate::{
     CudaError, Device, Element, View,
     launch::{Shape, arguments},
+    sizes::MAX_NORM_WIDTH,
 };
 
 /// `hidden[token] = table[ids[token]]`, the first launch of a step. An id of [`models::PLACEHOLDER`] takes `last_tokens[slots[token]]`.
@@ -109,8 +110,6 @@ impl<T: Element> RmsNorm<'_, T> {
 }
 
 const COPY_BLOCKS: u32 = 8;
-/// Keeps the groups of a row in a block's shared memory.
-const MAX_NORM_WIDTH: usize = 65_536;
 
 impl Device {
     pub fn embed(&self, op: Embed<'_>) -> Result<(), CudaError> {
@@ -144,7 +143,8 @@ impl Device {
             check_len("scales", scales, op.count)?;
         }
         let arguments = arguments![op.out, op.hidden, op.weight, op.rows, op.scales, op.width as i32, op.eps];
-        let shape = Shape::new([op.count as u32, 1, 1], 256).shared(op.width / 8 * 4);
+        let threads = (op.width / 8).next_multiple_of(32) as u32;
+        let shape = Shape::new([op.count as u32, 1, 1], threads);
         // SAFETY: signature of rms_norm; lengths checked, row numbers are trusted.
         unsafe { self.launch("rms_norm", shape, arguments) }
     }
