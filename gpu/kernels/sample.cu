@@ -27,7 +27,7 @@ struct Params {
 };
 
 struct Drawn {
-    u32 token;
+    u32 token, finite;
     float logprob;
     u32 top_tokens[MAX_TOP];
     float top_logprobs[MAX_TOP];
@@ -316,7 +316,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (changed) top = best(~0ull);
 
     u32 token = token_of(top);
-    if (!p.greedy && fabsf(logit_of(top)) < -NEGATIVE_INFINITY) {
+    bool finite = fabsf(logit_of(top)) < -NEGATIVE_INFINITY;
+    if (!p.greedy && finite) {
         float inverse = 1.0f / p.temperature;
         for (int i = threadIdx.x; i < count; i += THREADS) mine[i] *= inverse;
         float maximum = logit_of(top) * inverse;
@@ -381,6 +382,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
     if (rank == 0 && threadIdx.x == 0) {
         drawn[row].token = token;
+        drawn[row].finite = finite;
         last_tokens[slot] = token;
         float raw = logits[(u64)row * columns + token];
         drawn[row].logprob = p.top_logprobs >= 0 ? raw - log_total : 0.0f;

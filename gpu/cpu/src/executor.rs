@@ -270,6 +270,7 @@ impl CpuExecutor {
                 outputs.sampled.push(Sampled {
                     slot: row.slot,
                     token: draw.token,
+                    finite: draw.finite,
                     logprob: draw.logprob,
                     top: std::mem::take(&mut result.top),
                 });

@@ -251,6 +251,8 @@ pub struct Outputs {
 pub struct Sampled {
     pub slot: SlotId,
     pub token: TokenId,
+    /// Whether the greatest logit, with bias, mask and penalties, was a finite number: else nothing here means anything.
+    pub finite: bool,
     /// Of the sampled token, if the slot asks for log probabilities.
     pub logprob: Option<f32>,
     /// The most likely tokens, best first, ties to the lowest id.

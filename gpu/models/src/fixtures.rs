@@ -1,11 +1,14 @@
 //! Reference data that `scripts/reference/make_fixtures.py` made with Hugging Face transformers, for the tests of
 //! this workspace. Loading panics if a fixture is not as the script writes it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
-use crate::TokenId;
+use crate::{TokenId, synthetic};
 
 mod smollm2;
 
@@ -84,6 +87,20 @@ pub fn checkpoints() -> impl Iterator<Item = (&'static str, Checkpoint)> {
     CHECKPOINTS.into_iter().map(|name| (name, checkpoint(name)))
 }
 
+/// Writes the toy model, but that the embedding of one token is no number.
+pub fn write_spoiled_toy(dir: &Path, token: TokenId) {
+    synthetic::write_toy(dir).expect("a folder to write to");
+    let path = dir.join("model.safetensors");
+    let mut file = fs::read(&path).expect("the toy has weights");
+    let (length, rest) = file.split_first_chunk_mut().expect("a header has its length in front");
+    let (header, data) = rest.split_at_mut(u64::from_le_bytes(*length) as usize);
+    let header: serde_json::Value = serde_json::from_slice(header).expect("the header is JSON");
+    let begin = header["model.embed_tokens.weight"]["data_offsets"][0].as_u64().expect("an embedding");
+    let row = size_of::<f32>() * synthetic::toy_spec().hidden_size as usize;
+    data[begin as usize + token as usize * row..][..row].fill(0xff);
+    fs::write(path, file).expect("a file to write to");
+}
+
 /// In this crate's sources, or in `STATOR_TEST_FIXTURES`, where a test binary runs that was built elsewhere.
 fn folder(name: &str) -> PathBuf {
     let all = std::env::var_os("STATOR_TEST_FIXTURES")
@@ -91,7 +108,7 @@ fn folder(name: &str) -> PathBuf {
     all.join(name)
 }
 
-fn json<T: for<'a> Deserialize<'a>>(path: &std::path::Path) -> T {
+fn json<T: for<'a> Deserialize<'a>>(path: &Path) -> T {
     let text = fs::read(path).expect("a fixture has its JSON file");
     serde_json::from_slice(&text).expect("a fixture is as the script writes it")
 }

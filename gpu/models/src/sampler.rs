@@ -52,6 +52,8 @@ impl Scratch {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
     pub token: TokenId,
+    /// Whether the row had a finite maximum: else the token is its first largest one, and log probabilities mean nothing.
+    pub finite: bool,
     /// Of the token in the raw distribution, if the parameters ask for log probabilities.
     pub logprob: Option<f32>,
 }
@@ -61,8 +63,7 @@ pub struct Draw {
 /// `logits` is the model's raw row; bias, mask and penalties are applied to it in place. `history` holds the tokens
 /// so far, so its output length is the output position of the token drawn here. The most likely tokens of the raw
 /// row replace what is in `top`, best first, ties to the lowest id. Ids in `params` beyond the row are ignored. A logit
-/// that is no number counts as minus infinity. A row without a finite maximum gives its first largest token, and its log
-/// probabilities mean nothing.
+/// that is no number counts as minus infinity.
 pub fn sample(
     logits: &mut [f32],
     params: &SamplingParams,
@@ -79,14 +80,15 @@ pub fn sample(
     scratch.edits.apply(logits, params, history);
     passes::block_maxima(logits, &mut scratch.maxima);
     let max = passes::max(&scratch.maxima);
-    let token = if params.is_greedy() || !max.is_finite() {
+    let finite = max.is_finite();
+    let token = if params.is_greedy() || !finite {
         passes::first_at_least(logits, &scratch.maxima, max)
     } else {
         let u = philox::uniform(params.seed, choice, history.output_len());
         draw(logits, params, max, u, scratch)
     };
     let logprob = normaliser.map(|normaliser| scratch.edits.raw(logits, token) - normaliser);
-    Draw { token, logprob }
+    Draw { token, finite, logprob }
 }
 
 /// The log probability of `token` in a raw row (`token` must be an index of it); the `count` most likely tokens

@@ -188,6 +188,10 @@ fn fault_of(reason: EndReason) -> Fault {
         EndReason::DeadlineExceeded => {
             Fault::new(FaultCode::DeadlineExceeded, "the deadline of the request has passed")
         }
+        EndReason::NotFinite => Fault::new(
+            FaultCode::EngineFault,
+            "logits are not finite: weights are broken, or numbers outgrew their type",
+        ),
         _ => Fault::new(FaultCode::EngineFault, "the engine could not compute a step of this request"),
     }
 }

@@ -99,7 +99,7 @@ impl Executor for SimExecutor {
                 slot.position += 1;
                 let logprob = slot.logprobs.then_some(-1.0);
                 let top = logprob.map(|logprob| TokenLogprob { token, logprob }).into_iter().collect();
-                outputs.sampled.push(Sampled { slot: sequence.slot, token, logprob, top });
+                outputs.sampled.push(Sampled { slot: sequence.slot, token, finite: true, logprob, top });
             }
         }
         let now = Instant::now();

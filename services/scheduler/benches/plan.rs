@@ -49,8 +49,9 @@ fn request(run: u64, prompt_tokens: u32) -> Request {
 
 fn outputs(batch: &Batch) -> Outputs {
     let rows = batch.sequences.iter().filter(|row| row.sample);
-    let sampled =
-        rows.map(|row| Sampled { slot: row.slot, token: 7, logprob: None, top: Vec::new() }).collect();
+    let sampled = rows
+        .map(|row| Sampled { slot: row.slot, token: 7, finite: true, logprob: None, top: Vec::new() })
+        .collect();
     Outputs { sampled, scored: Vec::new(), elapsed: Duration::from_millis(6), gap: None }
 }
 

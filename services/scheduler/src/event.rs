@@ -63,6 +63,8 @@ pub enum EndReason {
     DeadlineExceeded,
     /// The executor refused a step that the choice was part of.
     Failed,
+    /// The logits of one of the run's choices were no finite numbers.
+    NotFinite,
 }
 
 /// A change of the prefix cache, for routers that send requests to where their prefix is.

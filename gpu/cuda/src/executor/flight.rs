@@ -53,6 +53,7 @@ fn sampled(slot: SlotId, top: Option<u8>, drawn: &Drawn) -> Sampled {
     Sampled {
         slot,
         token: drawn.token,
+        finite: drawn.finite != 0,
         logprob: top.map(|_| drawn.logprob),
         top: most_likely(drawn, top.unwrap_or(0)),
     }

@@ -77,6 +77,8 @@ pub struct BiasEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct Drawn {
     pub token: u32,
+    /// Whether the greatest logit that a token was drawn from was a finite number: 0 or 1.
+    pub finite: u32,
     pub logprob: f32,
     pub top_tokens: [u32; MAX_TOP],
     pub top_logprobs: [f32; MAX_TOP],

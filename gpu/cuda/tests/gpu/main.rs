@@ -31,6 +31,7 @@ mod sampling;
 mod scheduled;
 mod setup;
 mod smollm2;
+mod spoiled;
 mod transfer;
 mod variant;
 
@@ -53,6 +54,7 @@ fn cases() -> Vec<Case> {
         None => {
             let models = [
                 executor::cases(),
+                spoiled::cases(),
                 scheduled::cases(),
                 crowd::cases(),
                 variant::cases(),

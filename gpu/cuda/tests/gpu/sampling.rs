@@ -158,6 +158,9 @@ fn follows(context: &Context, random: &mut Random) -> Outcome {
                 sampler::sample(&mut logits, &choice.params, &history, choice.number, &mut scratch, &mut top);
             draws += 1;
             let found = &drawn[row];
+            ensure((found.finite != 0) == reference.finite, || {
+                format!("vocab {vocab}: row {row} is finite {}", found.finite)
+            })?;
             let agrees = found.token == reference.token;
             if !agrees {
                 ensure(!choice.params.is_greedy(), || {

@@ -236,12 +236,16 @@ fn frequencies_match_probabilities() {
 }
 
 #[test]
-fn a_row_without_finite_logits_gives_a_token_of_the_row() {
+fn a_row_without_a_finite_maximum_says_so_and_gives_a_token_of_the_row() {
+    let draw = |row: &[f32]| {
+        let draw = draw_one(row, &SamplingParams::default(), &History::default(), 0);
+        (draw.token, draw.finite)
+    };
     for row in [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [f32::NAN, f32::NEG_INFINITY, f32::NAN]] {
-        assert_eq!(draw_one(&row, &SamplingParams::default(), &History::default(), 0).token, 0);
+        assert_eq!(draw(&row), (0, false));
     }
-    let row = [0.0, f32::INFINITY, f32::NAN];
-    assert_eq!(draw_one(&row, &SamplingParams::default(), &History::default(), 0).token, 1);
+    assert_eq!(draw(&[0.0, f32::INFINITY, f32::NAN]), (1, false));
+    assert_eq!(draw(&[f32::NAN, 0.0, f32::NEG_INFINITY]), (1, true));
 }
 
 #[test]

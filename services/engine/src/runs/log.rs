@@ -239,6 +239,6 @@ pub(super) fn end_of(reason: EndReason) -> Option<End> {
         EndReason::Stop(token) => Some(End::StopToken(token)),
         EndReason::Length => Some(End::Length),
         EndReason::Cancelled => Some(End::Cancelled),
-        EndReason::DeadlineExceeded | EndReason::Failed => None,
+        EndReason::DeadlineExceeded | EndReason::Failed | EndReason::NotFinite => None,
     }
 }

@@ -82,6 +82,18 @@ fn an_ended_run_is_replayed_with_its_terminal_and_forgotten_later() {
 }
 
 #[test]
+fn logits_that_are_not_finite_are_named() {
+    let (mut runs, _) = runs_with(&[(0, &[])]);
+    let mut frames = Vec::new();
+    let close = Event::RunClosed { run: RunKey(1), usage: Usage::default() };
+    runs.step(vec![ended(0, EndReason::NotFinite), close], &mut frames);
+    let [(_, frame)] = &frames[..] else { panic!("{frames:?}") };
+    let Body::Failed(fault) = &frame.body else { panic!("{frame:?}") };
+    assert_eq!(fault.code, FaultCode::EngineFault);
+    assert!(fault.message.starts_with("logits are not finite"), "{}", fault.message);
+}
+
+#[test]
 fn a_choice_that_failed_fails_the_run_once() {
     let (mut runs, _) = runs_with(&[(0, &[]), (1, &[])]);
     let mut frames = Vec::new();

@@ -23,6 +23,11 @@ impl Scheduler {
             if self.sequences.get(row.sequence).is_none() {
                 continue;
             }
+            // What it has computed is no better than its logits.
+            if token.as_ref().is_some_and(|token| !token.finite) {
+                self.end_choices(self.runs[row.run].key, None, EndReason::NotFinite, events);
+                continue;
+            }
             self.keep_blocks(row);
             if self.runs[row.run].is_for_blocks() {
                 if self.sequences[row.sequence].residence == row.residence {

@@ -198,6 +198,26 @@ fn a_prompt_can_be_scored_and_nothing_put_out() {
 }
 
 #[test]
+fn logits_that_are_not_finite_end_their_run_and_no_other() {
+    for depth in [1, 2] {
+        let mut world = world(depth);
+        world.executor.spoiled = Some(VOCAB - 1);
+        let mut spoiled = prompt(6, 0);
+        spoiled[5] = VOCAB - 1;
+        let sound = |run| request(run, vec![run as TokenId; 6], 5);
+        world.admit(sound(0)).unwrap();
+        world.admit(Request { choices: choices(2), ..request(1, spoiled, 5) }).unwrap();
+        world.finish(TURNS);
+        assert_eq!(world.runs[&RunKey(0)].ends[&0], EndReason::Length);
+        for choice in 0..2 {
+            assert_eq!(world.runs[&RunKey(1)].ends[&choice], EndReason::NotFinite);
+        }
+        assert_eq!(output_len(&world, 1), 0);
+        world.assert_clean();
+    }
+}
+
+#[test]
 fn a_refused_step_fails_its_runs_and_no_others() {
     for depth in [1, 2] {
         let mut world = World::new(config(), fake::spec(64, 4, 2, 64, depth));

@@ -27,6 +27,8 @@ pub struct FakeExecutor {
     sink: Option<Arc<dyn PageSink>>,
     /// Input tokens of all steps.
     pub computed: u64,
+    /// Logits that this token leads to are not finite.
+    pub spoiled: Option<TokenId>,
 }
 
 struct Slot {
@@ -62,6 +64,7 @@ impl FakeExecutor {
             sink: None,
             last_step: StepId(0),
             computed: 0,
+            spoiled: None,
             spec,
         }
     }
@@ -116,7 +119,8 @@ impl FakeExecutor {
         slot.outputs += 1;
         slot.sampled = Some(token);
         let logprob = (slot.params.logprobs != Logprobs::Off).then_some(-(token as f32));
-        outputs.sampled.push(Sampled { slot: row.slot, token, logprob, top: Vec::new() });
+        let finite = !tokens.iter().any(|token| Some(*token) == self.spoiled);
+        outputs.sampled.push(Sampled { slot: row.slot, token, finite, logprob, top: Vec::new() });
     }
 }
 

@@ -310,7 +310,7 @@ impl Witness {
             EndReason::Stop(_) | EndReason::Length => {
                 assert_eq!((output, reason), (&expected, end), "choice {choice} of {request:?}");
             }
-            EndReason::Cancelled | EndReason::DeadlineExceeded | EndReason::Failed => {
+            EndReason::Cancelled | EndReason::DeadlineExceeded | EndReason::Failed | EndReason::NotFinite => {
                 assert!(expected.starts_with(output), "choice {choice}: {output:?} is not in {expected:?}");
             }
         }

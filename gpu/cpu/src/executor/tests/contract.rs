@@ -7,7 +7,7 @@ use std::{
 
 use models::{
     Batch, Executor, ExecutorError, Export, Logprobs, Model, OpenSlot, PLACEHOLDER, PageCopy, PageSink,
-    SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, synthetic::write_toy,
+    SamplingParams, Score, SequenceStep, SlotId, StepId, Ticket, fixtures, synthetic::write_toy,
 };
 
 use super::rig::{Random, Rig, Sequence, Work, f32_config, greedy};
@@ -188,6 +188,32 @@ fn scores_are_the_log_probabilities_of_the_tokens_that_follow() {
     assert_eq!((scores[0].len(), scores[1].len()), (11, 8));
     assert_eq!(scores[0][4..], scores[1][..7]);
     assert!(scores.iter().flatten().all(|(logprob, top)| top.len() == 3 && *logprob <= top[0].logprob));
+}
+
+#[test]
+fn logits_that_are_not_finite_are_marked_and_harm_no_other_sequence() {
+    const SPOILED: u32 = 7;
+    let folder = tempfile::tempdir().unwrap();
+    fixtures::write_spoiled_toy(folder.path(), SPOILED);
+    let model = Model::open(folder.path()).unwrap();
+    let mut rig = Rig::new(&model, &f32_config());
+    let mut alone = rig.open(0, greedy(), 0, &[]);
+    let expected = rig.run_one(&mut alone, &[5; 20]);
+    let [mut sound, mut spoiled] = [1, 2].map(|slot| rig.open(slot, greedy(), 0, &[]));
+    for (tokens, others) in
+        [([5; 20].as_slice(), [5, SPOILED].repeat(10)), (&[PLACEHOLDER], vec![PLACEHOLDER])]
+    {
+        rig.add(&mut sound, Work { tokens, sample: true, score: None });
+        rig.add(&mut spoiled, Work { tokens: &others, sample: true, score: None });
+        let outputs = rig.run();
+        assert_eq!([0, 1].map(|place| outputs.sampled[place].finite), [true, false]);
+        assert!(tokens.len() == 1 || outputs.sampled[0].token == expected);
+    }
+    let pages = spoiled.pages.clone();
+    rig.close(spoiled, 0);
+    let mut later = rig.open(3, greedy(), 0, &[]);
+    assert_eq!(rig.run_one(&mut later, &[5; 20]), expected);
+    assert!(later.pages.iter().all(|page| pages.contains(page)), "what it left there counts for nobody");
 }
 
 #[test]
