@@ -118,15 +118,18 @@ async fn strike(cluster: &mut Cluster, scenario: Scenario, roads: &[Proxy]) -> a
         }
         (Blow::DrainByAdmin, Target::Service(service)) => {
             let address = cluster.admin_address(service, 1);
+            let child = cluster.child(service, 1);
             let reply = Http::at(&address).post("/admin/drain?wait=true", &json!({})).await?;
             anyhow::ensure!(reply.json()["safe_to_stop"] == true, "the drain was answered: {}", reply.body);
-            ended(cluster.child(service, 1), STOP_WITHIN).await?;
+            ended(child, STOP_WITHIN).await?;
         }
         (Blow::DrainByCommand, Target::Service(service)) => {
             let instance = cluster.instance(service, 1);
-            let said = command(&["drain", &instance, "--nats-url", &cluster.nats[0].url()]).await?;
+            let url = cluster.nats[0].url();
+            let child = cluster.child(service, 1);
+            let said = command(&["drain", &instance, "--nats-url", &url]).await?;
             anyhow::ensure!(said.contains("\"safe_to_stop\":true"), "stator drain said: {said}");
-            ended(cluster.child(service, 1), STOP_WITHIN).await?;
+            ended(child, STOP_WITHIN).await?;
         }
         (Blow::Hang, Target::Nats | Target::NatsOfThree) => {
             let server = cluster.nats_of_ingress();
