@@ -241,7 +241,7 @@ impl TokenizerActor {
         }
         let (bus, body) = (&self.context.bus, codec::encode(submit));
         let left = envelope.deadline_ms.map_or(SUBMIT_WITHIN, Duration::from_millis);
-        let choose = |tried: &[InstanceId]| prefer(&self.routers(&submit.avoid), tried, &self.suspects);
+        let choose = |tried: &[InstanceId]| prefer(&self.routers(submit), tried, &self.suspects);
         let message = |router: &InstanceId| {
             let pool = Pool::routers();
             (subject::instance_requests(bus.namespace(), Role::Router, &pool, router), body.clone())
@@ -250,16 +250,10 @@ impl TokenizerActor {
             .await
     }
 
-    /// The live routers, beginning with another one each time, those to be avoided last.
-    fn routers(&self, avoid: &[InstanceId]) -> Vec<InstanceId> {
+    fn routers(&self, submit: &Submit) -> Vec<InstanceId> {
         let ready = self.context.directory.instances(Role::Router, &Pool::routers());
-        let mut routers: Vec<InstanceId> = ready.iter().map(|lease| lease.instance.clone()).collect();
-        if !routers.is_empty() {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % routers.len();
-            routers.rotate_left(turn);
-        }
-        routers.sort_by_key(|router| avoid.contains(router));
-        routers
+        let routers = ready.iter().map(|lease| lease.instance.clone()).collect();
+        in_turn(routers, self.turn.fetch_add(1, Ordering::Relaxed), submit)
     }
 
     fn cancel_at_router(&self, router: &InstanceId, envelope: &Envelope) {
@@ -273,6 +267,19 @@ impl TokenizerActor {
     }
 }
 
+/// Routers beginning with another one each turn, those to be avoided last. What engines may die of goes to the same one from
+/// every tokenizer: an engine has one such request at a time, and until it reports that, only the router knows which sent it.
+fn in_turn(mut routers: Vec<InstanceId>, turn: usize, submit: &Submit) -> Vec<InstanceId> {
+    if submit.maybe_poison() {
+        routers.sort();
+    } else if !routers.is_empty() {
+        let turn = turn % routers.len();
+        routers.rotate_left(turn);
+    }
+    routers.sort_by_key(|router| submit.avoid.contains(router));
+    routers
+}
+
 /// What it left half done of the thread's words goes with it.
 fn panicked(words: &mut Words) -> Fault {
     *words = Words::default();
@@ -284,4 +291,31 @@ fn panicked(words: &mut Words) -> Fault {
 
 fn overloaded() -> Fault {
     Fault::new(FaultCode::Overloaded, "too many prompts wait to be tokenized").retry_after(RETRY_AFTER_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(names: [&str; 3]) -> Vec<InstanceId> {
+        names.map(|name| name.parse().expect("a name")).into()
+    }
+
+    #[test]
+    fn routers_take_turns_but_for_what_engines_may_die_of() {
+        let known = named(["router-2", "router-3", "router-1"]);
+        let [tokenizer, ingress, ..] = &named(["tokenizer-1", "ingress-1", "x-1"])[..] else {
+            unreachable!()
+        };
+        let pool = Pool::of_model("m", "00");
+        let mut submit = Submit::new(pool, TokenIds::default(), tokenizer.clone(), ingress.clone());
+        submit.deaths = Submit::POISON_AFTER - 1;
+        let first =
+            |submit: &Submit| [0, 1, 2].map(|turn| in_turn(known.clone(), turn, submit)[0].to_string());
+        assert_eq!(first(&submit), ["router-2", "router-3", "router-1"]);
+        submit.deaths = Submit::POISON_AFTER;
+        assert_eq!(first(&submit), ["router-1"; 3]);
+        submit.avoid = vec!["router-1".parse().expect("a name")];
+        assert_eq!(first(&submit), ["router-2"; 3]);
+    }
 }
