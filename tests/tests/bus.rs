@@ -2,18 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use actors::{
     bus::{Bus, BusError, BusOptions, Epochs},
     directory::Directory,
+    frames::{self, FrameSink},
     lease,
 };
 use futures_util::StreamExt;
 use messages::{
     InstanceId, Pool, Role, codec,
     control::{Control, Drained, Pong},
-    frame::Pulse,
+    frame::{Pulse, TextBatch, TextDelta},
     lease::{Lease, State},
     subject,
 };
@@ -148,6 +155,40 @@ async fn each_connection_has_a_number_of_its_own() {
         assert_eq!(bus.link().borrow().epoch, requests);
         assert_eq!(bus.frames_link().borrow().epoch, frames);
     }
+}
+
+#[derive(Default)]
+struct Inbox {
+    cuts: AtomicU32,
+}
+
+impl FrameSink<TextDelta> for Inbox {
+    fn batch(&self, _: TextBatch) {}
+
+    fn lost(&self, _: &InstanceId) {}
+
+    fn was_cut_off(&self) {
+        self.cuts.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn who_reads_frames_hears_of_each_cut_of_their_connection_and_of_no_other() {
+    let nats = NatsServer::start();
+    let proxy = Proxy::to(nats.address()).await.unwrap();
+    let bus = Bus::connect(&options(format!("nats://{}", proxy.address()))).await.unwrap();
+    let inbox = Arc::new(Inbox::default());
+    let reader = frames::read_frames(&bus, &InstanceId::draw(Role::Ingress), inbox.clone()).await.unwrap();
+    for (connection, frames, cuts) in [(0, 1, 0), (1, 2, 1), (3, 3, 2)] {
+        proxy.breaks(connection);
+        let what = format!("connection {connection} is back");
+        let is_back = || bus.epochs().is_some_and(|now| now == Epochs { requests: 2, frames });
+        eventually(&what, Duration::from_secs(5), async || is_back().then_some(())).await;
+        let what = format!("{cuts} cuts are told of");
+        let told = || inbox.cuts.load(Ordering::Relaxed) == cuts;
+        eventually(&what, Duration::from_secs(5), async || told().then_some(())).await;
+    }
+    reader.abort();
 }
 
 #[tokio::test]
