@@ -83,7 +83,16 @@ pub async fn hand_over(
     }
 }
 
-/// The first of `instances` that was not tried and is not suspect, else the first not tried. Callers rotate.
+/// `instances` beginning with another one each turn.
+pub fn in_turn(mut instances: Vec<InstanceId>, turn: usize) -> Vec<InstanceId> {
+    if !instances.is_empty() {
+        let first = turn % instances.len();
+        instances.rotate_left(first);
+    }
+    instances
+}
+
+/// The first of `instances` that was not tried and is not suspect, else the first not tried. Callers take them [`in_turn`].
 pub fn prefer(instances: &[InstanceId], tried: &[InstanceId], suspects: &Suspects) -> Option<InstanceId> {
     let fresh = || instances.iter().filter(|instance| !tried.contains(instance));
     fresh().find(|instance| !suspects.is_suspect(instance)).or_else(|| fresh().next()).cloned()

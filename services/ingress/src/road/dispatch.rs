@@ -7,7 +7,7 @@ use std::{
 
 use actors::{
     bus::AskError,
-    custody::{ACCEPT_WITHIN, hand_over, prefer},
+    custody::{ACCEPT_WITHIN, hand_over, in_turn, prefer},
 };
 use messages::{
     Fault, FaultCode, InstanceId, Role, codec,
@@ -91,12 +91,7 @@ impl Desk {
     /// The tokenizers of a pool, beginning with another one each time.
     pub(super) fn tokenizers(&self, pool: &messages::Pool) -> Vec<InstanceId> {
         let ready = self.context.directory.instances(Role::Tokenizer, pool);
-        let mut tokenizers: Vec<InstanceId> = ready.iter().map(|lease| lease.instance.clone()).collect();
-        if !tokenizers.is_empty() {
-            let turn = self.turn() % tokenizers.len();
-            tokenizers.rotate_left(turn);
-        }
-        tokenizers
+        in_turn(ready.iter().map(|lease| lease.instance.clone()).collect(), self.turn())
     }
 
     /// Asks a holder whether it lives and still has the request.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use actors::{
-    custody::{hand_over, prefer},
+    custody::{hand_over, in_turn, prefer},
     process::confined,
 };
 use messages::{
@@ -253,7 +253,7 @@ impl TokenizerActor {
     fn routers(&self, submit: &Submit) -> Vec<InstanceId> {
         let ready = self.context.directory.instances(Role::Router, &Pool::routers());
         let routers = ready.iter().map(|lease| lease.instance.clone()).collect();
-        in_turn(routers, self.turn.fetch_add(1, Ordering::Relaxed), submit)
+        ordered(routers, self.turn.fetch_add(1, Ordering::Relaxed), submit)
     }
 
     fn cancel_at_router(&self, router: &InstanceId, envelope: &Envelope) {
@@ -269,12 +269,10 @@ impl TokenizerActor {
 
 /// Routers beginning with another one each turn, those to be avoided last. What engines may die of goes to the same one from
 /// every tokenizer: an engine has one such request at a time, and until it reports that, only the router knows which sent it.
-fn in_turn(mut routers: Vec<InstanceId>, turn: usize, submit: &Submit) -> Vec<InstanceId> {
+fn ordered(routers: Vec<InstanceId>, turn: usize, submit: &Submit) -> Vec<InstanceId> {
+    let mut routers = in_turn(routers, turn);
     if submit.maybe_poison() {
         routers.sort();
-    } else if !routers.is_empty() {
-        let turn = turn % routers.len();
-        routers.rotate_left(turn);
     }
     routers.sort_by_key(|router| submit.avoid.contains(router));
     routers
@@ -311,7 +309,7 @@ mod tests {
         let mut submit = Submit::new(pool, TokenIds::default(), tokenizer.clone(), ingress.clone());
         submit.deaths = Submit::POISON_AFTER - 1;
         let first =
-            |submit: &Submit| [0, 1, 2].map(|turn| in_turn(known.clone(), turn, submit)[0].to_string());
+            |submit: &Submit| [0, 1, 2].map(|turn| ordered(known.clone(), turn, submit)[0].to_string());
         assert_eq!(first(&submit), ["router-2", "router-3", "router-1"]);
         submit.deaths = Submit::POISON_AFTER;
         assert_eq!(first(&submit), ["router-1"; 3]);

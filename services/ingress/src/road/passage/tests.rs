@@ -44,6 +44,14 @@ impl Scene {
         scene
     }
 
+    /// The same, and this process was cut off for a second thereafter.
+    fn cut_off() -> Self {
+        let mut scene = Self::running();
+        scene.now += ms(1000);
+        scene.passage.was_cut_off(scene.now);
+        scene
+    }
+
     fn say(&mut self, from: &str, role: Role, run: Option<RunId>, body: Body<TextDelta>) -> Effect {
         let (request, attempt) = (self.passage.request, self.passage.attempt());
         self.passage.frame(&named(from), role, Frame { request, attempt, run, body }, self.now)
@@ -371,9 +379,7 @@ fn a_lost_batch_of_ours_is_found_by_what_the_sender_has_reached() {
 
 #[test]
 fn an_end_that_went_lost_while_this_process_was_cut_off_is_asked_for_at_once() {
-    let mut scene = Scene::running();
-    scene.now += ms(1000);
-    scene.passage.was_cut_off(scene.now);
+    let mut scene = Scene::cut_off();
     assert!(matches!(scene.later(250), Check::At(_)), "the next heartbeat is on its way");
     assert_eq!(scene.later(100), Check::Trouble);
     assert_eq!(scene.passage.take_trouble(), Some(Trouble::Lost));
@@ -381,9 +387,7 @@ fn an_end_that_went_lost_while_this_process_was_cut_off_is_asked_for_at_once() {
 
 #[test]
 fn what_goes_on_after_this_process_was_cut_off_and_has_all_that_was_said_is_let_alone() {
-    let mut scene = Scene::running();
-    scene.now += ms(1000);
-    scene.passage.was_cut_off(scene.now);
+    let mut scene = Scene::cut_off();
     scene.now += ms(250);
     scene.beat(0, &[(0, 1)]);
     assert!(matches!(scene.later(150), Check::At(_)));
